@@ -1,0 +1,70 @@
+"""Diptych: a CQRS framework and runtime. Commands change state, queries read it, an event store lies between them."""
+
+from diptych.application.application import Application
+from diptych.application.bounded_context import BoundedContext
+from diptych.application.sync_application import SyncApplication
+from diptych.errors import (
+    Blocked,
+    ConfigurationError,
+    Conflict,
+    DiptychError,
+    HistoryDiverged,
+    InvalidMessage,
+    NotFresh,
+    Overloaded,
+    Unavailable,
+)
+from diptych.messages.command import Command, CommandContext
+from diptych.messages.event import Event, EventContext
+from diptych.messages.identity import Identity, Untagged
+from diptych.messages.message import Value, replace
+from diptych.messages.query import Query
+from diptych.messages.rejected import Rejected
+from diptych.read_side.conditions import at_least, at_most, less_than, more_than, one_of, starts_with
+from diptych.read_side.query_bus import Answer
+from diptych.read_side.read_model import Indexed, Key, ReadModel, Searchable
+from diptych.read_side.reader import Page, Reader
+from diptych.write_side.command_handler import By
+from diptych.write_side.decision_model import DecisionModel
+from diptych.write_side.idempotency import Receipt
+
+__all__ = [
+    "Answer",
+    "Application",
+    "Blocked",
+    "BoundedContext",
+    "By",
+    "Command",
+    "CommandContext",
+    "ConfigurationError",
+    "Conflict",
+    "DecisionModel",
+    "DiptychError",
+    "Event",
+    "EventContext",
+    "HistoryDiverged",
+    "Identity",
+    "Indexed",
+    "InvalidMessage",
+    "Key",
+    "NotFresh",
+    "Overloaded",
+    "Page",
+    "Query",
+    "ReadModel",
+    "Reader",
+    "Receipt",
+    "Rejected",
+    "Searchable",
+    "SyncApplication",
+    "Unavailable",
+    "Untagged",
+    "Value",
+    "at_least",
+    "at_most",
+    "less_than",
+    "more_than",
+    "one_of",
+    "replace",
+    "starts_with",
+]

@@ -1,0 +1,256 @@
+"""The event store in memory: the smallest correct one, to read first, and for tests and first steps.
+
+A list of events, and beside it, for every tag and every type, the ascending list of positions where it occurs. Nothing
+here awaits between looking and changing, and an event loop runs one thing at a time: that is the append section.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from diptych.clock import Clock
+from diptych.errors import ConfigurationError, StoreClosed
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.event_store import (
+    Appended,
+    AppendResult,
+    ChainBroken,
+    Commit,
+    Conflicting,
+    Duplicate,
+    KeptOutcome,
+    ReadResult,
+    Refused,
+    StoredType,
+)
+from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.pending_positions import PendingPositions
+from diptych.event_store.position import NOWHERE, Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.refusal import refusal
+from diptych.event_store.timestamp import moment, to_microseconds
+from diptych.messages.unique_id import unique_bytes
+
+__all__ = ["MemoryEventStore", "connect"]
+
+
+def connect(url: str, clock: Clock) -> MemoryEventStore:
+    """A new, empty store for `memory:`.
+
+    Raises:
+        ConfigurationError: something follows the colon; stores in memory have no names.
+    """
+    if url != "memory:":
+        raise ConfigurationError(f"{url!r}: a store in memory has no name, write memory:")
+    return MemoryEventStore(clock)
+
+
+class MemoryEventStore:
+    """Keeps one history while it lives; closing and opening it again loses nothing."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Make an empty history. `clock` tells when events are recorded."""
+        self._clock = clock
+        self._history_id = unique_bytes()
+        self._open = False
+        self._events: list[RecordedEvent] = []
+        self._recorded_at_us = 0
+        self._event_ids: set[bytes] = set()
+        self._by_tag: defaultdict[str, list[int]] = defaultdict(list)
+        self._by_type: defaultdict[str, list[int]] = defaultdict(list)
+        self._outcomes: dict[str, KeptOutcome] = {}
+        self._tag_names: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._held_types: set[tuple[str, int]] = set()
+        self._watch = HeadWatch()
+
+    @property
+    def durable(self) -> bool:
+        """False: the history ends with the process."""
+        return False
+
+    @property
+    def history_id(self) -> bytes:
+        """16 bytes, made with the store."""
+        self._check_open()
+        return self._history_id
+
+    async def open(self) -> None:
+        """Take calls from now on."""
+        self._open = True
+
+    async def close(self) -> None:
+        """Take no more calls. The events stay, should it be opened again."""
+        self._open = False
+        self._watch.wake()
+
+    # ── append ───────────────────────────────────────────────────────────────
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        """Judge and append commits one after the other."""
+        self._check_open()
+        self._recorded_at_us = max(self._recorded_at_us, to_microseconds(self._clock.now()))
+        pending = PendingPositions(len(self._events), base)
+        results: list[AppendResult] = []
+        for commit in commits:
+            result = self._judge(commit, pending) or self._carry_out(commit)
+            pending.note(len(commit.events), appended=isinstance(result, Appended))
+            results.append(result)
+        self._watch.wake()
+        return results
+
+    def _judge(self, commit: Commit, pending: PendingPositions) -> AppendResult | None:
+        """What stands against the commit; None where nothing does."""
+        if commit.command_id is not None and (kept := self._outcomes.get(commit.command_id)) is not None:
+            return Duplicate(kept)
+        if reason := refusal(commit):
+            return Refused(reason)
+        for event in commit.events:
+            if event.event_id in self._event_ids:
+                return Refused(f"event {event.type!r}: an event with the id {event.event_id.hex()} is stored already")
+        if not all(pending.came_about(condition.after) for condition in commit.conditions):
+            return ChainBroken()
+        for condition in commit.conditions:
+            for position in self._matching(condition.item, condition.after, len(self._events)):
+                return Conflicting(condition.item, Position(position))
+        return None
+
+    def _carry_out(self, commit: Commit) -> Appended:
+        recorded_at = moment(self._recorded_at_us)
+        for event in commit.events:
+            position = Position(len(self._events) + 1)
+            self._events.append(
+                RecordedEvent(
+                    position,
+                    event.event_id,
+                    event.type,
+                    event.version,
+                    event.data,
+                    event.tags,
+                    event.metadata,
+                    recorded_at,
+                )
+            )
+            self._event_ids.add(event.event_id)
+            self._held_types.add((event.type, event.version))
+            self._by_type[event.type].append(position)
+            for tag in event.tags:
+                self._by_tag[tag].append(position)
+        place = self._place(len(self._events))
+        if commit.keep and commit.command_id is not None:
+            self._outcomes[commit.command_id] = KeptOutcome(
+                commit.command_id, commit.payload_hash, place, len(commit.events), commit.rejection
+            )
+        return Appended(place, self._recorded_at_us)
+
+    # ── read ─────────────────────────────────────────────────────────────────
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """Matching events after a position, forward."""
+        self._check_open()
+        through = Position(len(self._events) if until is None else min(until, len(self._events)))
+        events, more = self._take(self._matching_any(query, after, through), limit)
+        if more:
+            through = events[-1].position if events else after
+        return ReadResult(events, through, more)
+
+    async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
+        """Matching events before a position, the last first."""
+        self._check_open()
+        head = len(self._events)
+        last = head if before is None else min(before - 1, head)
+        events, more = self._take(self._matching_any(query, 0, last, backward=True), limit)
+        return ReadResult(events, Position(head), more)
+
+    def _take(self, positions: Iterator[int], limit: int) -> tuple[list[RecordedEvent], bool]:
+        events: list[RecordedEvent] = []
+        for position in positions:
+            if len(events) == limit:
+                return events, True
+            events.append(self._events[position - 1])
+        return events, False
+
+    def _matching_any(self, query: EventQuery, after: int, until: int, *, backward: bool = False) -> Iterator[int]:
+        found = [self._matching(item, after, until, backward=backward) for item in query.items]
+        return _each_once(heapq.merge(*found, reverse=backward))
+
+    def _matching(self, item: QueryItem, after: int, until: int, *, backward: bool = False) -> Iterator[int]:
+        """Positions in (after, until] of the events that the item matches, in order."""
+        if item.tags:
+            rarest = min((self._by_tag.get(tag, []) for tag in item.tags), key=len)
+            between = _between(rarest, after, until, backward=backward)
+            return (p for p in between if item.matches(self._events[p - 1].type, self._events[p - 1].tags))
+        if item.types:
+            lists = (self._by_type.get(type, []) for type in item.types)
+            return heapq.merge(*(_between(p, after, until, backward=backward) for p in lists), reverse=backward)
+        return iter(range(until, after, -1) if backward else range(after + 1, until + 1))
+
+    # ── places ───────────────────────────────────────────────────────────────
+
+    async def head(self) -> Place:
+        """The place of the last event."""
+        self._check_open()
+        return self._place(len(self._events))
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place at a position; None past the head."""
+        self._check_open()
+        return self._place(position) if 0 <= position <= len(self._events) else None
+
+    async def outcome(self, command_id: str) -> KeptOutcome | None:
+        """What is kept under a command id."""
+        self._check_open()
+        return self._outcomes.get(command_id)
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        """Wait until the head is past a position."""
+        self._check_open()
+        deadline = time.monotonic() + timeout_s
+        while len(self._events) <= after:
+            if not await self._watch.wait(deadline - time.monotonic()):
+                return False
+            self._check_open()
+        return True
+
+    # ── types ────────────────────────────────────────────────────────────────
+
+    async def stored_types(self) -> list[StoredType]:
+        """Types and versions that events are stored of, by name and version."""
+        self._check_open()
+        return [StoredType(*held, self._tag_names.get(held, ())) for held in sorted(self._held_types)]
+
+    async def register_types(self, types: Sequence[StoredType]) -> None:
+        """Remember tag names; what is known of a type that events are stored of stays."""
+        self._check_open()
+        for type in types:
+            if (type.name, type.version) in self._held_types:
+                self._tag_names.setdefault((type.name, type.version), type.tag_names)
+            else:
+                self._tag_names[type.name, type.version] = type.tag_names
+
+    def _place(self, position: int) -> Place:
+        event_id = self._events[position - 1].event_id if position else NOWHERE
+        return Place(self._history_id, Position(position), event_id)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreClosed("the event store in memory is not open")
+
+
+def _between(positions: Sequence[int], after: int, until: int, *, backward: bool) -> Iterator[int]:
+    span = range(bisect_right(positions, after), bisect_right(positions, until))
+    return map(positions.__getitem__, reversed(span) if backward else span)
+
+
+def _each_once(positions: Iterable[int]) -> Iterator[int]:
+    """Leave out repetitions; the positions come in order."""
+    last = 0
+    for position in positions:
+        if position != last:
+            yield position
+        last = position

@@ -1,0 +1,437 @@
+"""The read store in memory, written to be read: the smallest code that keeps the port's contract.
+
+Rows are in one dict per generation, changed in place. What a snapshot needs of the past is kept by the snapshot: a
+write first hands each open snapshot the rows as they were (its undo), so that a write costs what it changes, however
+large the table, and nothing is kept once the snapshot is over. Copying a dict per write would be shorter but linear
+in the table; persistent trees would not depend on the number of open snapshots, which is small and limited.
+
+Reads by key and writes cost the same whatever the size; `find`, `count` and `search` look at every row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import itertools
+import operator
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from diptych.errors import ConfigurationError, InvalidMessage, Overloaded, StoreClosed, StoreUnavailable
+from diptych.read_side.read_store import (
+    BlockedKey,
+    Column,
+    ColumnKind,
+    Comparison,
+    Discard,
+    Failed,
+    Fenced,
+    Filter,
+    Generation,
+    Key,
+    Order,
+    Row,
+    SliceWrite,
+    Table,
+    WriteResult,
+    Written,
+    row_refusal,
+    value_refusal,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from diptych.event_store.position import Place
+
+__all__ = ["MemoryReadStore", "connect"]
+
+SNAPSHOTS_MAX = 16
+"""Open snapshots; more wait for their turn."""
+SNAPSHOTS_WAITING_MAX = 1_000
+"""Callers that wait for a snapshot; more get `Overloaded`."""
+SNAPSHOT_WAIT_S_MAX = 10
+"""Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
+
+
+def connect(url: str) -> MemoryReadStore:
+    """A new, empty store for `memory:`.
+
+    Raises:
+        ConfigurationError: something follows the colon.
+    """
+    if url != "memory:":
+        raise ConfigurationError(f"the URL {url!r} names something in memory, but each such store is new: use memory:")
+    return MemoryReadStore()
+
+
+class _Build(msgspec.Struct, frozen=True):
+    """A generation with what it holds. Replaced when it changes, but for its rows, which every version shares."""
+
+    generation: Generation
+    rows: dict[Key, Row]
+    blocked: Mapping[str, BlockedKey] = MappingProxyType({})
+
+
+class MemoryReadStore:
+    """A read store that lasts as long as its object; it may be closed and opened again."""
+
+    def __init__(self) -> None:
+        self._open = False
+        self._builds: dict[tuple[str, int], _Build] = {}
+        self._last_numbers: dict[str, int] = {}
+        self._discards: set[tuple[str, int, str]] = set()
+        self._snapshots: set[_Snapshot] = set()
+        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
+        self._waiting = 0
+        self._changes = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def durable(self) -> bool:
+        """False: the rows end with the process."""
+        return False
+
+    async def open(self) -> None:
+        """Begin. See the port."""
+        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
+        self._changed = asyncio.Event()
+        self._open = True
+
+    async def close(self) -> None:
+        """Refuse everything from now on; those who wait hear of it."""
+        self._open = False
+        self._changed.set()
+
+    # ── generations ──────────────────────────────────────────────────────────
+
+    async def generations(self) -> list[Generation]:
+        """Every generation, by name and number."""
+        self._check_open()
+        return [build.generation for _, build in sorted(self._builds.items())]
+
+    async def create_generation(
+        self,
+        name: str,
+        fingerprint: str,
+        table: Table | None,
+        checkpoint: Place,
+        *,
+        live: bool,
+        anew: bool = False,
+    ) -> Generation:
+        """Make a generation, or return the one that a racer made. See the port."""
+        self._check_open()
+        current = _live(self._builds, name)
+        for build in self._builds_of(name):
+            is_current = current is None or build.generation.number >= current.generation.number
+            if is_current and not anew and build.generation.fingerprint == fingerprint:
+                return build.generation
+        if live and current is not None:
+            self._put(current, live=False)
+        number = self._last_numbers[name] = self._last_numbers.get(name, 0) + 1
+        made = _Build(Generation(name, number, fingerprint, table, live, checkpoint), {})
+        self._builds[name, number] = made
+        self._tell()
+        return made.generation
+
+    async def switch(self, name: str, number: int) -> bool:
+        """Let a generation answer, and drop the others. See the port."""
+        self._check_open()
+        chosen, current = self._builds.get((name, number)), _live(self._builds, name)
+        if chosen is None:
+            return False
+        if current and chosen.generation.checkpoint.position < current.generation.checkpoint.position:
+            return False
+        for build in self._builds_of(name):
+            del self._builds[name, build.generation.number]
+        self._put(chosen, live=True)
+        self._tell()
+        return True
+
+    async def drop_generation(self, name: str, number: int) -> None:
+        """Remove a generation, if it is there."""
+        self._check_open()
+        self._builds.pop((name, number), None)
+        self._tell()
+
+    # ── writes ───────────────────────────────────────────────────────────────
+
+    async def write(self, writes: Sequence[SliceWrite]) -> list[WriteResult]:
+        """Apply each write all or nothing. See the port."""
+        self._check_open()
+        results = [self._write(write) for write in writes]
+        self._tell()
+        return results
+
+    async def discards(self, name: str) -> list[Discard]:
+        """The discards of a projection, by position."""
+        self._check_open()
+        return [Discard(name, key, position) for of, position, key in sorted(self._discards) if of == name]  # type: ignore[arg-type]
+
+    def _write(self, write: SliceWrite) -> WriteResult:
+        expected = write.generation
+        build = self._builds.get((expected.name, expected.number))
+        stored = None if build is None else build.generation
+        if build is None or stored is None or _fence(stored) != _fence(expected):
+            return Fenced()
+        for row in write.upserts:
+            reason = "it has no table" if stored.table is None else row_refusal(stored.table, row)
+            if reason is not None:
+                return Failed(f"{stored.name}: {reason}")
+        if stored.table is not None:
+            self._change_rows(build, stored.table, write)
+        self._discards.update((discard.name, discard.position, discard.key) for discard in write.discard)
+        changed = self._put(
+            build,
+            {key: blocked for key, blocked in build.blocked.items() if key not in write.unblock}
+            | {blocked.key: blocked for blocked in write.block},
+            checkpoint=write.checkpoint,
+            stopped=write.stopped,
+            epoch=stored.epoch + write.by_hand,
+        )
+        return Written(changed.generation)
+
+    def _change_rows(self, build: _Build, table: Table, write: SliceWrite) -> None:
+        key_of = _key_getter(table)
+        changes: dict[Key, Row | None] = {tuple(key): None for key in write.deletes}
+        for given in write.upserts:
+            row = _as_read(table, given)
+            changes[key_of(row)] = row
+        rows = build.rows
+        for snapshot in self._snapshots:
+            snapshot.keep({key: rows.get(key) for key in changes}, (build.generation.name, build.generation.number))
+        for key, changed in changes.items():
+            rows.pop(key, None)
+            if changed is not None:
+                rows[key] = changed
+
+    def _put(self, build: _Build, blocked: Mapping[str, BlockedKey] | None = None, **changes: Any) -> _Build:
+        generation = msgspec.structs.replace(build.generation, **changes)
+        changed = _Build(generation, build.rows, build.blocked if blocked is None else blocked)
+        self._builds[generation.name, generation.number] = changed
+        return changed
+
+    def _builds_of(self, name: str) -> list[_Build]:
+        return [build for (of, _), build in self._builds.items() if of == name]
+
+    # ── reads ────────────────────────────────────────────────────────────────
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncGenerator[_Snapshot, None]:
+        """A view of this moment. See the port."""
+        self._check_open()
+        await self._take_turn()
+        try:
+            self._check_open()
+            snapshot = _Snapshot(dict(self._builds))
+            self._snapshots.add(snapshot)
+            try:
+                yield snapshot
+            finally:
+                self._snapshots.remove(snapshot)
+        finally:
+            self._turns.release()
+
+    async def _take_turn(self) -> None:
+        if self._turns.locked() and self._waiting >= SNAPSHOTS_WAITING_MAX:
+            raise Overloaded("SNAPSHOTS_WAITING_MAX", SNAPSHOTS_WAITING_MAX)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded("SNAPSHOT_WAIT_S_MAX", SNAPSHOT_WAIT_S_MAX) from None
+        finally:
+            self._waiting -= 1
+
+    async def wait_for_change(self, seen: int, timeout_s: float) -> int:
+        """Wait until something was written since `seen`. See the port."""
+        self._check_open()
+        if self._changes == seen:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return seen
+            self._check_open()
+        return self._changes
+
+    def _tell(self) -> None:
+        self._changes += 1
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreClosed("the read store memory: is not open")
+
+
+class _Snapshot:
+    """One moment: the generations as they were, and the rows that have changed since as they were."""
+
+    def __init__(self, builds: dict[tuple[str, int], _Build]) -> None:
+        self._builds = builds
+        self._undo: dict[tuple[str, int], dict[Key, Row | None]] = {}
+
+    def keep(self, rows: Mapping[Key, Row | None], build: tuple[str, int]) -> None:
+        """Note rows that are about to change; what was noted first is what this moment shows."""
+        self._undo[build] = {**rows, **self._undo[build]} if build in self._undo else dict(rows)
+
+    async def generation(self, name: str, number: int | None = None) -> Generation | None:
+        """The live generation, or the numbered one."""
+        build = _live(self._builds, name) if number is None else self._builds.get((name, number))
+        return None if build is None else build.generation
+
+    async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
+        """The blocked keys of a generation, by position."""
+        build = _live(self._builds, name) if number is None else self._builds.get((name, number))
+        return sorted(build.blocked.values(), key=lambda key: (key.position, key.key)) if build else []
+
+    async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
+        """The rows of these keys; keys without a row are left out."""
+        build, _ = self._build(name, number)
+        undo = self._undo.get((name, build.generation.number), {})
+        found = ((key, undo[key] if key in undo else build.rows.get(key)) for key in map(tuple, keys))
+        return {key: row for key, row in found if row is not None}
+
+    async def find(
+        self,
+        name: str,
+        filters: Sequence[Filter],
+        order: Sequence[Order],
+        limit: int,
+        after: Sequence[Any] | None = None,
+        number: int | None = None,
+    ) -> list[Row]:
+        """Rows that every filter matches, in order. See the port."""
+        build, table = self._build(name, number)
+        index = {column.name: place for place, column in enumerate(table.columns)}
+        places = [(index[by.column], by.descending) for by in order]
+        rows = list(filter(_matcher(filters, table), self._rows(build)))
+        if after is not None:
+            rows = [row for row in rows if _comes_after(row, places, after)]
+        for place, descending in reversed(places):  # each sort is stable: the last one, by the first column, rules
+            rows.sort(key=lambda row: _rank(row[place]), reverse=descending)
+        return rows[:limit]
+
+    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+        """How many rows every filter matches."""
+        build, table = self._build(name, None)
+        return sum(map(_matcher(filters, table), self._rows(build)))
+
+    async def search(self, name: str, text: str, limit: int) -> list[Row]:
+        """Rows in whose searchable columns every word of the text begins a word. See the port."""
+        build, table = self._build(name, None)
+        wanted, key_of = _words(text), _key_getter(table)
+        places = [place for place, column in enumerate(table.columns) if column.searchable]
+        found: list[tuple[float, Key, Row]] = []
+        for row in self._rows(build) if wanted else ():
+            words = [word for place in places if row[place] is not None for word in _words(row[place])]
+            hits = [sum(word.startswith(begin) for word in words) for begin in wanted]
+            if all(hits):
+                found.append((-sum(hits) / len(words), key_of(row), row))
+        return [row for _, _, row in sorted(found)[:limit]]
+
+    async def sql(
+        self, statement: str, parameters: Sequence[Any], columns: Mapping[str, tuple[ColumnKind, bool]]
+    ) -> list[dict[str, Any]]:
+        """Refused: there is no SQL here."""
+        del statement, parameters, columns
+        raise ConfigurationError("the read store memory: has no SQL; give the application read_store='sqlite:<path>'")
+
+    def _build(self, name: str, number: int | None) -> tuple[_Build, Table]:
+        build = _live(self._builds, name) if number is None else self._builds.get((name, number))
+        if build is None or build.generation.table is None:
+            which = "live generation" if number is None else f"generation {number}"
+            raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
+        return build, build.generation.table
+
+    def _rows(self, build: _Build) -> Iterator[Row]:
+        undo = self._undo.get((build.generation.name, build.generation.number), {})
+        untouched = (row for key, row in build.rows.items() if key not in undo)
+        return itertools.chain(untouched, (row for row in undo.values() if row is not None))
+
+
+def _live(builds: Mapping[tuple[str, int], _Build], name: str) -> _Build | None:
+    return next((build for (of, _), build in builds.items() if of == name and build.generation.live), None)
+
+
+def _fence(generation: Generation) -> tuple[Place, int]:
+    return generation.checkpoint, generation.epoch
+
+
+def _key_getter(table: Table) -> Callable[[Row], Key]:
+    names = [column.name for column in table.columns]
+    places = [names.index(name) for name in table.key]
+    return lambda row: tuple(row[place] for place in places)
+
+
+def _as_read(table: Table, row: Row) -> Row:
+    """The row as any store reads it back: datetimes in UTC, floats where ints stood for them."""
+    return tuple(_value_as_read(column, value) for column, value in zip(table.columns, row, strict=True))
+
+
+def _value_as_read(column: Column, value: Any) -> Any:
+    if value is None:
+        return None
+    if column.kind is ColumnKind.DATETIME:
+        return value.astimezone(dt.UTC)
+    return float(value) if column.kind is ColumnKind.REAL else value
+
+
+# ── filters, order, words ────────────────────────────────────────────────────
+
+_COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
+    Comparison.EQUAL: operator.eq,
+    Comparison.AT_LEAST: operator.ge,
+    Comparison.AT_MOST: operator.le,
+    Comparison.MORE_THAN: operator.gt,
+    Comparison.LESS_THAN: operator.lt,
+    Comparison.ONE_OF: lambda value, values: value in values,
+    Comparison.STARTS_WITH: str.startswith,
+}
+_MATCHES_NONE = frozenset({Comparison.EQUAL, Comparison.ONE_OF})
+
+
+def _matcher(filters: Sequence[Filter], table: Table) -> Callable[[Row], bool]:
+    """Tells whether every filter matches a row.
+
+    Raises:
+        InvalidMessage: a filter's value is none that its column can hold.
+    """
+    index = {column.name: place for place, column in enumerate(table.columns)}
+    for wanted in filters:
+        for value in wanted.value if wanted.comparison is Comparison.ONE_OF else (wanted.value,):
+            reason = None if value is None else value_refusal(table.columns[index[wanted.column]], value)
+            if reason is not None:
+                raise InvalidMessage(f"a filter of {table.name}", [(wanted.column, reason)])
+    return lambda row: all(_matches(row[index[wanted.column]], wanted) for wanted in filters)
+
+
+def _matches(value: Any, wanted: Filter) -> bool:
+    if (value is None or wanted.value is None) and wanted.comparison not in _MATCHES_NONE:
+        return False
+    return _COMPARE[wanted.comparison](value, wanted.value)
+
+
+def _rank(value: Any) -> tuple[bool, Any]:
+    return value is not None, value
+
+
+def _comes_after(row: Row, places: Sequence[tuple[int, bool]], after: Sequence[Any]) -> bool:
+    for (place, descending), bound in zip(places, after, strict=True):
+        if row[place] != bound:
+            return (_rank(row[place]) > _rank(bound)) != descending
+    return False
+
+
+def _words(text: str) -> list[str]:
+    """The runs of letters and digits, without case and accents."""
+    bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letter if letter.isalnum() else " " for letter in bare.casefold()).split()

@@ -1,0 +1,62 @@
+"""The tables of the event store's file.
+
+Tags and type names are kept once, and known by small integers everywhere else: SQLite's log writes whole pages, and
+narrow keys touch fewer. An event carries its tags as JSON as well, so that reading it needs no join.
+"""
+
+from __future__ import annotations
+
+from diptych.adapters.sqlite.file_format import FileFormat
+
+__all__ = ["EVENT_STORE_FORMAT"]
+
+EVENT_STORE_FORMAT = FileFormat(
+    name="event store",
+    application_id=0x44507465,  # "DPte"
+    version=1,
+    schema=(
+        "CREATE TABLE history (one INTEGER PRIMARY KEY CHECK (one = 1), history_id BLOB NOT NULL)",
+        """
+        CREATE TABLE events (
+            position INTEGER PRIMARY KEY,
+            type INTEGER NOT NULL,         -- event_types.id
+            version INTEGER NOT NULL,
+            recorded_at INTEGER NOT NULL,  -- microseconds since 1970 UTC
+            event_id BLOB NOT NULL,
+            data BLOB NOT NULL,            -- JSON, as bytes
+            tags BLOB NOT NULL,            -- JSON array of text
+            metadata BLOB NOT NULL         -- JSON
+        )
+        """,
+        "CREATE UNIQUE INDEX events_by_id ON events (event_id)",
+        "CREATE INDEX events_by_type ON events (type)",
+        "CREATE TABLE event_types (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+        """
+        CREATE TABLE event_versions (
+            type INTEGER NOT NULL,         -- event_types.id
+            version INTEGER NOT NULL,
+            tag_names BLOB,                -- JSON array of text; null: never registered
+            held INTEGER NOT NULL,         -- 1 once an event of it is stored
+            PRIMARY KEY (type, version)
+        ) WITHOUT ROWID
+        """,
+        "CREATE TABLE tags (id INTEGER PRIMARY KEY, tag TEXT NOT NULL UNIQUE)",
+        """
+        CREATE TABLE event_tags (
+            tag INTEGER NOT NULL,          -- tags.id
+            position INTEGER NOT NULL,
+            type INTEGER NOT NULL,
+            PRIMARY KEY (tag, position)
+        ) WITHOUT ROWID
+        """,
+        """
+        CREATE TABLE outcomes (
+            command_id TEXT PRIMARY KEY,
+            payload_hash BLOB NOT NULL,
+            position INTEGER NOT NULL,     -- where it was judged
+            event_count INTEGER NOT NULL,  -- events of the command, ending there
+            rejection BLOB                 -- JSON
+        ) WITHOUT ROWID
+        """,
+    ),
+)

@@ -1,0 +1,343 @@
+"""The event store in one SQLite file: durable, for one machine, shared by its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from diptych.adapters.sqlite.append_section import AppendSection, add_type, kept_outcome
+from diptych.adapters.sqlite.connection import (
+    LOCK_WAIT_S,
+    CommitFailed,
+    Failures,
+    Synchronous,
+    Writer,
+    data_version,
+    open_reader,
+)
+from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
+from diptych.adapters.sqlite.matching_events import EventRow, MatchingEvents
+from diptych.adapters.sqlite.name_ids import NameIds
+from diptych.clock import Clock
+from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed, StoreUnavailable
+from diptych.event_store.event_query import EventQuery
+from diptych.event_store.event_store import AppendResult, Commit, KeptOutcome, ReadResult, StoredType
+from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.position import NOWHERE, Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.refusal import refusal
+from diptych.event_store.timestamp import moment, to_microseconds
+from diptych.messages.unique_id import unique_bytes
+
+__all__ = ["SqliteEventStore", "connect"]
+
+FOREIGN_POLL_S = 0.03
+"""How often the file is asked for commits of other processes, only while somebody waits for events."""
+READ_SLICE_EVENTS = 1_000
+"""Events read at a stretch; between slices of a longer read the event loop gets its turn."""
+TAG_LISTS_MAX = 10_000
+"""Lists of tags kept decoded, since the events of one entity mostly carry the same."""
+
+
+def connect(url: str, clock: Clock) -> SqliteEventStore:
+    """The event store for `sqlite:<path>`; nothing is opened yet.
+
+    Raises:
+        ConfigurationError: there is no path, or it names no file.
+    """
+    path = url.partition(":")[2]
+    if not path or path == ":memory:":
+        raise ConfigurationError(f"{url!r} names no file: write sqlite:shop.db, or memory: to keep nothing")
+    return SqliteEventStore(path, clock)
+
+
+class SqliteEventStore:
+    """Keeps one history in one file."""
+
+    def __init__(
+        self, path: str, clock: Clock, *, synchronous: Synchronous = "FULL", lock_wait_s: float = LOCK_WAIT_S
+    ) -> None:
+        """Remember the settings.
+
+        Args:
+            path: of the file, made where it is missing (its folder is not). Files beside it begin with its name.
+            clock: tells when events are recorded.
+            synchronous: FULL: acknowledged means on disk. NORMAL: a power cut may take the last commits.
+            lock_wait_s: how long an append waits for other processes before it raises `StoreUnavailable`.
+        """
+        self._path = path
+        self._clock = clock
+        self._failures = Failures(path)
+        self._writer = Writer(path, synchronous=synchronous, lock_wait_s=lock_wait_s)
+        self._reading: _Reading | None = None
+        self._history_id = b""
+        self._section: AppendSection | None = None
+        self._watch = HeadWatch()
+        self._poll: asyncio.TimerHandle | None = None
+
+    @property
+    def durable(self) -> bool:
+        """True: the history is in a file."""
+        return True
+
+    @property
+    def history_id(self) -> bytes:
+        """16 bytes, made with the file."""
+        self._open_reading()
+        return self._history_id
+
+    async def open(self) -> None:
+        """Connect; make the tables where the file is new.
+
+        Raises:
+            NewerStore: a newer Diptych wrote it.
+            ConfigurationError: the file belongs to something else.
+            StoreUnavailable: it cannot be opened; with the reason.
+        """
+        if self._reading is not None:
+            return
+        await asyncio.to_thread(self._writer.open)
+        try:
+            self._history_id = await self._writer.run(self._prepare)
+            reader = open_reader(self._path)
+        except BaseException:
+            await self._writer.close()
+            raise
+        self._section = AppendSection(self._history_id)
+        self._reading = _Reading(reader, self._history_id)
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the file. May be called twice."""
+        reading, self._reading = self._reading, None
+        await self._writer.close()
+        if self._poll is not None:
+            self._poll.cancel()
+            self._poll = None
+        if reading is not None:
+            reading.close()
+        self._watch.wake()
+
+    def _prepare(self, connection: sqlite3.Connection) -> bytes:
+        if EVENT_STORE_FORMAT.prepare(connection, self._path):
+            connection.execute("INSERT INTO history (one, history_id) VALUES (1, ?)", (unique_bytes(),))
+        (history_id,) = connection.execute("SELECT history_id FROM history").fetchone()
+        return bytes(history_id)
+
+    # ── append ───────────────────────────────────────────────────────────────
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        """Judge and append commits one after the other in one durable transaction.
+
+        Raises:
+            OutcomeUnknown: the disk failed while committing; sending the same commits again tells.
+        """
+        self._open_reading()
+        refusals = [refusal(commit) for commit in commits]
+        try:
+            try:
+                return await self._append(commits, refusals, base, closely=False)
+            except sqlite3.IntegrityError:
+                return await self._append(commits, refusals, base, closely=True)
+        except CommitFailed as error:
+            ids = [commit.command_id for commit in commits if commit.command_id is not None]
+            raise OutcomeUnknown(", ".join(ids) or "(none given)", str(error)) from error
+
+    async def _append(
+        self, commits: Sequence[Commit], refusals: Sequence[str | None], base: int | None, *, closely: bool
+    ) -> list[AppendResult]:
+        section = self._section
+        assert section is not None
+
+        def work(connection: sqlite3.Connection) -> list[AppendResult]:
+            now_us = to_microseconds(self._clock.now())
+            return section.run(connection, commits, refusals, base, now_us, closely=closely)
+
+        return await self._writer.run(work, self._wake)
+
+    def _wake(self, _: object) -> None:
+        self._watch.wake()
+
+    # ── read ─────────────────────────────────────────────────────────────────
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """Matching events after a position, forward."""
+        head = self._head().position
+        through = head if until is None else min(until, head)
+        events, more = await self._slices(query, after, through, limit, backward=False)
+        if more:
+            through = events[-1].position if events else after
+        return ReadResult(events, through, more)
+
+    async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
+        """Matching events before a position, the last first."""
+        head = self._head().position
+        last = head if before is None else min(before - 1, head)
+        events, more = await self._slices(query, Position(0), last, limit, backward=True)
+        return ReadResult(events, head, more)
+
+    async def _slices(
+        self, query: EventQuery, after: int, until: int, limit: int, *, backward: bool
+    ) -> tuple[list[RecordedEvent], bool]:
+        """What was committed when the read began never changes, so that reading it in slices shows."""
+        events: list[RecordedEvent] = []
+        while True:
+            wanted = min(limit - len(events), READ_SLICE_EVENTS)
+            with self._failures:
+                found, more = self._open_reading().events(query, after, until, wanted, backward=backward)
+            events += found
+            if not more or len(events) >= limit:
+                return events, more
+            if backward:
+                until = found[-1].position - 1
+            else:
+                after = found[-1].position
+            await asyncio.sleep(0)  # noqa: TID251 - the others' turn, not a wait
+
+    # ── places ───────────────────────────────────────────────────────────────
+
+    async def head(self) -> Place:
+        """The place of the last event."""
+        return self._head()
+
+    def _head(self) -> Place:
+        reading = self._open_reading()
+        with self._failures:
+            return reading.head()
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place at a position; None past the head."""
+        reading = self._open_reading()
+        with self._failures:
+            return reading.place_at(position)
+
+    async def outcome(self, command_id: str) -> KeptOutcome | None:
+        """What is kept under a command id."""
+        reading = self._open_reading()
+        with self._failures:
+            return kept_outcome(reading.connection, self._history_id, command_id)
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        """Wait until the head is past a position; commits of other processes are noticed within `FOREIGN_POLL_S`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._watch_file()  # before the look at the head, so that nothing falls between
+            if self._head().position > after:
+                return True
+            if not await self._watch.wait(deadline - time.monotonic()):
+                return False
+
+    def _watch_file(self) -> None:
+        if self._poll is None:
+            with self._failures:
+                self._look_again(data_version(self._open_reading().connection))
+
+    def _look_again(self, seen: int) -> None:
+        self._poll = asyncio.get_running_loop().call_later(FOREIGN_POLL_S, self._look_at_file, seen)
+
+    def _look_at_file(self, seen: int) -> None:
+        """Wake those who wait if anybody has committed since; go on while somebody waits."""
+        self._poll = None
+        if self._reading is None or not self._watch:
+            return
+        try:
+            with self._failures:
+                found = data_version(self._reading.connection)
+        except StoreUnavailable as error:
+            self._watch.fail(error)
+            return
+        if found != seen:
+            self._watch.wake()
+        self._look_again(found)
+
+    # ── types ────────────────────────────────────────────────────────────────
+
+    async def stored_types(self) -> list[StoredType]:
+        """Types and versions that events are stored of, by name and version."""
+        reading = self._open_reading()
+        with self._failures:
+            return reading.stored_types()
+
+    async def register_types(self, types: Sequence[StoredType]) -> None:
+        """Remember tag names; what is known of a type that events are stored of stays."""
+        self._open_reading()
+        await self._writer.run(lambda connection: _register(connection, types))
+
+    def _open_reading(self) -> _Reading:
+        if self._reading is None:
+            raise StoreClosed(f"the event store {self._path} is not open")
+        return self._reading
+
+
+class _Reading:
+    """The connection that reads; only ever used on the event loop, and with no cursor left open between calls."""
+
+    def __init__(self, connection: sqlite3.Connection, history_id: bytes) -> None:
+        self.connection = connection
+        self._history_id = history_id
+        self._names = NameIds(connection)
+        self._matching = MatchingEvents(connection, self._names)
+        self._tag_lists: dict[bytes, tuple[str, ...]] = {}
+        self._moment = (0, moment(0))
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def head(self) -> Place:
+        row = self.connection.execute("SELECT position, event_id FROM events ORDER BY position DESC LIMIT 1").fetchone()
+        position, event_id = row or (0, NOWHERE)
+        return Place(self._history_id, Position(position), event_id)
+
+    def place_at(self, position: Position) -> Place | None:
+        if position == 0:
+            return Place(self._history_id, position, NOWHERE)
+        row = self.connection.execute("SELECT event_id FROM events WHERE position = ?", (position,)).fetchone()
+        return None if row is None else Place(self._history_id, position, row[0])
+
+    def events(
+        self, query: EventQuery, after: int, until: int, limit: int, *, backward: bool
+    ) -> tuple[list[RecordedEvent], bool]:
+        """At most `limit` matching events in (after, until], and whether there are more."""
+        rows = self._matching.rows(query, after, until, limit + 1, backward=backward)
+        return [self._event(row) for row in rows[:limit]], len(rows) > limit
+
+    def _event(self, row: EventRow) -> RecordedEvent:
+        position, type, version, recorded_at_us, event_id, data, tags, metadata = row
+        tag_list = self._tag_lists.get(tags) or self._decode_tags(tags)
+        if recorded_at_us != self._moment[0]:
+            self._moment = (recorded_at_us, moment(recorded_at_us))
+        name = self._names.type_name(type)
+        return RecordedEvent(Position(position), event_id, name, version, data, tag_list, metadata, self._moment[1])
+
+    def _decode_tags(self, tags: bytes) -> tuple[str, ...]:
+        if len(self._tag_lists) >= TAG_LISTS_MAX:
+            self._tag_lists.clear()
+        decoded = self._tag_lists[tags] = _tags_decoder.decode(tags)
+        return decoded
+
+    def stored_types(self) -> list[StoredType]:
+        rows = self.connection.execute(
+            "SELECT t.name, v.version, v.tag_names FROM event_versions AS v "
+            "JOIN event_types AS t ON t.id = v.type WHERE v.held = 1 ORDER BY t.name, v.version"
+        ).fetchall()
+        return [StoredType(name, version, _tags_decoder.decode(tags) if tags else ()) for name, version, tags in rows]
+
+
+_tags_decoder = msgspec.json.Decoder(tuple[str, ...])
+
+
+def _register(connection: sqlite3.Connection, types: Sequence[StoredType]) -> None:
+    for type in types:
+        row = connection.execute("SELECT id FROM event_types WHERE name = ?", (type.name,)).fetchone()
+        type_id = row[0] if row is not None else add_type(connection, type.name)
+        connection.execute(
+            "INSERT INTO event_versions (type, version, tag_names, held) VALUES (?, ?, ?, 0) "
+            "ON CONFLICT (type, version) DO UPDATE SET tag_names = excluded.tag_names "
+            "WHERE held = 0 OR tag_names IS NULL",
+            (type_id, type.version, msgspec.json.encode(type.tag_names)),
+        )

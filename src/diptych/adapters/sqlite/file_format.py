@@ -1,0 +1,59 @@
+"""Whose SQLite file it is, and of which version: asked before anything is read or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from diptych.errors import ConfigurationError, NewerStore
+
+if TYPE_CHECKING:
+    import sqlite3
+
+__all__ = ["FileFormat"]
+
+
+class FileFormat(msgspec.Struct, frozen=True):
+    """What a kind of file of ours looks like.
+
+    Attributes:
+        name: what the file is, "event store".
+        application_id: four letters as a number, kept in the file's header.
+        version: of the schema, kept in the file's header.
+        schema: the statements that make it.
+    """
+
+    name: str
+    application_id: int
+    version: int
+    schema: Sequence[str]
+
+    def prepare(self, connection: sqlite3.Connection, path: str) -> bool:
+        """Make sure, inside a write transaction, that the file is of this format. True if it was empty and now is.
+
+        Raises:
+            NewerStore: a newer Diptych wrote it.
+            ConfigurationError: it belongs to something else.
+        """
+        found_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+        if found_id == self.application_id:
+            if version > self.version:
+                raise NewerStore(path, version, self.version)
+            return False
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 5")]
+        if found_id or version or tables:
+            raise ConfigurationError(
+                f"{path} is no {self.name} of Diptych but another SQLite file (application id {found_id:#x}, "
+                f"tables {', '.join(tables) or 'none'}): give the {self.name} a file of its own"
+            )
+        for statement in self.schema:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {self.application_id}")
+        connection.execute(f"PRAGMA user_version = {self.version}")
+        return True
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])

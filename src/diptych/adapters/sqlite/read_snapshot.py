@@ -1,0 +1,471 @@
+"""Snapshots of a read store's file: read-only connections, each with one read transaction for its lifetime (G8, G13).
+
+What is quick (a row by its key, a checkpoint) is read on the event loop, where it costs less than the way to a thread
+and back; what may take long is read on a thread, and stopped past a limit or once nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from diptych.adapters.sqlite.columns import (
+    DecodeError,
+    decode_result,
+    encode_parameter,
+    exponent_column,
+)
+from diptych.adapters.sqlite.connection import Failures, open_reader
+from diptych.adapters.sqlite.read_queries import (
+    after_place,
+    filtered,
+    match_expression,
+    order_by,
+    rows_of_keys,
+    where,
+)
+from diptych.adapters.sqlite.read_tables import StoredTable, decode_table
+from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.event_store.position import Place, Position
+from diptych.read_side.read_store import (
+    BlockedKey,
+    ColumnKind,
+    Filter,
+    Generation,
+    Key,
+    Order,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Builds", "Reader", "SnapshotTurn", "Snapshots", "SqliteReadSnapshot"]
+
+SNAPSHOTS_MAX = 16
+"""Open snapshots, a connection each; more wait for their turn."""
+SNAPSHOTS_WAITING_MAX = 1_000
+"""Callers that wait for a snapshot; more get `Overloaded`."""
+SNAPSHOT_WAIT_S_MAX = 10
+"""Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
+READ_THREADS = 4
+"""Threads for reads that may take long."""
+READ_S_MAX = 10
+"""Seconds that one such read may run before it is stopped with `Overloaded`."""
+SQL_ROWS_MAX = 100_000
+"""Rows of one statement of the user's SQL; more get `Overloaded`."""
+STEPS_BETWEEN_CHECKS = 20_000
+"""Of SQLite's machine, from one look at the clock to the next."""
+BUILDS_CACHED_MAX = 1_000
+"""Generations whose form is kept at hand."""
+
+T = TypeVar("T")
+
+_GENERATION = """SELECT number, fingerprint, form, live, history_id, position, event_id, epoch, stopped
+    FROM diptych_generations WHERE name = ? AND """
+_LIVE_GENERATION = f"{_GENERATION} live = 1"
+_NUMBERED_GENERATION = f"{_GENERATION} number = ?"
+_BLOCKED = "SELECT key, position, error FROM diptych_blocked_keys WHERE name = ? AND number = "
+_LIVE_BLOCKED = f"""{_BLOCKED} (SELECT number FROM diptych_generations WHERE name = ? AND live = 1)
+    ORDER BY position, key"""
+_NUMBERED_BLOCKED = f"{_BLOCKED} ? ORDER BY position, key"
+_ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
+
+
+class Builds:
+    """The tables of generations, at hand by name and number, which never mean another one."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, int], StoredTable] = {}
+
+    def of(self, generation: Generation) -> StoredTable | None:
+        """The table of a generation; None for a subscriber."""
+        if generation.table is None:
+            return None
+        place = generation.name, generation.number
+        table = self._tables.get(place)
+        if table is None or table.form != generation.table:
+            if len(self._tables) >= BUILDS_CACHED_MAX:
+                self._tables.clear()
+            table = self._tables[place] = StoredTable(generation.table, *place)
+        return table
+
+    def known(self, name: str, number: int) -> StoredTable | None:
+        """The table of a generation that was read before."""
+        return self._tables.get((name, number))
+
+
+# ── connections ──────────────────────────────────────────────────────────────
+
+
+class Reader:
+    """A connection that cannot write, and what it is allowed at the moment."""
+
+    def __init__(self, path: str) -> None:
+        self.connection = open_reader(path)
+        self.of_user = False
+        self.deadline = math.inf
+        self.abandoned = False
+        self.connection.set_authorizer(self._authorize)
+        self.connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
+
+    def begin(self) -> None:
+        """Take the view: SQLite takes it with the first read."""
+        self.connection.execute("BEGIN")
+        self.connection.execute("SELECT 1 FROM diptych_generations LIMIT 1").fetchall()
+
+    def end(self) -> None:
+        """Let the view go."""
+        self.of_user = False
+        self.connection.rollback()
+
+    def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        """Reading only; `PRAGMA data_version` is what FTS5 asks for itself."""
+        if action in _ALLOWED:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_TRANSACTION and not self.of_user:
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
+            return sqlite3.SQLITE_OK
+        return sqlite3.SQLITE_DENY
+
+    def _is_over(self) -> bool:
+        return self.abandoned or time.monotonic() > self.deadline
+
+
+class Snapshots:
+    """Gives out at most `SNAPSHOTS_MAX` connections at a time, first come, first served."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.failures = Failures(path)
+        self.builds = Builds()
+        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-sqlite-reader")
+        self._idle: list[Reader] = []
+        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
+        self._waiting = 0
+        self._closed = False
+
+    async def take(self) -> Reader:
+        """A connection with its view.
+
+        Raises:
+            Overloaded: too many wait, or this one has waited too long.
+        """
+        if self._turns.locked():
+            await self._wait()
+        else:
+            await self._turns.acquire()
+        try:
+            if self._closed:
+                raise StoreClosed(f"{self.path} was closed")
+            with self.failures:
+                reader = self._idle.pop() if self._idle else Reader(self.path)
+                try:
+                    reader.begin()
+                except BaseException:
+                    reader.connection.close()
+                    raise
+        except BaseException:
+            self._turns.release()
+            raise
+        return reader
+
+    def give_back(self, reader: Reader) -> None:
+        """End the view and let the next one have the connection."""
+        try:
+            reader.end()
+        except sqlite3.Error:
+            reader.connection.close()  # a damaged connection is not handed on
+        else:
+            if self._closed:
+                reader.connection.close()
+            else:
+                self._idle.append(reader)
+        finally:
+            self._turns.release()
+
+    async def close(self) -> None:
+        """Let go of the idle connections, and of the others once they come back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().connection.close()
+        await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
+
+    async def _wait(self) -> None:
+        if self._waiting >= SNAPSHOTS_WAITING_MAX:
+            raise Overloaded("SNAPSHOTS_WAITING_MAX", SNAPSHOTS_WAITING_MAX)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded("SNAPSHOT_WAIT_S_MAX", SNAPSHOT_WAIT_S_MAX) from None
+        finally:
+            self._waiting -= 1
+
+
+class SnapshotTurn:
+    """One snapshot's lifetime, as an async context manager."""
+
+    __slots__ = ("_pool", "_snapshot")
+
+    def __init__(self, pool: Snapshots) -> None:
+        self._pool = pool
+        self._snapshot: SqliteReadSnapshot | None = None
+
+    async def __aenter__(self) -> SqliteReadSnapshot:
+        """Take a connection."""
+        reader = await self._pool.take()
+        self._snapshot = SqliteReadSnapshot(reader, self._pool.builds, self._pool.threads, self._pool.failures)
+        return self._snapshot
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back, or have it given back once the read that its caller left behind has stopped."""
+        assert self._snapshot is not None
+        reader, running = self._snapshot.finish()
+        if running is None:
+            self._pool.give_back(reader)
+        else:
+            running.add_done_callback(lambda _: self._give_back_left(reader))
+
+    def _give_back_left(self, reader: Reader) -> None:
+        reader.abandoned = False
+        self._pool.give_back(reader)
+
+
+# ── reads ────────────────────────────────────────────────────────────────────
+
+
+class SqliteReadSnapshot:
+    """One moment of the file. See the port."""
+
+    def __init__(self, reader: Reader, builds: Builds, threads: Executor, failures: Failures) -> None:
+        self._reader = reader
+        self._builds = builds
+        self._threads = threads
+        self._failures = failures
+        self._live: dict[str, StoredTable] = {}
+        self._submitted: Future[Any] | None = None
+        self._running: asyncio.Future[Any] | None = None
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The read-only connection itself."""
+        return self._reader.connection
+
+    def finish(self) -> tuple[Reader, asyncio.Future[Any] | None]:
+        """The connection, and the read on a thread that a cancelled caller has left behind; it is told to stop."""
+        if self._submitted is None or self._submitted.done():
+            return self._reader, None
+        self._reader.abandoned = True
+        self._submitted.cancel()  # where it has not begun
+        return self._reader, self._running
+
+    async def generation(self, name: str, number: int | None = None) -> Generation | None:
+        """The live generation, or the numbered one."""
+        with self._failures:
+            return self._read_generation(name, number)
+
+    async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
+        """The blocked keys of a generation, by position."""
+        with self._failures:
+            if number is None:
+                found = self.connection.execute(_LIVE_BLOCKED, (name, name))
+            else:
+                found = self.connection.execute(_NUMBERED_BLOCKED, (name, number))
+            return [BlockedKey(name, key, position, error) for key, position, error in found]
+
+    async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
+        """The rows of these keys; keys without a row are left out."""
+        with self._failures:
+            table = self._table(name, number)
+            codec = table.codec
+            try:
+                rows = self._rows(table, [codec.encode_key(key) for key in keys])
+            except (TypeError, ValueError, ArithmeticError):
+                # A key that no row can have (a number past 64 bits, a lone surrogate) spoils the statement.
+                rows = self._rows(table, [codec.encode_key(key) for key in keys if codec.may_have_row(key)])
+            return {codec.key_of(row): row for row in map(codec.decode, rows)}
+
+    async def find(
+        self,
+        name: str,
+        filters: Sequence[Filter],
+        order: Sequence[Order],
+        limit: int,
+        after: Sequence[Any] | None = None,
+        number: int | None = None,
+    ) -> list[Row]:
+        """Rows that every filter matches, in order. See the port."""
+        table = self._table(name, number)
+        conditions = [filtered(table, wanted) for wanted in filters]
+        if after is not None:
+            conditions.append(after_place(table, order, after))
+        condition = where(conditions)
+        text = f"{table.select}{condition.text} ORDER BY {order_by(order)} LIMIT ?"
+
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            found = connection.execute(text, (*condition.parameters, limit)).fetchall()
+            return [table.codec.decode(row) for row in found]
+
+        return await self._on_thread(read)
+
+    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+        """How many rows every filter matches."""
+        table = self._table(name, None)
+        condition = where([filtered(table, wanted) for wanted in filters])
+        text = f"SELECT count(*) FROM {table.name}{condition.text}"
+
+        def read(connection: sqlite3.Connection) -> int:
+            return int(connection.execute(text, condition.parameters).fetchone()[0])
+
+        return await self._on_thread(read)
+
+    async def search(self, name: str, text: str, limit: int) -> list[Row]:
+        """Rows in whose searchable columns every word of the text begins a word. See the port."""
+        table = self._table(name, None)
+        words = match_expression(text)
+        if not words or not table.is_searchable:
+            return []
+        statement = (
+            f"{table.select} JOIN {table.words} ON {table.words}.rowid = {table.name}.{table.row} "
+            f"WHERE {table.words} MATCH ? ORDER BY bm25({table.words}), {table.key} LIMIT ?"
+        )
+
+        def read(connection: sqlite3.Connection) -> list[Row]:
+            return [table.codec.decode(row) for row in connection.execute(statement, (words, limit)).fetchall()]
+
+        return await self._on_thread(read)
+
+    async def sql(
+        self, statement: str, parameters: Sequence[Any], columns: Mapping[str, tuple[ColumnKind, bool]]
+    ) -> list[dict[str, Any]]:
+        """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port.
+
+        A decimal reads back with the exponent it was written with where `<name>__exponent` is selected too.
+        """
+        encoded = [encode_parameter(value) for value in parameters]
+
+        def read(connection: sqlite3.Connection) -> list[dict[str, Any]]:
+            self._reader.of_user = True
+            try:
+                cursor = connection.execute(statement, encoded)
+                found = cursor.fetchmany(SQL_ROWS_MAX + 1)
+                named = [column[0] for column in cursor.description or ()]
+                cursor.close()
+            except (sqlite3.Error, sqlite3.Warning, UnicodeError, OverflowError) as error:
+                raise _explained(error) from error
+            finally:
+                self._reader.of_user = False
+            if len(found) > SQL_ROWS_MAX:
+                raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
+            return _decode_results(named, found, columns)
+
+        return await self._on_thread(read)
+
+    # ── how ──────────────────────────────────────────────────────────────────
+
+    def _read_generation(self, name: str, number: int | None) -> Generation | None:
+        if number is None:
+            found = self.connection.execute(_LIVE_GENERATION, (name,)).fetchone()
+        else:
+            found = self.connection.execute(_NUMBERED_GENERATION, (name, number)).fetchone()
+        if found is None:
+            return None
+        at, fingerprint, form, live, history_id, position, event_id, epoch, stopped = found
+        known = self._builds.known(name, at)
+        table = decode_table(form) if known is None else known.form
+        place = Place(history_id, Position(position), event_id)
+        generation = Generation(name, at, fingerprint, table, bool(live), place, epoch, stopped)
+        stored = self._builds.of(generation) if known is None else known
+        if live and stored is not None:
+            self._live[name] = stored
+        return generation
+
+    def _table(self, name: str, number: int | None) -> StoredTable:
+        table = self._live.get(name) if number is None else None
+        if table is not None:
+            return table
+        generation = self._read_generation(name, number)
+        table = None if generation is None else self._builds.of(generation)
+        if table is None:
+            which = "live generation" if number is None else f"generation {number}"
+            raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
+        return table
+
+    def _rows(self, table: StoredTable, keys: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+        if len(keys) == 1:
+            return self.connection.execute(table.select_one, keys[0]).fetchall()
+        return rows_of_keys(self.connection, table, keys) if keys else []
+
+    async def _on_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        """Read on a thread; a caller that is cancelled leaves the read to `finish`."""
+        self._submitted = self._threads.submit(self._read_in_time, read)
+        self._running = asyncio.wrap_future(self._submitted)
+        return await asyncio.shield(self._running)
+
+    def _read_in_time(self, read: Callable[[sqlite3.Connection], T]) -> T:
+        self._reader.deadline = time.monotonic() + READ_S_MAX
+        try:
+            with self._failures:
+                return read(self.connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+                raise Overloaded("READ_S_MAX", READ_S_MAX) from error
+            raise
+        finally:
+            self._reader.deadline = math.inf
+
+
+_STATEMENT_IS_WRONG = frozenset(
+    {sqlite3.SQLITE_ERROR, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_RANGE}
+)
+
+
+def _explained(error: Exception) -> Exception:
+    """What is wrong with the user's SQL; failures of the file, and of its limits, as they are."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(code, int) and code & 0xFF not in _STATEMENT_IS_WRONG:
+        return error
+    return ConfigurationError(f"this SQL cannot be run: {error} (read models take one SELECT, or WITH … SELECT)")
+
+
+def _decode_results(
+    named: Sequence[str], found: Sequence[tuple[Any, ...]], columns: Mapping[str, tuple[ColumnKind, bool]]
+) -> list[dict[str, Any]]:
+    missing = [name for name in columns if name not in named]
+    if missing:
+        raise ConfigurationError(f"this SQL selects {', '.join(named)}, but not {', '.join(missing)}")
+    places = [(name, *columns[name], named.index(name)) for name in columns]
+    exponents = {name: named.index(other) for name in columns if (other := exponent_column(name)) in named}
+    try:
+        return [
+            {
+                name: _decode_one(
+                    name, kind, row[place], row[exponents[name]] if name in exponents else None, nullable=nullable
+                )
+                for name, kind, nullable, place in places
+            }
+            for row in found
+        ]
+    except DecodeError as error:
+        raise ConfigurationError(f"this SQL does not fit its result: {error}") from error
+
+
+def _decode_one(name: str, kind: ColumnKind, value: Any, exponent: int | None, *, nullable: bool) -> Any:
+    if value is None and nullable:
+        return None
+    try:
+        return decode_result(kind, value, exponent)
+    except DecodeError as error:
+        raise DecodeError(f"column {name}: {error}") from error

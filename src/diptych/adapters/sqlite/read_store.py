@@ -1,0 +1,248 @@
+"""The read store on SQLite: one file for all read models, one writer, many read-only snapshots.
+
+A power cut may take the last transactions, which are folded again, but nothing that was changed by hand: that goes
+through a second connection, which syncs. Neither a crash nor a power cut parts rows from their checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from diptych.adapters.sqlite import read_writes
+from diptych.adapters.sqlite.connection import CommitFailed, Failures, Writer, data_version, open_reader
+from diptych.adapters.sqlite.read_snapshot import Snapshots, SnapshotTurn
+from diptych.adapters.sqlite.read_tables import prepare_file, read_generations
+from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.event_store.position import Position
+from diptych.read_side.read_store import Discard, Generation, SliceWrite, Table, WriteResult
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from diptych.event_store.position import Place
+
+__all__ = ["SqliteReadStore", "connect"]
+
+FOREIGN_CHANGES_EVERY_S = 0.1
+"""How often other processes' writes are looked for while someone waits for a change."""
+CHANGE_WAITERS_MAX = 10_000
+"""Callers that wait for a change; more get `Overloaded`."""
+
+T = TypeVar("T")
+
+
+def connect(url: str) -> SqliteReadStore:
+    """The store for `sqlite:<path>`, not opened yet; the path is relative or absolute.
+
+    Raises:
+        ConfigurationError: there is no path.
+    """
+    path = url.partition(":")[2]
+    if not path or path == ":memory:":
+        raise ConfigurationError(
+            f"the URL {url!r} names no file: write sqlite:shop.read.db, or memory: for read models without a file"
+        )
+    return SqliteReadStore(path)
+
+
+class SqliteReadStore:
+    """One file of read models. See the port."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._failures = Failures(path)
+        self._writer = Writer(path, synchronous="NORMAL")
+        self._durable_writer = Writer(path, synchronous="FULL")
+        self._snapshots: Snapshots | None = None
+        self._changes: _Changes | None = None
+
+    @property
+    def durable(self) -> bool:
+        """True."""
+        return True
+
+    async def open(self) -> None:
+        """Connect, and make the catalog in a new file. See the port."""
+        if self._snapshots is not None:
+            return
+        try:
+            await asyncio.to_thread(self._writer.open)
+            await self._change(lambda connection: prepare_file(connection, self._path))
+            await asyncio.to_thread(self._durable_writer.open)
+            self._changes = _Changes(self._path)
+        except BaseException:
+            await self.close()
+            raise
+        self._snapshots = Snapshots(self._path)
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the file."""
+        snapshots, self._snapshots = self._snapshots, None
+        changes, self._changes = self._changes, None
+        if changes is not None:
+            changes.close()
+        if snapshots is not None:
+            await snapshots.close()
+        await self._durable_writer.close()
+        await self._writer.close()
+
+    # ── generations ──────────────────────────────────────────────────────────
+
+    async def generations(self) -> list[Generation]:
+        """Every generation, by name and number."""
+        async with self.snapshot() as snapshot:
+            with self._failures:
+                return read_generations(snapshot.connection)
+
+    async def create_generation(
+        self,
+        name: str,
+        fingerprint: str,
+        table: Table | None,
+        checkpoint: Place,
+        *,
+        live: bool,
+        anew: bool = False,
+    ) -> Generation:
+        """Make a generation, or return the one that a racer made. See the port.
+
+        Raises:
+            ConfigurationError: another read model has a table of this name, or SQLite cannot have such a table.
+        """
+        return await self._change(
+            lambda connection: read_writes.create_generation(
+                connection, name, fingerprint, table, checkpoint, live=live, anew=anew
+            )
+        )
+
+    async def switch(self, name: str, number: int) -> bool:
+        """Let a generation answer, and drop the others. See the port."""
+        return await self._change(lambda connection: read_writes.switch(connection, name, number))
+
+    async def drop_generation(self, name: str, number: int) -> None:
+        """Remove a generation, if it is there."""
+        await self._change(lambda connection: read_writes.drop_generation(connection, name, number))
+
+    # ── writes ───────────────────────────────────────────────────────────────
+
+    async def write(self, writes: Sequence[SliceWrite]) -> list[WriteResult]:
+        """Apply each write all or nothing, all in one transaction. See the port."""
+        tables = self._opened().builds.of
+        by_hand = any(write.by_hand for write in writes)
+        return await self._change(
+            lambda connection: [read_writes.apply(connection, write, tables) for write in writes], durably=by_hand
+        )
+
+    async def discards(self, name: str) -> list[Discard]:
+        """The discards of a projection, by position."""
+        async with self.snapshot() as snapshot:
+            with self._failures:
+                found = snapshot.connection.execute(
+                    "SELECT key, position FROM diptych_discards WHERE name = ? ORDER BY position, key", (name,)
+                ).fetchall()
+        return [Discard(name, key, Position(position)) for key, position in found]
+
+    async def _change(self, work: Callable[[sqlite3.Connection], T], *, durably: bool = False) -> T:
+        writer = self._durable_writer if durably else self._writer
+        try:
+            return await writer.run(work, self._tell)
+        except CommitFailed as error:
+            raise StoreUnavailable(
+                f"{error}; whether the last write holds shows when its generation is loaded anew"
+            ) from error
+
+    def _tell(self, _: object) -> None:
+        if self._changes is not None:
+            self._changes.look()
+
+    # ── reads ────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> SnapshotTurn:
+        """A view of this moment. See the port."""
+        return SnapshotTurn(self._opened())
+
+    async def wait_for_change(self, seen: int, timeout_s: float) -> int:
+        """Wait until something was written since `seen`. See the port."""
+        self._opened()
+        assert self._changes is not None
+        return await self._changes.wait(seen, timeout_s)
+
+    def _opened(self) -> Snapshots:
+        if self._snapshots is None:
+            raise StoreClosed(f"the read store {self._path} is not open")
+        return self._snapshots
+
+
+class _Changes:
+    """Counts what was committed to the file, by whomever, as far as anyone looked.
+
+    A connection of its own tells: its data version changes with each commit of any other, so that own writes only
+    have to say when to look. The writes of other processes are looked for while someone waits.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._connection = open_reader(path)
+        self._version = data_version(self._connection)
+        self._count = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def wait(self, seen: int, timeout_s: float) -> int:
+        """The count, once it is another than `seen` or the time is over."""
+        self.look()
+        if self._count != seen:
+            return self._count
+        if len(self._waiters) >= CHANGE_WAITERS_MAX:
+            raise Overloaded("CHANGE_WAITERS_MAX", CHANGE_WAITERS_MAX)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        if self._timer is None:
+            self._look_again()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiters.discard(waiter)
+        if self._closed:
+            raise StoreClosed(f"the read store {self._path} was closed")
+        return self._count
+
+    def look(self) -> None:
+        """Count a change, if there was one, and wake who waits for it."""
+        if self._closed:
+            return
+        with Failures(self._path):
+            version = data_version(self._connection)
+        if version != self._version:
+            self._version = version
+            self._count += 1
+            self._wake()
+
+    def close(self) -> None:
+        """Wake everyone, to hear that it is over."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        self._connection.close()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        if self._waiters and not self._closed:
+            self._timer = asyncio.get_running_loop().call_later(FOREIGN_CHANGES_EVERY_S, self._look_on_time)
+
+    def _look_on_time(self) -> None:
+        self.look()
+        self._look_again()

@@ -1,0 +1,228 @@
+"""What changes a read store's file. Everything here runs inside a write transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import TypeAlias
+
+import msgspec
+
+from diptych.adapters.sqlite.columns import Unstorable
+from diptych.adapters.sqlite.read_tables import (
+    StoredTable,
+    create_table,
+    drop_table,
+    encode_table,
+    hide_table,
+    read_generations,
+    show_table,
+)
+from diptych.errors import ConfigurationError
+from diptych.event_store.position import Place
+from diptych.read_side.read_store import Failed, Fenced, Generation, SliceWrite, Table, WriteResult, Written
+
+__all__ = ["StoredTables", "apply", "create_generation", "drop_generation", "switch"]
+
+StoredTables: TypeAlias = Callable[[Generation], StoredTable | None]
+"""Finds the table of a generation; None for a subscriber."""
+
+_FENCE = """UPDATE diptych_generations
+    SET history_id = ?, position = ?, event_id = ?, epoch = ?, stopped = ?
+    WHERE name = ? AND number = ? AND history_id = ? AND position = ? AND event_id = ? AND epoch = ?
+    RETURNING live"""
+
+_REFUSED_VALUES = (OverflowError, UnicodeEncodeError, sqlite3.IntegrityError, sqlite3.DataError)
+"""How `sqlite3` and SQLite say that a value does not fit its column."""
+
+
+# ── slices ───────────────────────────────────────────────────────────────────
+
+
+def apply(connection: sqlite3.Connection, write: SliceWrite, tables: StoredTables) -> WriteResult:
+    """Apply one slice's write all or nothing; others in this transaction are left as they are."""
+    connection.execute("SAVEPOINT slice_write")
+    try:
+        result = _apply(connection, write, tables(write.generation))
+    except Unstorable as error:
+        result = Failed(f"{write.generation.name}: {error}")
+        connection.execute("ROLLBACK TO slice_write")
+    connection.execute("RELEASE slice_write")
+    return result
+
+
+def _apply(connection: sqlite3.Connection, write: SliceWrite, table: StoredTable | None) -> WriteResult:
+    moved = _move(connection, write)
+    if moved is None:
+        return Fenced()
+    if write.upserts or write.deletes:
+        if table is None:
+            raise Unstorable("it has no table")
+        _change_rows(connection, write, table)
+    if write.block or write.unblock or write.discard:
+        _change_keys(connection, write)
+    return Written(moved)
+
+
+def _move(connection: sqlite3.Connection, write: SliceWrite) -> Generation | None:
+    """Compare and set the checkpoint and the epoch; None where they are not as expected."""
+    seen, new = write.generation, write.checkpoint
+    epoch, stopped = seen.epoch + write.by_hand, _storable(write.stopped)
+    found = connection.execute(
+        _FENCE,
+        (
+            *(new.history_id, new.position, new.event_id, epoch, stopped),
+            *(seen.name, seen.number),
+            *(seen.checkpoint.history_id, seen.checkpoint.position, seen.checkpoint.event_id, seen.epoch),
+        ),
+    ).fetchall()
+    if not found:
+        return None
+    return msgspec.structs.replace(seen, checkpoint=new, epoch=epoch, stopped=stopped, live=bool(found[0][0]))
+
+
+def _change_rows(connection: sqlite3.Connection, write: SliceWrite, table: StoredTable) -> None:
+    if write.deletes:
+        keys = [key for key in write.deletes if table.codec.may_have_row(key)]
+        connection.executemany(table.delete, map(table.codec.encode_key, keys))
+    if write.upserts:
+        try:
+            connection.executemany(table.upsert, table.codec.encode(write.upserts))
+        except _REFUSED_VALUES as error:
+            table.codec.explain(write.upserts)
+            raise Unstorable(f"a row is refused: {error}") from error
+
+
+def _change_keys(connection: sqlite3.Connection, write: SliceWrite) -> None:
+    name, number = write.generation.name, write.generation.number
+    connection.executemany(
+        "DELETE FROM diptych_blocked_keys WHERE name = ? AND number = ? AND key = ?",
+        [(name, number, key) for key in write.unblock],
+    )
+    connection.executemany(
+        "INSERT OR REPLACE INTO diptych_blocked_keys (name, number, key, position, error) VALUES (?, ?, ?, ?, ?)",
+        [(name, number, blocked.key, blocked.position, _storable(blocked.error)) for blocked in write.block],
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO diptych_discards (name, position, key) VALUES (?, ?, ?)",
+        [(discard.name, discard.position, discard.key) for discard in write.discard],
+    )
+
+
+def _storable(text: str) -> str:
+    """Text of an error may hold anything, and must never be why a key cannot be blocked."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+# ── generations ──────────────────────────────────────────────────────────────
+
+
+def create_generation(
+    connection: sqlite3.Connection,
+    name: str,
+    fingerprint: str,
+    table: Table | None,
+    checkpoint: Place,
+    *,
+    live: bool,
+    anew: bool,
+) -> Generation:
+    """Make a generation, or find the one that a racer made; see the port.
+
+    Raises:
+        ConfigurationError: another projection's table has that name, or SQLite cannot have such a table.
+    """
+    others = read_generations(connection, name)
+    current = next((other for other in others if other.live), None)
+    for other in others:
+        if not anew and other.fingerprint == fingerprint and (current is None or other.number >= current.number):
+            return other
+    _check_name_is_free(connection, name, table)
+    if live and current is not None:
+        _hide(connection, current)
+    number = _next_number(connection, name)
+    made = Generation(name, number, fingerprint, table, live, checkpoint)
+    _insert(connection, made)
+    if table is not None:
+        stored = StoredTable(table, name, number)
+        create_table(connection, stored)
+        if live:
+            show_table(connection, stored)
+    return made
+
+
+def _check_name_is_free(connection: sqlite3.Connection, name: str, table: Table | None) -> None:
+    taken = connection.execute(
+        "SELECT name FROM diptych_generations WHERE table_name = ? AND name <> ?", (table and table.name, name)
+    ).fetchone()
+    if table is not None and taken is not None:
+        raise ConfigurationError(
+            f"{name} and {taken[0]} would share the table {table.name} (names differ by more than case): rename one"
+        )
+
+
+def _next_number(connection: sqlite3.Connection, name: str) -> int:
+    (number,) = connection.execute(
+        """INSERT INTO diptych_projections (name, last_number) VALUES (?, 1)
+        ON CONFLICT (name) DO UPDATE SET last_number = last_number + 1 RETURNING last_number""",
+        (name,),
+    ).fetchall()[0]
+    return int(number)
+
+
+def _insert(connection: sqlite3.Connection, made: Generation) -> None:
+    place = made.checkpoint
+    connection.execute(
+        """INSERT INTO diptych_generations
+        (name, number, fingerprint, table_name, form, live, history_id, position, event_id, epoch, stopped)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        (
+            *(made.name, made.number, made.fingerprint),
+            *(made.table and made.table.name, encode_table(made.table), made.live),
+            *(place.history_id, place.position, place.event_id, made.epoch, made.stopped),
+        ),
+    )
+
+
+def switch(connection: sqlite3.Connection, name: str, number: int) -> bool:
+    """Let a generation answer and drop the others; see the port."""
+    builds = {build.number: build for build in read_generations(connection, name)}
+    chosen = builds.pop(number, None)
+    if chosen is None:
+        return False
+    if any(other.live and chosen.checkpoint.position < other.checkpoint.position for other in builds.values()):
+        return False
+    for other in builds.values():
+        drop_generation(connection, name, other.number)
+    if not chosen.live:
+        _show(connection, chosen)
+    return True
+
+
+def drop_generation(connection: sqlite3.Connection, name: str, number: int) -> None:
+    """Remove a generation with all it holds; no error where it is gone."""
+    for build in read_generations(connection, name, number):
+        if build.live:
+            _hide(connection, build)
+        if build.table is not None:
+            drop_table(connection, StoredTable(build.table, name, number))
+    connection.execute("DELETE FROM diptych_generations WHERE name = ? AND number = ?", (name, number))
+    connection.execute("DELETE FROM diptych_blocked_keys WHERE name = ? AND number = ?", (name, number))
+
+
+def _show(connection: sqlite3.Connection, build: Generation) -> None:
+    _set_live(connection, build, live=True)
+    if build.table is not None:
+        show_table(connection, StoredTable(build.table, build.name, build.number))
+
+
+def _hide(connection: sqlite3.Connection, build: Generation) -> None:
+    _set_live(connection, build, live=False)
+    if build.table is not None:
+        hide_table(connection, StoredTable(build.table, build.name, build.number))
+
+
+def _set_live(connection: sqlite3.Connection, build: Generation, *, live: bool) -> None:
+    connection.execute(
+        "UPDATE diptych_generations SET live = ? WHERE name = ? AND number = ?", (live, build.name, build.number)
+    )

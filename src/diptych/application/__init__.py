@@ -1,0 +1,1 @@
+"""The composition root: contexts, stores and services, wired and run."""

@@ -1,0 +1,162 @@
+"""Bounded contexts: the declarations of one part of the domain, in its own language."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from importlib import import_module
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
+
+from diptych.errors import ConfigurationError
+from diptych.messages.annotations import scope_of_caller
+from diptych.messages.event import Event
+from diptych.messages.query import Query
+from diptych.read_side.projection import ProjectionDeclaration
+from diptych.read_side.query_bus import QueryDeclaration
+from diptych.read_side.read_model import ReadModel
+from diptych.read_side.subscriber import SubscriberDeclaration
+from diptych.write_side.command_handler import Declaration
+
+__all__ = ["BoundedContext"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Q = TypeVar("Q", bound=Query[Any])
+E = TypeVar("E", bound=Event)
+M = TypeVar("M", bound=ReadModel)
+I = TypeVar("I")  # noqa: E741  # an item of an event
+Decision: TypeAlias = Event | Iterable[Event] | None
+Decider = TypeVar("Decider", bound=Callable[..., Decision | Awaitable[Decision]])
+Subscriber = TypeVar("Subscriber", bound=Callable[..., Awaitable[None]])
+Fold = TypeVar("Fold", bound=Callable[..., ReadModel | None])
+
+
+class BoundedContext:
+    """Collects the handlers, projections and subscribers of one bounded context (Eric Evans, 2003).
+
+    Args:
+        name: letters, digits, - and _; qualifies the stored names of its events.
+        modules: imported when an application opens, so that a forgotten import is no silently missing projection.
+        events: events that it publishes beside those in its handlers' return annotations and models.
+    """
+
+    def __init__(self, name: str, *, modules: Iterable[str] = (), events: Iterable[type[Event]] = ()) -> None:
+        if not name.replace("-", "").replace("_", "").isalnum():
+            raise ConfigurationError(f"the context name {name!r} may hold letters, digits, - and _ only")
+        self.name = name
+        self.modules = tuple(modules)
+        self.events = tuple(events)
+        self.command_handlers: list[Declaration] = []
+        self.query_handlers: list[QueryDeclaration] = []
+        self.projections: list[ProjectionDeclaration] = []
+        self.subscribers: list[SubscriberDeclaration] = []
+
+    def __repr__(self) -> str:
+        return f"BoundedContext({self.name!r})"
+
+    def load(self) -> None:
+        """Import the modules, so that they declare what they have.
+
+        Raises:
+            ConfigurationError: a module does not exist.
+        """
+        for module in self.modules:
+            try:
+                import_module(module)
+            except ModuleNotFoundError as error:
+                if error.name is None or not module.startswith(error.name):
+                    raise
+                raise ConfigurationError(f"context {self.name!r} lists the module {module!r}: {error}") from error
+
+    @overload
+    def command_handler(self, function: Decider, /) -> Decider: ...
+    @overload
+    def command_handler(self, /, *, idempotent: bool) -> Callable[[Decider], Decider]: ...
+    def command_handler(self, function: Any = None, /, *, idempotent: bool = False) -> Any:
+        """Declare the handler of the command in the first parameter.
+
+        The other parameters are its decision models, its `CommandContext`, and services. It returns events, or raises
+        `Rejected`. A synchronous handler without services is pure: it is run again when it lost a race. One that is
+        async or takes services is run again only with `idempotent=True`.
+        """
+        scope = scope_of_caller()
+
+        def declare(function: Decider) -> Decider:
+            self.command_handlers.append(Declaration(function, scope, idempotent))
+            return function
+
+        return declare if function is None else declare(function)
+
+    def query_handler(
+        self, function: Callable[Concatenate[Q, P], Awaitable[R]], /
+    ) -> Callable[Concatenate[Q, P], Awaitable[R]]:
+        """Declare the handler of the query in the first parameter; it takes a `Reader`, and services.
+
+        It may run twice for one query: it is asked again on a newer snapshot if it met a read model that was behind.
+        """
+        self.query_handlers.append(QueryDeclaration(function, scope_of_caller()))
+        return function
+
+    @overload
+    def projection(
+        self, function: Callable[Concatenate[M | None, E, P], M | None], /
+    ) -> Callable[Concatenate[M | None, E, P], M | None]: ...
+    @overload
+    def projection(
+        self, function: Callable[Concatenate[M, E, P], M | None], /
+    ) -> Callable[Concatenate[M, E, P], M | None]: ...
+    @overload
+    def projection(self, function: Callable[[E], M | None], /) -> Callable[[E], M | None]: ...
+    @overload
+    def projection(
+        self, /, *, each: Callable[[E], Iterable[I]], key: Callable[[I], object] | None = None, version: int = 1
+    ) -> Callable[[Callable[Concatenate[M, E, I, P], M | None]], Callable[Concatenate[M, E, I, P], M | None]]: ...
+    @overload
+    def projection(
+        self, /, *, key: Callable[[E], object], version: int = 1
+    ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
+    @overload
+    def projection(
+        self, /, *, keys: Callable[[E], Iterable[object]], version: int = 1
+    ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
+    @overload
+    def projection(self, /, *, version: int) -> Callable[[Fold], Fold]: ...
+    def projection(
+        self,
+        function: Any = None,
+        /,
+        *,
+        each: Any = None,
+        key: Any = None,
+        keys: Any = None,
+        version: int = 1,
+    ) -> Any:
+        """Declare a fold of events into the rows of the read model that it returns.
+
+        The form of the row parameter decides: `(event) -> M` creates; `(row: M, event)` meets a blank row where there
+        is none; `(row: M | None, event)` is explicit. A further `context: EventContext` brings position and time. A
+        returned None deletes the row. Several functions over distinct events may feed one read model.
+
+        Args:
+            function: the fold, where used without arguments.
+            each: folds once per part of the event; the fold takes the part after the event.
+            key: computes the row's key from the event (from the part, with `each`); a tuple where it is composite. By
+                default it is the fields named like the key fields, of the part, else of the event.
+            keys: fans one event out to the rows of several keys.
+            version: raise it to rebuild the read model where the change of the code cannot be seen.
+        """
+        scope = scope_of_caller()
+
+        def declare(function: Fold) -> Fold:
+            self.projections.append(ProjectionDeclaration(function, scope, each, key, keys, version))
+            return function
+
+        return declare if function is None else declare(function)
+
+    def subscriber(self, function: Subscriber, /) -> Subscriber:
+        """Declare `async def f(events: Sequence[tuple[E, EventContext]], ...services)`: effects outside, in order.
+
+        Batches come at least once: after a crash the last one comes again. What raises is retried with backoff, and
+        nothing behind it is delivered meanwhile.
+        """
+        self.subscribers.append(SubscriberDeclaration(function, scope_of_caller()))
+        return function

@@ -1,0 +1,132 @@
+"""From declarations to compiled parts: what the contexts have, checked against each other.
+
+An event belongs to the context that publishes it: the one whose handlers return it, or that lists it. One that is only
+folded belongs to the context that folds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from diptych.application.bounded_context import BoundedContext
+from diptych.errors import ConfigurationError
+from diptych.messages.command import Command
+from diptych.messages.event import Event
+from diptych.messages.registry import EventType, EventTypes
+from diptych.read_side.projection import Projection, compile_projections, projected_events
+from diptych.read_side.query_bus import query_of
+from diptych.read_side.subscriber import subscribed_events
+from diptych.write_side.command_handler import (
+    CommandHandler,
+    command_of,
+    compile_handler,
+    decision_models,
+    published_events,
+)
+from diptych.write_side.decision_model import ModelFold, folded_events
+
+__all__ = ["command_handlers", "event_types", "handled_commands", "handled_queries", "projections"]
+
+
+def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
+    """Every event class of the contexts, with its stored name.
+
+    Raises:
+        ConfigurationError: it cannot be told which of two contexts an event belongs to.
+    """
+    published = [(context, set(_published(context))) for context in contexts]
+    folded = [(context, set(_folded(context))) for context in contexts]
+    found: dict[type[Event], EventType] = {}
+    for cls in sorted(set().union(*(events for _, events in published + folded)), key=lambda cls: cls.__qualname__):
+        if cls is not Event:
+            owners = [context for context, events in published if cls in events]
+            owners = owners or [context for context, events in folded if cls in events]
+            found[cls] = EventType(cls, _owner(cls, owners).name)
+    return EventTypes(found.values())
+
+
+def _owner(cls: type[Event], owners: Sequence[BoundedContext]) -> BoundedContext:
+    if len(owners) > 1 and cls.__options__.name is None:
+        names = ", ".join(context.name for context in owners)
+        raise ConfigurationError(
+            f"{cls.__name__} could belong to several contexts ({names}): list it in BoundedContext(events=[...]) of "
+            'one of them and let only that one publish it, or name it with stored_as="context.Name"'
+        )
+    return owners[0]
+
+
+def _published(context: BoundedContext) -> Iterable[type[Event]]:
+    yield from context.events
+    for declaration in context.command_handlers:
+        yield from published_events(declaration)
+
+
+def _folded(context: BoundedContext) -> Iterable[type[Event]]:
+    for handler in context.command_handlers:
+        for model in decision_models(handler):
+            yield from folded_events(model)
+    for projection in context.projections:
+        yield from projected_events(projection)
+    for subscriber in context.subscribers:
+        yield from subscribed_events(subscriber)
+
+
+def command_handlers(
+    contexts: Sequence[BoundedContext], services: Mapping[type[Any], object], types: EventTypes
+) -> dict[type[Command], CommandHandler]:
+    """The compiled handler of each command.
+
+    Raises:
+        ConfigurationError: a command has two handlers, or a parameter cannot be bound.
+    """
+    folds: dict[type, ModelFold] = {}
+
+    def fold(model: type) -> ModelFold:
+        if model not in folds:
+            folds[model] = ModelFold(model, types)
+        return folds[model]
+
+    found: dict[type[Command], CommandHandler] = {}
+    for context in contexts:
+        for declaration in context.command_handlers:
+            handler = compile_handler(declaration, fold, services, types)
+            other = found.setdefault(handler.command, handler)
+            if other is not handler:
+                raise ConfigurationError(f"{handler.command.__name__} has two handlers: {other.name}, {handler.name}")
+    return found
+
+
+def handled_commands(contexts: Sequence[BoundedContext]) -> Iterable[tuple[str, type]]:
+    """The commands of each context, with its name."""
+    for context in contexts:
+        for declaration in context.command_handlers:
+            yield context.name, command_of(declaration)
+
+
+def projections(contexts: Sequence[BoundedContext], types: EventTypes) -> list[Projection]:
+    """The compiled projections of all contexts.
+
+    Raises:
+        ConfigurationError: a signature does not fit, or two contexts feed one read model.
+    """
+    found: dict[type, Projection] = {}
+    for context in contexts:
+        for projection in compile_projections(context.name, context.projections, types):
+            other = found.setdefault(projection.form.cls, projection)
+            if other is not projection:
+                raise ConfigurationError(
+                    f"{projection.form.name} is fed by two contexts ({other.name}, {projection.name}): give each its "
+                    "own read model"
+                )
+    return list(found.values())
+
+
+def handled_queries(
+    contexts: Sequence[BoundedContext], queries: Iterable[type], models: Mapping[type, Projection]
+) -> Iterable[tuple[str, type]]:
+    """The queries with the name of their context: that of the handler, or of the read model that answers."""
+    declared = {query_of(handler): context.name for context in contexts for handler in context.query_handlers}
+    for query in queries:
+        name = declared.get(query)
+        yield name if name is not None else models[query].name.partition(".")[0], query

@@ -1,0 +1,248 @@
+"""An application that is open: its parts, wired, started and stopped in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from diptych.application import registration
+from diptych.application.bounded_context import BoundedContext
+from diptych.clock import Clock
+from diptych.errors import DiptychError, NotFresh
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.history import History
+from diptych.event_store.position import Position
+from diptych.messages.registry import MessageTypes
+from diptych.read_side.blocked_keys import BlockedKeys
+from diptych.read_side.freshness import Freshness
+from diptych.read_side.projector import Projector
+from diptych.read_side.query_bus import QueryBus, compile_query_handlers
+from diptych.read_side.read_store import ReadStore
+from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.subscriber import Subscription, compile_subscriber
+from diptych.write_side.command_bus import CommandBus, CommandMiddleware
+
+__all__ = ["Health", "ProjectionStatus", "Running", "Status", "wire"]
+
+READY_LAG_MAX = 100_000
+"""Events that a projection may be behind before the application says that it is not ready."""
+PROJECTED_WAIT_S = 3_600.0
+"""Seconds that `Application.projected` waits between two writes of the projections."""
+
+
+class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one projection, or subscriber, is.
+
+    Attributes:
+        name: "school.Seats".
+        checkpoint: every event up to this position is folded.
+        lag_events: how many positions the history is ahead.
+        lag_s: for how many seconds the first event that is not folded has been in the history; 0 at the head.
+        blocked: how many keys are blocked.
+        building: whether it is being built and does not answer yet.
+        stopped: why it cannot go on; empty while it can.
+    """
+
+    name: str
+    checkpoint: int
+    lag_events: int
+    lag_s: float
+    blocked: int = 0
+    building: bool = False
+    stopped: str = ""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an application stands.
+
+    Attributes:
+        head: the position of the last event.
+        history_id: 32 hexadecimal digits that name the history.
+        projections: by name.
+        subscribers: by name.
+    """
+
+    head: int
+    history_id: str
+    projections: list[ProjectionStatus]
+    subscribers: list[ProjectionStatus]
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether an application can do its work now; if not, why."""
+
+    ready: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """The parts of an open application."""
+
+    store: EventStore
+    read_store: ReadStore
+    history: History
+    clock: Clock
+    commands: CommandBus
+    queries: QueryBus
+    freshness: Freshness
+    projector: Projector
+    subscriptions: Sequence[Subscription]
+    command_types: MessageTypes
+    query_types: MessageTypes
+    projecting: bool
+    context_names: frozenset[str]
+    blocked_keys: BlockedKeys
+    rebuilds: Rebuilds
+
+    async def open(self) -> None:
+        """Open the stores, check that they fit the code and each other, and follow the history."""
+        await self.store.open()
+        await self.read_store.open()
+        await self.history.register(self.store, self.context_names)
+        await self.commands.open()
+        await self.projector.open()
+        if self.projecting:
+            for subscription in self.subscriptions:
+                await subscription.open()
+                subscription.start()
+            self.projector.start()
+
+    async def close(self) -> None:
+        """Stop in the order of the data: commands first, the stores last."""
+        await self.commands.close()
+        for subscription in self.subscriptions:
+            await subscription.close()
+        await self.projector.close()
+        await self.read_store.close()
+        await self.store.close()
+
+    async def status(self) -> Status:
+        """How far the history is, and how far everything that follows it."""
+        head = (await self.store.head()).position
+        known = {(found.name, found.number): found for found in await self.read_store.generations()}
+        projections = []
+        for slice in self.projector.slices:
+            name = slice.projection.name
+            found = known.get((name, slice.generation.number), slice.generation)
+            async with self.read_store.snapshot() as snapshot:
+                blocked = await snapshot.blocked(name, found.number)
+            projections.append(
+                ProjectionStatus(
+                    name=name,
+                    checkpoint=found.checkpoint.position,
+                    lag_events=head - found.checkpoint.position,
+                    lag_s=await self._lag_s(found.checkpoint.position),
+                    blocked=len(blocked),
+                    building=not found.live,
+                    stopped=slice.stopped or found.stopped,
+                )
+            )
+        subscribers = [await self._subscriber_status(found, head) for found in self.subscriptions]
+        return Status(
+            head=head,
+            history_id=self.store.history_id.hex(),
+            projections=sorted(projections, key=lambda found: found.name),
+            subscribers=sorted(subscribers, key=lambda found: found.name),
+        )
+
+    async def _subscriber_status(self, subscription: Subscription, head: Position) -> ProjectionStatus:
+        return ProjectionStatus(
+            name=subscription.subscriber.name,
+            checkpoint=subscription.position,
+            lag_events=head - subscription.position,
+            lag_s=await self._lag_s(subscription.position),
+            stopped=subscription.failure,
+        )
+
+    async def _lag_s(self, checkpoint: Position) -> float:
+        missing = (await self.store.read(ALL_EVENTS, checkpoint, 1)).events
+        return max(0.0, (self.clock.now() - missing[0].recorded_at).total_seconds()) if missing else 0.0
+
+    async def health(self) -> Health:
+        """Whether the store is reachable, and the projections run and keep up."""
+        if self.projecting and self.projector.failure:
+            return Health(ready=False, reason=f"projections have stopped: {self.projector.failure}")
+        try:
+            status = await self.status()
+        except DiptychError as error:
+            return Health(ready=False, reason=str(error))
+        for found in status.projections:
+            if found.stopped:
+                return Health(ready=False, reason=f"projection {found.name} has stopped: {found.stopped}")
+            if found.lag_events > READY_LAG_MAX:
+                return Health(ready=False, reason=f"projection {found.name} is {found.lag_events} events behind")
+        return Health(ready=True)
+
+    async def projected(self) -> None:
+        """Wait until every projection that can go on shows the history as it is now.
+
+        Raises:
+            NotFresh: nobody moves them, or they have stopped altogether.
+        """
+        head, seen = (await self.store.head()).position, 0
+        while True:
+            behind = [
+                slice
+                for slice in self.projector.slices
+                if not slice.stopped and (slice.position < head or not slice.generation.live)
+            ]
+            if not behind:
+                return
+            if self.projector.failure or not self.projecting:
+                reason = self.projector.failure or "this application does not project"
+                raise NotFresh(behind[0].projection.name, head, behind[0].position, reason)
+            seen = await self.read_store.wait_for_change(seen, PROJECTED_WAIT_S)
+
+
+def wire(
+    contexts: Sequence[BoundedContext],
+    store: EventStore,
+    read_store: ReadStore,
+    *,
+    services: Mapping[type[Any], object],
+    middleware: Sequence[CommandMiddleware],
+    clock: Clock,
+    projecting: bool,
+    commands_waiting_max: int,
+) -> Running:
+    """Compile the contexts and give every part what it needs; nothing is opened yet.
+
+    Raises:
+        ConfigurationError: something in the contexts does not fit.
+    """
+    types = registration.event_types(contexts)
+    history = History(types)
+    handlers = registration.command_handlers(contexts, services, types)
+    projections = registration.projections(contexts, types)
+    query_handlers, answered = compile_query_handlers(
+        [found for context in contexts for found in context.query_handlers], projections, services
+    )
+    freshness = Freshness(store, read_store, clock)
+    projector = Projector(store, history, read_store, projections)
+    by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in projections}
+    return Running(
+        store=store,
+        read_store=read_store,
+        history=history,
+        clock=clock,
+        commands=CommandBus(handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max),
+        queries=QueryBus(query_handlers, by_model, store, read_store, freshness),
+        freshness=freshness,
+        projector=projector,
+        subscriptions=[
+            Subscription(compile_subscriber(context.name, found, services, types), store, history, read_store)
+            for context in contexts
+            for found in context.subscribers
+        ],
+        command_types=MessageTypes("command", registration.handled_commands(contexts)),
+        query_types=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
+        projecting=projecting,
+        blocked_keys=BlockedKeys(projector, store, read_store),
+        rebuilds=Rebuilds(projector, read_store),
+        context_names=frozenset(context.name for context in contexts),
+    )

@@ -1,0 +1,171 @@
+"""The same application for code without an event loop: scripts, Django, notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from diptych.application.application import Application
+from diptych.application.bounded_context import BoundedContext
+from diptych.application.running import Health, Status
+from diptych.clock import Clock
+from diptych.errors import StoreClosed
+from diptych.messages.command import Command
+from diptych.messages.query import Query
+from diptych.read_side.freshness import WAIT_S
+from diptych.read_side.query_bus import Answer
+from diptych.write_side.command_bus import CommandMiddleware
+from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
+from diptych.write_side.idempotency import Receipt
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["SyncApplication"]
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class SyncApplication:
+    """An `Application` whose calls block: `with SyncApplication(school) as app: app.execute(...)`.
+
+    It runs on an event loop in a thread of its own, so it may be called from any thread, many at a time; their
+    commands share transactions. See `Application` for the arguments and errors of every method.
+    """
+
+    def __init__(
+        self,
+        *contexts: BoundedContext,
+        store: str | None = None,
+        read_store: str | None = None,
+        services: Mapping[type[Any], object] | None = None,
+        command_middleware: Sequence[CommandMiddleware] = (),
+        clock: Clock | None = None,
+        projecting: bool = True,
+        commands_waiting_max: int = COMMANDS_WAITING_MAX,
+    ) -> None:
+        self._application = Application(
+            *contexts,
+            store=store,
+            read_store=read_store,
+            services=services,
+            command_middleware=command_middleware,
+            clock=clock,
+            projecting=projecting,
+            commands_waiting_max=commands_waiting_max,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """See `Application.open`."""
+        if self._loop is not None:
+            raise StoreClosed("this application is open already")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="diptych", daemon=True)
+        self._thread.start()
+        try:
+            self._call(self._application.open())
+        except BaseException:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        """See `Application.close`."""
+        if self._loop is not None:
+            try:
+                self._call(self._application.close())
+            finally:
+                self._stop()
+
+    def execute(
+        self,
+        command: Command,
+        /,
+        *,
+        command_id: str | None = None,
+        actor: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """See `Application.execute`."""
+        return self._call(
+            self._application.execute(
+                command,
+                command_id=command_id,
+                actor=actor,
+                correlation_id=correlation_id,
+                causation_id=causation_id,
+                traceparent=traceparent,
+            )
+        )
+
+    def query(
+        self,
+        query: Query[R],
+        /,
+        *,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: Literal["eventual", "latest"] = "eventual",
+        within_s: float | None = None,
+        wait_s: float = WAIT_S,
+    ) -> R:
+        """See `Application.query`."""
+        return self._call(
+            self._application.query(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+        )
+
+    def answer(
+        self,
+        query: Query[R],
+        /,
+        *,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: Literal["eventual", "latest"] = "eventual",
+        within_s: float | None = None,
+        wait_s: float = WAIT_S,
+    ) -> Answer[R]:
+        """See `Application.answer`."""
+        return self._call(
+            self._application.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+        )
+
+    def status(self) -> Status:
+        """See `Application.status`."""
+        return self._call(self._application.status())
+
+    def health(self) -> Health:
+        """See `Application.health`."""
+        return self._call(self._application.health())
+
+    def projected(self) -> None:
+        """See `Application.projected`."""
+        self._call(self._application.projected())
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            coroutine.close()
+            raise StoreClosed("this application is not open: use it inside `with SyncApplication(...) as app`")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _stop(self) -> None:
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()

@@ -1,0 +1,310 @@
+"""The error tree: everything Diptych raises on purpose.
+
+DiptychError
+├── Rejected                 the domain says no (messages/rejected.py, since it may carry an event)
+├── MessageError             what was sent is no message that this application takes
+│   ├── InvalidMessage         wrong or missing fields, unknown fields, bytes that are no JSON
+│   ├── UnknownMessage         no such command or query here
+│   └── CommandIdReused        the same command id came with another payload
+├── InvalidEvent             a handler gave an event that cannot be stored
+├── Conflict                 others changed what the decision stood on, up to the retry limit
+├── Unavailable              not now: the same call may succeed later
+│   ├── Overloaded             a named limit on waiting work is reached
+│   ├── StoreUnavailable       the store cannot be reached, is locked, or its disk is full
+│   ├── OutcomeUnknown         the commit may or may not be durable: send the same command id again
+│   ├── NotFresh               the answer asked for is not there yet, and the wait is over
+│   └── Blocked                the answer touches a key whose projection is blocked
+├── HistoryError             the stored history and this code, or this token, do not fit
+│   ├── HistoryDiverged        a token, checkpoint or cursor is of another history
+│   ├── NewerStore             the store was written by a newer Diptych
+│   ├── UnreadableEvent        a stored event has no class that can read it
+│   └── TagsChanged            the code would tag a stored event type otherwise
+├── StoreClosed              used before it was opened, or after it was closed
+└── ConfigurationError       wrong in the code or the settings: found at start-up
+
+Only `Conflict` and `Unavailable` are worth retrying; with a command id a retry is always safe.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "Blocked",
+    "CommandIdReused",
+    "ConfigurationError",
+    "Conflict",
+    "DiptychError",
+    "HistoryDiverged",
+    "HistoryError",
+    "InvalidEvent",
+    "InvalidMessage",
+    "MessageError",
+    "NewerStore",
+    "NotFresh",
+    "OutcomeUnknown",
+    "Overloaded",
+    "StoreClosed",
+    "StoreUnavailable",
+    "TagsChanged",
+    "Unavailable",
+    "UnknownMessage",
+    "UnreadableEvent",
+]
+
+
+class DiptychError(Exception):
+    """The root of everything Diptych raises on purpose."""
+
+
+class ConfigurationError(DiptychError):
+    """Something in the code or the settings is wrong; the text names it and says what would mend it."""
+
+
+class StoreClosed(DiptychError):
+    """The application or store is used before it was opened or after it was closed."""
+
+
+# ── messages ─────────────────────────────────────────────────────────────────
+
+
+class MessageError(DiptychError):
+    """What was sent is no message that this application takes."""
+
+
+class InvalidMessage(MessageError, ValueError):
+    """A message has wrong, missing or unknown fields.
+
+    Attributes:
+        message: the name of the message type.
+        problems: at least one pair of path (`$.lines[0].quantity`; `$` is the message) and text.
+    """
+
+    def __init__(self, message: str, problems: Sequence[tuple[str, str]]) -> None:
+        self.message = message
+        self.problems = tuple(problems)
+        listed = "; ".join(f"{text} at {path}" for path, text in self.problems)
+        super().__init__(f"{message} is invalid: {listed}")
+
+
+class UnknownMessage(MessageError, LookupError):
+    """No command or query of this name is handled here.
+
+    Attributes:
+        kind: "command" or "query".
+        name: the name asked for.
+        close: up to three names that are close to it, the closest first, may be empty.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind = kind
+        self.name = name
+        self.close = tuple(difflib.get_close_matches(name, list(known), n=3))
+        hint = f"; did you mean {' or '.join(self.close)}?" if self.close else ""
+        super().__init__(f"no {kind} named {name} is handled here{hint}")
+
+
+class CommandIdReused(MessageError):
+    """The same command id came before with another payload; nothing was done.
+
+    Attributes:
+        command_id: the id in question.
+    """
+
+    def __init__(self, command_id: str) -> None:
+        self.command_id = command_id
+        super().__init__(
+            f"command id {command_id!r} was used before for another command or payload; "
+            "send a retry unchanged, and give a new command a new id"
+        )
+
+
+class InvalidEvent(DiptychError):
+    """A handler gave an event that cannot be stored; nothing was done.
+
+    Attributes:
+        handler: the name of the handler.
+        event: the name of the event class.
+    """
+
+    def __init__(self, handler: str, event: str, reason: str) -> None:
+        self.handler = handler
+        self.event = event
+        super().__init__(f"{handler} gave an {event} that cannot be stored: {reason}")
+
+
+# ── conflict ─────────────────────────────────────────────────────────────────
+
+
+class Conflict(DiptychError):
+    """What the decision stood on changed while it was made, as often as the limit allows.
+
+    Attributes:
+        command: the name of the command type.
+        attempts: how often it was decided.
+        position: the position of the event that the last attempt did not know.
+    """
+
+    def __init__(self, command: str, attempts: int, position: int) -> None:
+        self.command = command
+        self.attempts = attempts
+        self.position = position
+        super().__init__(
+            f"{command} lost the race {attempts} times, the last time to the event at position {position}; "
+            "nothing was done, send it again"
+        )
+
+
+# ── not now ──────────────────────────────────────────────────────────────────
+
+
+class Unavailable(DiptychError):
+    """Not now: the same call may succeed later."""
+
+
+class Overloaded(Unavailable):
+    """A named limit on waiting work is reached; nothing was done.
+
+    Attributes:
+        limit_name: the name of the limit, as in the docs.
+        limit: its value.
+    """
+
+    def __init__(self, limit_name: str, limit: int) -> None:
+        self.limit_name = limit_name
+        self.limit = limit
+        super().__init__(f"{limit_name}={limit} is reached; nothing was done, try again in a moment")
+
+
+class StoreUnavailable(Unavailable):
+    """The store cannot be reached, is locked past its limit, or its disk is full; nothing was done."""
+
+
+class OutcomeUnknown(Unavailable):
+    """The commit may or may not be durable; sending the same command with the same id tells which.
+
+    Attributes:
+        command_id: the id to send again.
+    """
+
+    def __init__(self, command_id: str, cause: str) -> None:
+        self.command_id = command_id
+        super().__init__(
+            f"the outcome of command {command_id} is unknown ({cause}); "
+            "send the same command with the same id again to learn it"
+        )
+
+
+class NotFresh(Unavailable):
+    """The read models asked for did not reach the position asked for within the wait.
+
+    Attributes:
+        read_model: the name of one read model that is behind.
+        wanted: the position that the answer had to cover.
+        reached: the position that the read model covers.
+        reason: why it is behind, where that is known.
+    """
+
+    def __init__(self, read_model: str, wanted: int, reached: int, reason: str = "") -> None:
+        self.read_model = read_model
+        self.wanted = wanted
+        self.reached = reached
+        self.reason = reason
+        because = f" ({reason})" if reason else ""
+        super().__init__(
+            f"{read_model} shows position {reached}, {wanted - reached} behind {wanted} as asked for{because}; "
+            "ask again, or wait longer"
+        )
+
+
+class Blocked(Unavailable):
+    """A strict read touches a key that an event which cannot be folded blocks.
+
+    Attributes:
+        read_model: the name of the read model.
+        keys: the blocked keys, as JSON arrays; empty where the whole projection has stopped.
+    """
+
+    def __init__(self, read_model: str, keys: Sequence[str], reason: str) -> None:
+        self.read_model = read_model
+        self.keys = tuple(keys)
+        what = f"keys {', '.join(keys)} of {read_model} are blocked" if keys else f"{read_model} has stopped"
+        super().__init__(f"{what}: {reason}; see `diptych parked list`")
+
+
+# ── history ──────────────────────────────────────────────────────────────────
+
+
+class HistoryError(DiptychError):
+    """The stored history and this code, or this token, do not fit."""
+
+
+class HistoryDiverged(HistoryError):
+    """A token, checkpoint or cursor belongs to another history than the store's.
+
+    A restored backup, a copied file or a failover can fork a history. It is never followed across the fork.
+
+    Attributes:
+        what: what carried the other history.
+    """
+
+    def __init__(self, what: str, reason: str) -> None:
+        self.what = what
+        super().__init__(f"{what} belongs to another history: {reason}")
+
+
+class NewerStore(HistoryError):
+    """The store was written by a newer Diptych than this one.
+
+    Attributes:
+        found: the schema version in the store.
+        known: the newest one that this Diptych reads.
+    """
+
+    def __init__(self, where: str, found: int, known: int) -> None:
+        self.found = found
+        self.known = known
+        super().__init__(
+            f"{where} has schema version {found}, this Diptych knows up to {known}: upgrade Diptych; "
+            "nothing was read or changed"
+        )
+
+
+class UnreadableEvent(HistoryError):
+    """A stored event has no class that can read it.
+
+    Attributes:
+        type: the stored name of the event type.
+        version: its stored version.
+        position: its position in the history.
+    """
+
+    def __init__(self, type: str, version: int, position: int, reason: str) -> None:
+        self.type = type
+        self.version = version
+        self.position = position
+        super().__init__(f"the event at position {position} is a stored {type} (version {version}): {reason}")
+
+
+class TagsChanged(HistoryError):
+    """The code would tag an event type otherwise than the events of that type in the store are tagged.
+
+    Attributes:
+        type: the stored name of the event type.
+        stored: the tag names in the store.
+        coded: the tag names that the code would give.
+    """
+
+    def __init__(self, type: str, version: int, stored: Sequence[str], coded: Sequence[str]) -> None:
+        self.type = type
+        self.stored = tuple(stored)
+        self.coded = tuple(coded)
+        super().__init__(
+            f"stored events of {type} (version {version}) are tagged {list(stored)}, the code would tag them "
+            f"{list(coded)}: decisions over old events would miss some. Keep the fields' identities "
+            "(Identity tag=, Untagged), give the event a new version, or run `diptych retag`"
+        )

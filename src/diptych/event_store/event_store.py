@@ -1,0 +1,236 @@
+"""The hinge: the port of the event store. The contract is `testing/contracts/event_store.py`.
+
+One history, one order, one append section. Everything that changes the history, and every outcome that claims to be
+true of it, goes through `append`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
+
+import msgspec
+
+from diptych.event_store.append_condition import AppendCondition
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.position import Place, Position
+from diptych.event_store.recorded_event import NewEvent, RecordedEvent
+
+__all__ = [
+    "AppendResult",
+    "Appended",
+    "ChainBroken",
+    "Commit",
+    "Conflicting",
+    "Duplicate",
+    "EventStore",
+    "KeptOutcome",
+    "ReadResult",
+    "Refused",
+    "StoredType",
+]
+
+COMMIT_EVENTS_MAX = 1_000
+"""Events of one commit."""
+EVENT_BYTES_MAX = 1 << 20
+"""Bytes of one event's data."""
+EVENT_TAGS_MAX = 1_000
+"""Tags of one event."""
+TAG_BYTES_MAX = 512
+"""Bytes of one tag, in UTF-8."""
+COMMAND_ID_CHARACTERS_MAX = 128
+"""Characters of a command id."""
+
+
+class Commit(msgspec.Struct, frozen=True, gc=False):
+    """The outcome of one command, to be made true or not as a whole.
+
+    Attributes:
+        events: at most `COMMIT_EVENTS_MAX`, may be empty.
+        conditions: all have to hold.
+        command_id: whose outcome this is; None appends without one.
+        payload_hash: tells this payload from others under the same id.
+        rejection: the rejection as JSON, where the command is refused.
+        keep: whether the outcome is kept under the command id (G4).
+    """
+
+    events: tuple[NewEvent, ...] = ()
+    conditions: tuple[AppendCondition, ...] = ()
+    command_id: str | None = None
+    payload_hash: bytes = b""
+    rejection: bytes | None = None
+    keep: bool = True
+
+
+class KeptOutcome(msgspec.Struct, frozen=True):
+    """What the store remembers of a command.
+
+    Attributes:
+        place: where it was judged: the place of its last event or, without events, the head at that moment.
+        event_count: how many events it appended, ending at that place.
+        rejection: the rejection as JSON, where it was refused.
+    """
+
+    command_id: str
+    payload_hash: bytes
+    place: Place
+    event_count: int
+    rejection: bytes | None = None
+
+
+class Appended(msgspec.Struct, frozen=True):
+    """The commit holds: durable, with its events contiguous and ending at `place`.
+
+    Attributes:
+        place: of its last event or, without events, the head at which it was judged.
+        recorded_at_us: microseconds since 1970 UTC, the same for all its events.
+    """
+
+    place: Place
+    recorded_at_us: int
+
+
+class Conflicting(msgspec.Struct, frozen=True):
+    """A condition does not hold; nothing of the commit was done.
+
+    Attributes:
+        item: the condition's item.
+        position: of one event that breaks it.
+    """
+
+    item: QueryItem
+    position: Position
+
+
+class ChainBroken(msgspec.Struct, frozen=True):
+    """A condition names a pending position that did not come about; nothing of the commit was done."""
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """An outcome is already kept under this command id; nothing was done. Compare the payload hashes."""
+
+    outcome: KeptOutcome
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """This commit can never be stored as it is (size, bytes, a duplicate event id); nothing of it was done."""
+
+    reason: str
+
+
+AppendResult: TypeAlias = Appended | Conflicting | ChainBroken | Duplicate | Refused
+
+
+class ReadResult(msgspec.Struct, frozen=True):
+    """Events, and how far they tell.
+
+    Attributes:
+        events: ordered by position (backward reads: from the last), may be empty.
+        through: forward reads: every matching event up to here, from the place asked, is in `events`. Where the
+            limit did not cut the read short this is the head, else the last event's place. Backward reads: the head.
+        more: whether the limit cut the read short.
+    """
+
+    events: list[RecordedEvent]
+    through: Position
+    more: bool
+
+
+class StoredType(msgspec.Struct, frozen=True):
+    """An event type as the store knows it: its tag names are facts that code must keep (TagsChanged)."""
+
+    name: str
+    version: int
+    tag_names: tuple[str, ...]
+
+
+class EventStore(Protocol):
+    """Keeps one history.
+
+    Every implementation guarantees
+
+    - positions 1, 2, 3 … without gaps, in commit order, and no reader ever sees n+1 before n (G2);
+    - a commit's events and outcome, all or nothing, durable when `append` returns (G1, G11);
+    - the conditions of every commit judged exactly, in the section that assigns its positions (G3).
+
+    It need not order batches of two callers in the order of their calls. All methods raise `StoreClosed` before
+    `open` and after `close`, and `StoreUnavailable` where the store cannot be reached.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether the history outlives the process."""
+        ...
+
+    @property
+    def history_id(self) -> bytes:
+        """16 bytes that name the history, made with the store. Known once open."""
+        ...
+
+    async def open(self) -> None:
+        """Connect; make or upgrade the store's own tables where they are missing.
+
+        Raises:
+            NewerStore: a newer Diptych wrote it.
+            StoreUnavailable: it cannot be opened; with the reason.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and let go. May be called twice."""
+        ...
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        """Judge and append commits one after the other in one durable transaction; answer each on its own.
+
+        A later commit sees what the earlier ones of the batch appended. With `base`, the head that the caller
+        knows, a condition's `after` may lie beyond it: it then names a *pending* position, the place that an earlier
+        event of this batch takes if the history still ends at `base` and every commit before was appended as
+        decided. Where that did not come about, the answer is `ChainBroken`, whatever is at that position now.
+        Without `base`, an `after` beyond the head is `ChainBroken` too.
+
+        Returns:
+            One result per commit, in order.
+
+        Raises:
+            OutcomeUnknown: the connection or disk failed while committing; sending the same commits again tells.
+        """
+        ...
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """Matching events after a position (and up to `until`, included), forward, at most `limit` of them."""
+        ...
+
+    async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
+        """Matching events before a position (by default from the head), the last first, at most `limit` of them."""
+        ...
+
+    async def head(self) -> Place:
+        """The place of the last event; position 0 while there is none."""
+        ...
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place at a position; None past the head."""
+        ...
+
+    async def outcome(self, command_id: str) -> KeptOutcome | None:
+        """What is kept under a command id."""
+        ...
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        """Wait until the head is past a position. False when the time is over first.
+
+        Woken without polling by appends through this instance; those of other processes are noticed within
+        a named interval.
+        """
+        ...
+
+    async def stored_types(self) -> list[StoredType]:
+        """Every event type and version that the store holds events of, with the tag names it was registered with."""
+        ...
+
+    async def register_types(self, types: Sequence[StoredType]) -> None:
+        """Remember the tag names of types; replaces those of types that no event is stored of."""
+        ...

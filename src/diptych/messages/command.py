@@ -1,0 +1,31 @@
+"""Commands: what is wanted, in the imperative."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from diptych.messages.message import Message
+
+__all__ = ["Command", "CommandContext"]
+
+
+class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is wanted: `class Enrol(Command): course: CourseId`. Handled by one command handler."""
+
+
+class CommandContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command handler may know beside the command and its models.
+
+    Attributes:
+        now: the time of the command, aware, in UTC; the same across the retries of one command.
+        command_id: the command's id; the idempotency key for calls to the outside.
+        actor: who wants it, where the entry point knows.
+        correlation_id: what this command, and all that follows from it, belongs to.
+    """
+
+    now: datetime
+    command_id: str
+    actor: str | None = None
+    correlation_id: str | None = None

@@ -1,0 +1,146 @@
+"""What all messages and models are made of: immutable, typed structs."""
+
+from __future__ import annotations
+
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import msgspec
+from typing_extensions import dataclass_transform
+
+from diptych.messages.annotations import Scope, evaluate, scope_of_caller
+
+if TYPE_CHECKING or sys.version_info >= (3, 13):
+    from typing import ParamSpec, Protocol
+
+__all__ = ["Message", "MessageMeta", "Value", "options_of", "replace", "scope_of"]
+
+AWARE = msgspec.Meta(tz=True)
+
+
+class Options(typing.NamedTuple):
+    """What the class statement said of a message beside its fields."""
+
+    name: str | None
+    version: int
+    scope: Scope
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
+class MessageMeta(msgspec.StructMeta):
+    """Makes every subclass frozen and keyword-only, and its datetimes aware, whatever scope it is written in."""
+
+    __options__: Options
+
+    def __new__(
+        mcls,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        /,
+        *,
+        stored_as: str | None = None,
+        version: int = 1,
+        **keywords: Any,
+    ) -> MessageMeta:  # noqa: PYI034 — Self cannot be used in a metaclass
+        """Make the class; `stored_as` and `version` are for events."""
+        scope = scope_of_caller()
+        _settle_annotations(namespace, scope)
+        keywords = {"frozen": True, "kw_only": True, **keywords}
+        cls = super().__new__(mcls, name, bases, namespace, **keywords)
+        type.__setattr__(cls, "__options__", Options(stored_as, version, scope))
+        return cls
+
+
+def _settle_annotations(namespace: dict[str, Any], scope: Scope) -> None:
+    """Evaluate what can be evaluated now (local classes can only now), and make each datetime an aware one."""
+    annotations = namespace.get("__annotations__")
+    if not annotations:
+        return
+    where = sys.modules[namespace["__module__"]].__dict__ if namespace["__module__"] in sys.modules else {}
+    for name, annotation in annotations.items():
+        try:
+            annotations[name] = _aware(evaluate(annotation, where, {**scope, **namespace}, name))
+        except Exception:  # noqa: BLE001, S112  # a name to come: msgspec resolves it at first use, or says what is wrong
+            continue
+
+
+def _aware(annotation: Any) -> Any:
+    if annotation is datetime:
+        return Annotated[datetime, AWARE]
+    if typing.get_origin(annotation) is Annotated:
+        inner = _aware(annotation.__origin__)
+        return annotation if inner is annotation.__origin__ else Annotated[(inner, *annotation.__metadata__)]
+    arguments = typing.get_args(annotation)
+    if not arguments or typing.get_origin(annotation) is typing.Literal:
+        return annotation
+    settled = tuple(_aware(argument) for argument in arguments)
+    if all(new is old for new, old in zip(settled, arguments, strict=True)):
+        return annotation
+    if isinstance(annotation, typing.types.UnionType):  # type: ignore[attr-defined]
+        return typing.Union[settled]  # noqa: UP007  # made at run time
+    return annotation.copy_with(settled) if hasattr(annotation, "copy_with") else typing.get_origin(annotation)[settled]
+
+
+class Value(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
+    """A nested value: immutable, equal by its fields."""
+
+
+class Message(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
+    """What commands, events and queries have in common: immutable, keyword-only, typed fields."""
+
+
+def options_of(cls: type) -> Options:
+    """What the class statement of a message or model said beside its fields."""
+    found: Options = cls.__options__  # type: ignore[attr-defined]
+    return found
+
+
+def scope_of(cls: type) -> Scope:
+    """The local names around the class statement, and the class under its own name."""
+    return {**options_of(cls).scope, cls.__name__: cls}
+
+
+def field_types(cls: type) -> Mapping[str, Any]:
+    """The fields of a message or model with their types, marks kept, in order of definition."""
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        where = sys.modules[base.__module__].__dict__ if base.__module__ in sys.modules else {}
+        local = scope_of(base) if isinstance(base, MessageMeta) else {}
+        for name, annotation in base.__dict__.get("__annotations__", {}).items():  # noqa: RUF063 — not yet evaluated
+            hints[name] = evaluate(annotation, where, local, f"{cls.__name__}.{name}")
+    fields: Sequence[str] = cls.__struct_fields__  # type: ignore[attr-defined]
+    return {name: hints[name] for name in fields}
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+# A `replace` that checkers can verify: from 3.13 on by `__replace__`, whose signature they derive from the fields.
+if sys.version_info >= (3, 13):
+    _P = ParamSpec("_P")
+    _T_co = TypeVar("_T_co", covariant=True)
+
+    class Replaceable(Protocol[_P, _T_co]):
+        """What has `__replace__`, as every struct does."""
+
+        def __replace__(self, *args: _P.args, **changes: _P.kwargs) -> _T_co: ...
+
+    def replace(value: Replaceable[_P, _T_co], /, *args: _P.args, **changes: _P.kwargs) -> _T_co:
+        """A copy of an immutable value with some fields changed.
+
+        Raises:
+            TypeError: a field named does not exist.
+        """
+        return value.__replace__(*args, **changes)
+else:
+
+    def replace(value: S, /, **changes: Any) -> S:
+        """A copy of an immutable value with some fields changed.
+
+        Raises:
+            TypeError: a field named does not exist.
+        """
+        return msgspec.structs.replace(value, **changes)

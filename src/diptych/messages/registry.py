@@ -1,0 +1,111 @@
+"""The messages that an application knows, by class and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from diptych.errors import ConfigurationError, UnknownMessage
+from diptych.messages.codec import Codec
+from diptych.messages.event import Event
+from diptych.messages.message import options_of
+from diptych.messages.tags import tag_reader
+
+__all__ = ["EventType", "EventTypes", "MessageTypes"]
+
+
+class EventType:
+    """One event class with the name, version and tags under which it is stored.
+
+    Attributes:
+        cls: the class.
+        name: the stored name, qualified by context: "school.Enrolled".
+        version: the stored version.
+        tags: reads the tags of one event.
+        tag_names: the tag names of its fields, sorted; a stored fact.
+    """
+
+    __slots__ = ("cls", "codec", "name", "tag_names", "tags", "version")
+
+    def __init__(self, cls: type[Event], context: str) -> None:
+        options = options_of(cls)
+        self.cls = cls
+        self.name = options.name or f"{context}.{cls.__name__}"
+        self.version = options.version
+        self.codec = Codec(cls)
+        self.tags, self.tag_names = tag_reader(cls)
+
+
+class EventTypes:
+    """Every event class of an application: the two-way dictionary between classes and stored names."""
+
+    def __init__(self, types: Iterable[EventType]) -> None:
+        self._by_class: dict[type, EventType] = {}
+        self._by_name: dict[str, EventType] = {}
+        for found in types:
+            other = self._by_name.setdefault(found.name, found)
+            if other.cls is not found.cls:
+                raise ConfigurationError(
+                    f"{found.cls.__module__}.{found.cls.__qualname__} and {other.cls.__module__}."
+                    f"{other.cls.__qualname__} would both be stored as {found.name!r}: rename one, or name it with "
+                    "stored_as="
+                )
+            self._by_class[found.cls] = found
+
+    def __iter__(self) -> Iterator[EventType]:
+        return iter(self._by_class.values())
+
+    def of(self, cls: type) -> EventType:
+        """The type of an event class.
+
+        Raises:
+            ConfigurationError: no bounded context of the application has it.
+        """
+        found = self._by_class.get(cls)
+        if found is None:
+            raise ConfigurationError(
+                f"{cls.__name__} is no event that this application knows: name it in the return annotation of the "
+                "handler that gives it, or in BoundedContext(events=[...])"
+            )
+        return found
+
+    def stored_as(self, name: str) -> EventType | None:
+        """The type with this stored name, if the application knows it."""
+        return self._by_name.get(name)
+
+
+class MessageTypes:
+    """The commands or the queries of an application, by name.
+
+    A name is the class name, where only one context has it, and always `context.ClassName`.
+    """
+
+    def __init__(self, kind: str, classes: Iterable[tuple[str, type]]) -> None:
+        self.kind = kind
+        self._by_name: dict[str, type] = {}
+        self._names: dict[type, str] = {}
+        short: dict[str, list[tuple[str, type]]] = {}
+        for context, cls in classes:
+            self._by_name[f"{context}.{cls.__name__}"] = cls
+            short.setdefault(cls.__name__, []).append((context, cls))
+        for name, found in short.items():
+            for context, cls in found:
+                self._names[cls] = name if len(found) == 1 else f"{context}.{name}"
+            if len(found) == 1:
+                self._by_name[name] = found[0][1]
+
+    @property
+    def names(self) -> Mapping[type, str]:
+        """Each class with the shortest name that finds it."""
+        return self._names
+
+    def find(self, name: str) -> type[Any]:
+        """The class of that name.
+
+        Raises:
+            UnknownMessage: there is none; with close names.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            raise UnknownMessage(self.kind, name, self._names.values())
+        return found

@@ -1,0 +1,154 @@
+"""The tags of an event: found from the fields that hold an `Identity`, nested ones and collections included."""
+
+from __future__ import annotations
+
+import collections.abc
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from diptych.errors import ConfigurationError
+from diptych.messages.annotations import members, unwrap
+from diptych.messages.identity import UNTAGGED, Identity, tag_name
+from diptych.messages.message import field_types
+
+__all__ = ["TagReader", "tag", "tag_reader"]
+
+Collect = Callable[[Any], Iterable[str]]
+
+
+class TagReader(typing.NamedTuple):
+    """Reads the tags of one event class.
+
+    Attributes:
+        read: an event to its tags, each once, in order of the fields.
+        names: the tag names of its fields, sorted, one entry per place that can give a tag.
+    """
+
+    read: Callable[[Any], tuple[str, ...]]
+    names: tuple[str, ...]
+
+
+def tag(identity: type, value: str) -> str:
+    """The tag of one identity: "course:python"."""
+    return f"{tag_name(identity)}:{value}"
+
+
+def tag_reader(cls: type) -> TagReader:
+    """Compile the reader of an event class.
+
+    Raises:
+        ConfigurationError: a union mixes an identity with other strings, so that no value could tell which it is.
+    """
+    names: list[str] = []
+    collect = _of_struct(cls, names, {})
+    if collect is None:
+        return TagReader(lambda event: (), ())
+
+    def read(event: Any, collect: Collect = collect) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(collect(event)))
+
+    return TagReader(read, tuple(sorted(names)))
+
+
+def _of_struct(cls: type, names: list[str], known: dict[type, list[tuple[str, Collect]]]) -> Collect | None:
+    if cls in known:  # a recursive type: its parts are filled in when they are needed
+        parts = known[cls]
+    else:
+        parts = known[cls] = []
+        for name, annotation in field_types(cls).items():
+            collect = _of_type(annotation, names, known, f"{cls.__name__}.{name}")
+            if collect is not None:
+                parts.append((name, collect))
+        if not parts:
+            return None
+
+    def of_struct(value: Any) -> Iterable[str]:
+        for name, collect in parts:
+            yield from collect(getattr(value, name))
+
+    return of_struct
+
+
+def _of_type(annotation: Any, names: list[str], known: dict[type, Any], owner: str) -> Collect | None:
+    bare, marks = unwrap(annotation)
+    if UNTAGGED in marks or isinstance(bare, TypeVar):
+        return None
+    alternatives = [member for member in members(bare) if member is not type(None)]
+    if len(alternatives) > 1 or type(None) in members(bare):
+        return _of_union(alternatives, names, known, owner)
+    origin, arguments = typing.get_origin(bare), typing.get_args(bare)
+    if isinstance(bare, type) and issubclass(bare, Identity):
+        names.append(tag_name(bare))
+        return _of_identity(f"{tag_name(bare)}:")
+    if isinstance(origin or bare, type) and issubclass(origin or bare, msgspec.Struct):
+        return _of_struct(origin or bare, names, known)
+    if not isinstance(origin, type) or not arguments:
+        return None
+    if issubclass(origin, collections.abc.Mapping):
+        return _of_mapping(*(_of_type(argument, names, known, owner) for argument in arguments))
+    if issubclass(origin, tuple) and arguments[-1] is not Ellipsis:
+        return _of_parts([_of_type(argument, names, known, owner) for argument in arguments])
+    if issubclass(origin, collections.abc.Iterable):
+        return _of_elements(_of_type(arguments[0], names, known, owner))
+    return None
+
+
+def _of_identity(prefix: str) -> Collect:
+    return lambda value: (prefix + value,)
+
+
+def _of_union(alternatives: list[Any], names: list[str], known: dict[type, Any], owner: str) -> Collect | None:
+    collects = [(member, _of_type(member, names, known, owner)) for member in alternatives]
+    tagged = [(member, collect) for member, collect in collects if collect is not None]
+    if not tagged:
+        return None
+    if len(alternatives) == 1:
+        only = tagged[0][1]
+        return lambda value: () if value is None else only(value)
+    structs = {member: collect for member, collect in tagged if issubclass(member, msgspec.Struct)}
+    if len(structs) < len(tagged):
+        raise ConfigurationError(
+            f"{owner}: a union of an identity with other types cannot be told apart at run time; "
+            "give each its own field, or mark it Untagged[...]"
+        )
+
+    def of_union(value: Any) -> Iterable[str]:
+        collect = structs.get(type(value))
+        return () if collect is None else collect(value)
+
+    return of_union
+
+
+def _of_mapping(of_key: Collect | None, of_value: Collect | None) -> Collect | None:
+    if of_key is None and of_value is None:
+        return None
+
+    def of_mapping(value: Any) -> Iterable[str]:
+        for key, held in value.items():
+            if of_key is not None:
+                yield from of_key(key)
+            if of_value is not None:
+                yield from of_value(held)
+
+    return of_mapping
+
+
+def _of_elements(collect: Collect | None) -> Collect | None:
+    if collect is None:
+        return None
+    return lambda value: (found for element in value for found in collect(element))
+
+
+def _of_parts(collects: list[Collect | None]) -> Collect | None:
+    if not any(collects):
+        return None
+
+    def of_parts(value: Any) -> Iterable[str]:
+        for collect, part in zip(collects, value, strict=True):
+            if collect is not None:
+                yield from collect(part)
+
+    return of_parts

@@ -1,0 +1,174 @@
+"""Folding a batch: group by row, read the rows once, fold in memory, write once.
+
+The result does not depend on how the events were cut into batches (G6): rows are folded in event order, each step on
+what the step before it left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diptych.event_store.position import Place, Position
+from diptych.messages.event import Event, EventContext
+from diptych.read_side.projection import KeyNotFound, Projection, Step, told
+from diptych.read_side.read_model import key_text
+from diptych.read_side.read_store import BlockedKey, Discard, Generation, Key, Row, SliceWrite
+
+__all__ = ["DecodedEvent", "FoldedBatch", "fold_steps", "keys_to_load", "plan_steps", "slice_write"]
+
+
+class DecodedEvent(NamedTuple):
+    """An event read from the history, decoded once for all projections.
+
+    Attributes:
+        event: None where it cannot be decoded; `error` says why.
+    """
+
+    position: Position
+    event_id: bytes
+    type: str
+    event: Event | None
+    context: EventContext | None
+    error: str = ""
+
+
+class Planned(NamedTuple):
+    """The steps of a batch, up to the event that the projection cannot go past, if there is one.
+
+    Attributes:
+        stopped: why it cannot go past it; empty where nothing is in the way.
+        last: the last event before it, where it is stopped; None where that is the first of the batch.
+    """
+
+    steps: list[Step]
+    stopped: str = ""
+    last: DecodedEvent | None = None
+
+
+class FoldedBatch(NamedTuple):
+    """What a batch changes: the rows after it by key (None: deleted), and the keys it blocks."""
+
+    rows: Mapping[Key, Any]
+    block: list[BlockedKey]
+
+
+def plan_steps(projection: Projection, events: Iterable[DecodedEvent]) -> Planned:
+    """What a batch of events does to the rows of a projection, without doing it."""
+    steps: list[Step] = []
+    last: DecodedEvent | None = None
+    for decoded in events:
+        if decoded.type in projection.types:
+            if decoded.event is None:
+                return Planned(steps, decoded.error, last)
+            try:
+                steps += projection.steps(decoded.position, decoded.event, decoded.context)
+            except KeyNotFound as error:
+                return Planned(steps, str(error), last)
+        last = decoded
+    return Planned(steps)
+
+
+def keys_to_load(steps: Iterable[Step], blocked: Collection[str]) -> list[Key]:
+    """The keys whose rows the steps start from, each once."""
+    keys = dict.fromkeys(step.key for step in steps if step.key is not None)
+    return [key for key in keys if key is not None and (not blocked or key_text(key) not in blocked)]
+
+
+def fold_steps(
+    projection: Projection,
+    steps: Sequence[Step],
+    loaded: Mapping[Key, Row],
+    blocked: Collection[str],
+    discards: Collection[tuple[str, int]],
+) -> FoldedBatch:
+    """Fold the steps in order, leaving out discarded ones and those of blocked keys.
+
+    A step whose function raises is tried once more, alone; then its key is blocked from there on.
+
+    Raises:
+        KeyNotFound: a step failed of which only the row that it creates would tell the key.
+    """
+    form = projection.form
+    rows: dict[Key, Any] = {}
+    block: dict[str, BlockedKey] = {}
+    for step in steps:
+        text = _text_if_needed(step.key, blocked, discards, block)
+        if text in blocked or text in block or (text, step.position) in discards:
+            continue
+        before = _row_before(step.key, rows, loaded, form.model)
+        try:
+            key, after = _apply(step, before)
+        except Exception:  # noqa: BLE001  # the user's fold failed: tried once more below, then its key waits
+            try:
+                key, after = _apply(step, before)
+            except Exception as error:
+                if step.key is None:
+                    raise KeyNotFound(
+                        f"{step.fold.declaration.name} at position {step.position}: {told(error)}"
+                    ) from error
+                text = key_text(step.key)
+                block[text] = BlockedKey(projection.name, text, Position(step.position), told(error))
+                continue
+        if step.key is None and (blocked or discards or block):
+            text = key_text(key)
+            if text in blocked or text in block or (text, step.position) in discards:
+                continue
+        rows[key] = after
+    return FoldedBatch(rows, list(block.values()))
+
+
+def slice_write(
+    projection: Projection,
+    generation: Generation,
+    folded: FoldedBatch,
+    loaded: Collection[Key],
+    checkpoint: Place,
+    stopped: str = "",
+) -> SliceWrite:
+    """What the store is told of a folded batch."""
+    form = projection.form
+    return SliceWrite(
+        generation=generation,
+        checkpoint=checkpoint,
+        upserts=[form.row(row) for row in folded.rows.values() if row is not None],
+        deletes=[key for key, row in folded.rows.items() if row is None and key in loaded],
+        block=folded.block,
+        stopped=stopped,
+    )
+
+
+def discarded(discards: Iterable[Discard]) -> set[tuple[str, int]]:
+    """Discards, to look steps up in."""
+    return {(discard.key, int(discard.position)) for discard in discards}
+
+
+def _text_if_needed(key: Key | None, *reasons: Collection[Any]) -> str:
+    """The key's text, where there is anything to look it up in: most batches know no blocked key at all."""
+    return key_text(key) if key is not None and any(reasons) else ""
+
+
+def _row_before(key: Key | None, rows: Mapping[Key, Any], loaded: Mapping[Key, Row], model: Any) -> Any:
+    if key is None:
+        return None
+    if key in rows:
+        return rows[key]
+    row = loaded.get(key)
+    return None if row is None else model(row)
+
+
+def _apply(step: Step, before: Any) -> tuple[Key, Any]:
+    """The step's key and the row after it. A row returned keeps its key."""
+    after = step.fold.apply(before, step)
+    form = step.fold.form
+    if after is None:
+        if step.key is None:
+            raise KeyNotFound(f"{step.fold.declaration.name} returned None, and no field tells which row is meant")
+        return step.key, None
+    key = form.column_key(form.key_of(after))
+    if step.key is not None and key != step.key:
+        raise ValueError(
+            f"{step.fold.declaration.name} returned a row with the key {key!r} for the row {step.key!r}: to move a "
+            "row, return None for the old key and a row for the new one, with keys="
+        )
+    return key, after

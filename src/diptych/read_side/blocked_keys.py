@@ -1,0 +1,123 @@
+"""Blocked keys, dealt with by hand (G9): replay after the fold was mended, or discard the event.
+
+The events of a blocked key wait in the log. A replay folds them from the one that failed up to the checkpoint, and
+writes the row, the end of the blockade and a new epoch in one transaction, so that no projector anywhere can miss it.
+"""
+
+from __future__ import annotations
+
+from diptych.errors import ConfigurationError, Unavailable
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.position import Position
+from diptych.read_side.batch import FoldedBatch, fold_steps, plan_steps, slice_write
+from diptych.read_side.projection import Step
+from diptych.read_side.projector import Projector, Slice
+from diptych.read_side.read_model import key_text
+from diptych.read_side.read_store import BlockedKey, Discard, Fenced, ReadStore, SliceWrite, Written
+
+__all__ = ["BlockedKeys"]
+
+REPLAY_PAGE_EVENTS = 1_000
+"""Events read at once by a replay."""
+REPLAY_ATTEMPTS_MAX = 20
+"""How often a replay starts over since a projector in another process went on meanwhile."""
+
+
+class BlockedKeys:
+    """Lists, replays and discards what is blocked."""
+
+    def __init__(self, projector: Projector, store: EventStore, read_store: ReadStore) -> None:
+        self._projector = projector
+        self._store = store
+        self._read_store = read_store
+
+    async def all(self) -> list[BlockedKey]:
+        """Every blocked key of the application's projections, by projection and position."""
+        found: list[BlockedKey] = []
+        async with self._read_store.snapshot() as snapshot:
+            for slice in self._projector.slices:
+                found += await snapshot.blocked(slice.projection.name)
+        return found
+
+    async def replay(self, name: str, key: str) -> BlockedKey | None:
+        """Fold the waiting events of a key. None when it goes on; else what blocks it now.
+
+        Args:
+            name: the projection's name, "school.Seats".
+            key: the key as a JSON array, as listed.
+
+        Raises:
+            ConfigurationError: no such projection, or the key is not blocked.
+            Unavailable: other processes wrote meanwhile, more often than a named limit.
+        """
+        return await self._retried(name, key, discard=False)
+
+    async def discard(self, name: str, key: str) -> BlockedKey | None:
+        """Leave the event that blocks a key out of the key's row, for good (rebuilds do so too), and fold the rest.
+
+        Raises as `replay` does.
+        """
+        return await self._retried(name, key, discard=True)
+
+    async def _retried(self, name: str, key: str, *, discard: bool) -> BlockedKey | None:
+        slice = next((slice for slice in self._projector.slices if slice.projection.name == name), None)
+        if slice is None:
+            known = ", ".join(slice.projection.name for slice in self._projector.slices)
+            raise ConfigurationError(f"no projection is named {name!r}; there are {known}")
+        for _ in range(REPLAY_ATTEMPTS_MAX):
+            async with self._projector.lock:
+                await self._projector.loaded(slice)
+                blocked = slice.blocked.get(key)
+                if blocked is None:
+                    raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
+                write = await self._folded(slice, blocked, discard=discard)
+                (result,) = await self._read_store.write([write])
+                if isinstance(result, Fenced):
+                    continue
+                if not isinstance(result, Written):
+                    return BlockedKey(name, key, blocked.position, result.reason)
+                await self._projector.loaded(slice)
+                return slice.blocked.get(key)
+        raise Unavailable(f"{name} was written by others {REPLAY_ATTEMPTS_MAX} times meanwhile; try again")
+
+    async def _folded(self, slice: Slice, blocked: BlockedKey, *, discard: bool) -> SliceWrite:
+        """What replaying a key writes: its row, and either the end of the blockade or the new one."""
+        name, number = slice.projection.name, slice.generation.number
+        discards = [Discard(name, blocked.key, blocked.position)] if discard else []
+        steps = await self._steps(slice, blocked)
+        keys = list(dict.fromkeys(step.key for step in steps if step.key is not None))
+        async with self._read_store.snapshot() as snapshot:
+            loaded = await snapshot.get_many(name, keys, number) if keys else {}
+        left_out = slice.discards | {(found.key, int(found.position)) for found in discards}
+        folded = fold_steps(slice.projection, steps, loaded, (), left_out)
+        mine = _only(folded, blocked.key)
+        write = slice_write(slice.projection, slice.generation, mine, loaded.keys(), slice.generation.checkpoint)
+        return SliceWrite(
+            generation=slice.generation,
+            checkpoint=slice.generation.checkpoint,
+            upserts=write.upserts,
+            deletes=write.deletes,
+            block=write.block,
+            unblock=() if write.block else (blocked.key,),
+            discard=discards,
+            by_hand=True,
+        )
+
+    async def _steps(self, slice: Slice, blocked: BlockedKey) -> list[Step]:
+        """The steps of one key, from the event that failed to the checkpoint."""
+        steps: list[Step] = []
+        after, more = Position(blocked.position - 1), True
+        while more:
+            found = await self._store.read(
+                slice.projection.query, after, REPLAY_PAGE_EVENTS, until=slice.generation.checkpoint.position
+            )
+            planned = plan_steps(slice.projection, self._projector.decoded(found.events, [slice]))
+            steps += [step for step in planned.steps if step.key is None or key_text(step.key) == blocked.key]
+            after, more = found.through, found.more and not planned.stopped
+        return steps
+
+
+def _only(folded: FoldedBatch, key: str) -> FoldedBatch:
+    """Without rows of other keys: a fold that creates rows tells their keys only afterwards."""
+    rows = {found: row for found, row in folded.rows.items() if key_text(found) == key}
+    return FoldedBatch(rows, [blocked for blocked in folded.block if blocked.key == key])

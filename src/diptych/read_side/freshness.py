@@ -1,0 +1,137 @@
+"""How fresh an answer has to be, and the wait for it (G7)."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+
+from diptych.clock import Clock
+from diptych.errors import Blocked, InvalidMessage, NotFresh
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.position import START, Position, Token, read_token
+from diptych.read_side.projection import Projection
+from diptych.read_side.read_store import Generation, ReadStore
+
+__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement"]
+
+WAIT_S = 5.0
+"""Seconds that an answer is waited for, unless the caller says otherwise."""
+WAIT_S_MAX = 60.0
+"""Seconds that a caller may ask to wait."""
+
+
+class Requirement:
+    """What the read models that an answer touches have to show.
+
+    Attributes:
+        wanted: every event up to here.
+        recorded_before: every event that was recorded before this time; None asks for no time.
+        strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
+    """
+
+    __slots__ = ("recorded_before", "strict", "wanted")
+
+    def __init__(
+        self, wanted: Position = START, *, recorded_before: datetime | None = None, strict: bool = True
+    ) -> None:
+        self.wanted = wanted
+        self.recorded_before = recorded_before
+        self.strict = strict
+
+
+EVENTUAL = Requirement(strict=False)
+"""Whatever is there."""
+
+
+class Behind(Exception):
+    """A query touched a read model that does not show what it has to."""
+
+    def __init__(self, projection: Projection) -> None:
+        self.projection = projection
+        super().__init__(projection.name)
+
+
+class Freshness:
+    """Turns what a caller asks for into requirements, and waits until they are met."""
+
+    def __init__(self, store: EventStore, read_store: ReadStore, clock: Clock) -> None:
+        self._store = store
+        self._read_store = read_store
+        self._clock = clock
+
+    async def after(self, token: str) -> Requirement:
+        """At least what the token's command has written, or its answer has shown.
+
+        Raises:
+            InvalidMessage: it is no token.
+            HistoryDiverged: it is of another history; it is never waited for.
+        """
+        read: Token = read_token(token)
+        there = await self._store.place_at(read.high.position)
+        read.high.check(self._store.history_id, None if there is None else there.event_id, "the consistency token")
+        return Requirement(read.high.position)
+
+    async def latest(self) -> Requirement:
+        """Everything that is in the history now."""
+        return Requirement((await self._store.head()).position)
+
+    def within(self, seconds: float) -> Requirement:
+        """Everything that is in the history for that many seconds or longer."""
+        return Requirement(recorded_before=self._clock.now() - timedelta(seconds=seconds))
+
+    async def is_met(self, requirement: Requirement, generation: Generation) -> bool:
+        """Whether a read model at this checkpoint shows what it has to."""
+        checkpoint = generation.checkpoint.position
+        if checkpoint < requirement.wanted:
+            return False
+        if requirement.recorded_before is None:
+            return True
+        missing = (await self._store.read(ALL_EVENTS, checkpoint, 1)).events
+        return not missing or missing[0].recorded_at >= requirement.recorded_before
+
+    async def wait(self, behind: Behind, fingerprint: str, requirement: Requirement, deadline: float) -> None:
+        """Wait until a read model shows what it has to, woken by the writes to it.
+
+        Args:
+            behind: what was behind.
+            fingerprint: of the fold whose rows are asked for.
+            requirement: what they have to show.
+            deadline: the event loop's time at which the wait is over.
+
+        Raises:
+            NotFresh: the deadline is over first.
+            Blocked: the projection has stopped, so that waiting is in vain.
+        """
+        name, seen = behind.projection.name, 0
+        while True:
+            async with self._read_store.snapshot() as snapshot:
+                generation = await snapshot.generation(name)
+            live = generation is not None and generation.fingerprint == fingerprint
+            if generation is not None and live:
+                if await self.is_met(requirement, generation):
+                    return
+                if generation.stopped:
+                    raise Blocked(name, (), generation.stopped)
+            remaining = deadline - asyncio.get_running_loop().time()
+            if remaining <= 0:
+                raise await self._not_fresh(name, generation, requirement, live=live)
+            seen = await self._read_store.wait_for_change(seen, remaining)
+
+    async def _not_fresh(
+        self, name: str, generation: Generation | None, requirement: Requirement, *, live: bool
+    ) -> NotFresh:
+        head = (await self._store.head()).position
+        reached = 0 if generation is None or not live else generation.checkpoint.position
+        return NotFresh(name, requirement.wanted or head, reached, "" if live else "it is being built from the history")
+
+
+def check_wait(wait_s: float) -> float:
+    """A wait that a caller may ask for, in seconds.
+
+    Raises:
+        InvalidMessage: it is negative, or more than `WAIT_S_MAX`.
+    """
+    if not 0 <= wait_s <= WAIT_S_MAX:
+        raise InvalidMessage("wait", [("$", f"a wait is 0 to {WAIT_S_MAX:g} seconds, not {wait_s!r}")])
+    return wait_s

@@ -1,0 +1,321 @@
+"""Projections: pure folds of events into rows.
+
+A projection is compiled from one or several functions into a plan per event class: which keys the event concerns, with
+which part of it, and how the row of a key follows from the row before.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import msgspec
+
+from diptych.errors import ConfigurationError, DiptychError
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.messages.annotations import Scope, members, parameter_types
+from diptych.messages.event import Event, EventContext, event_classes
+from diptych.messages.message import field_types
+from diptych.messages.registry import EventTypes
+from diptych.read_side.fingerprint import fingerprint
+from diptych.read_side.read_model import ReadModel, RowForm
+from diptych.read_side.read_store import Key
+
+__all__ = ["KeyNotFound", "MissingRow", "Projection", "ProjectionDeclaration", "Step", "compile_projections"]
+
+KEYS_PER_EVENT_MAX = 10_000
+"""Rows that one event may change in one read model."""
+
+
+class MissingRow(DiptychError):
+    """A fold needs the row of a key that has none, and no blank one can be made from the key and defaults."""
+
+
+class KeyNotFound(DiptychError):
+    """The key of an event's row cannot be told: nothing of this projection can go on behind it."""
+
+
+class ProjectionDeclaration(NamedTuple):
+    """A function that was declared a projection, and the names around it."""
+
+    function: Callable[..., Any]
+    scope: Scope
+    each: Callable[[Any], Iterable[Any]] | None
+    key: Callable[[Any], object] | None
+    keys: Callable[[Any], Iterable[object]] | None
+    version: int
+
+    @property
+    def name(self) -> str:
+        """Where the function is, for messages."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+
+class RowMode(enum.Enum):
+    """What the fold takes of the row that is there."""
+
+    CREATES = "(event) -> M"
+    BLANK = "(row: M, event)"
+    EXPLICIT = "(row: M | None, event)"
+
+
+_Plan: TypeAlias = Callable[[Any], Iterable[tuple[Key | None, Any]]]
+"""An event to the keys it concerns, each with a part of the event; None where the fold itself tells the key."""
+
+
+class Step(NamedTuple):
+    """One event's effect on one row.
+
+    Attributes:
+        key: as the columns hold it; None where only the row that the fold creates tells it.
+        part: what `each` gave; None without.
+    """
+
+    position: int
+    key: Key | None
+    event: Event
+    part: Any
+    context: EventContext | None
+    fold: _Fold
+
+
+class _Fold:
+    """How one event class changes rows of a read model."""
+
+    def __init__(
+        self, declaration: ProjectionDeclaration, form: RowForm, mode: RowMode, plan: _Plan, *, takes_context: bool
+    ) -> None:
+        self.declaration = declaration
+        self.form = form
+        self.mode = mode
+        self.plan = plan
+        self.takes_context = takes_context
+        self._function = declaration.function
+        self._takes_part = declaration.each is not None
+
+    def apply(self, row: Any, step: Step) -> Any:
+        """The row after the step; None where there is none any more.
+
+        Raises:
+            MissingRow: there is no row, and a blank one cannot be made.
+            ConfigurationError: the function returned something else than a row, or a row of another key.
+        """
+        arguments: list[Any] = []
+        if self.mode is not RowMode.CREATES:
+            arguments.append(self._blank(step) if row is None and self.mode is RowMode.BLANK else row)
+        arguments.append(step.event)
+        if self._takes_part:
+            arguments.append(step.part)
+        if self.takes_context:
+            arguments.append(step.context)
+        following = self._function(*arguments)
+        if following is not None and type(following) is not self.form.cls:
+            raise TypeError(f"{self.declaration.name} must return a {self.form.name} or None, not {following!r}")
+        return following
+
+    def _blank(self, step: Step) -> Any:
+        assert step.key is not None
+        if not self.form.defaults_complete:
+            raise MissingRow(
+                f"{self.form.name} has no row {step.key!r}, and fields without defaults: let an earlier event create "
+                f"it, give the fields defaults, or take `row: {self.form.name} | None`"
+            )
+        return self.form.blank(self.form.key_from_columns(step.key))
+
+
+class Projection:
+    """A read model's fold, compiled.
+
+    Attributes:
+        name: "school.Seats", by context and read model.
+        form: the read model's table and the way to it.
+        types: the stored names of the events that it folds.
+        query: those events.
+    """
+
+    def __init__(self, context: str, form: RowForm, folds: Mapping[type, _Fold], types: EventTypes) -> None:
+        self.name = f"{context}.{form.name}"
+        self.form = form
+        self._folds = folds
+        self.types = frozenset(types.of(cls).name for cls in folds)
+        self.query = EventQuery((QueryItem(self.types),))
+        self.takes_context = any(fold.takes_context for fold in folds.values())
+
+    def fingerprint(self) -> str:
+        """What tells rows of this fold from those of another: its code and schema, see `read_side/fingerprint.py`.
+
+        Raises:
+            ConfigurationError: its source cannot be found and no `version=` stands for it.
+        """
+        declarations = {id(fold.declaration): fold.declaration for fold in self._folds.values()}.values()
+        functions = [
+            function
+            for declaration in declarations
+            for function in (declaration.function, declaration.each, declaration.key, declaration.keys)
+            if function is not None
+        ]
+        schema = msgspec.to_builtins((self.form.table, sorted(self.types)))
+        return fingerprint(functions, schema, max(declaration.version for declaration in declarations))
+
+    def steps(self, position: int, event: Event, context: EventContext | None) -> list[Step]:
+        """What an event does to the rows, in order; empty where this projection does not fold it.
+
+        Raises:
+            KeyNotFound: the user's `key`, `keys` or `each` failed, or gave what is no key.
+        """
+        fold = self._folds.get(type(event))
+        if fold is None:
+            return []
+        try:
+            steps = [
+                Step(position, key, event, part, context if fold.takes_context else None, fold)
+                for key, part in fold.plan(event)
+            ]
+        except Exception as error:
+            raise KeyNotFound(
+                f"{fold.declaration.name}: the key of the event at position {position} cannot be found: {told(error)}"
+            ) from error
+        if len(steps) > KEYS_PER_EVENT_MAX:
+            raise KeyNotFound(
+                f"{fold.declaration.name}: the event at position {position} concerns {len(steps)} rows; "
+                f"{KEYS_PER_EVENT_MAX} is the limit"
+            )
+        return steps
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line, with its place in the code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = (
+        f" ({frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
+    )
+    return f"{type(error).__name__}: {error}{where}"
+
+
+# ── compiling ────────────────────────────────────────────────────────────────
+
+
+def compile_projections(
+    context: str, declarations: Sequence[ProjectionDeclaration], types: EventTypes
+) -> list[Projection]:
+    """Compile the projections of a context: one per read model, each event class folded once.
+
+    Raises:
+        ConfigurationError: a signature does not fit, or two functions fold one event into one read model.
+    """
+    forms: dict[type, RowForm] = {}
+    folds: dict[type, dict[type, _Fold]] = {}
+    for declaration in declarations:
+        compiler = _Compiler(declaration)
+        form = forms.setdefault(compiler.model, RowForm(compiler.model, context))
+        known = folds.setdefault(compiler.model, {})
+        for event in compiler.events:
+            if event in known:
+                raise ConfigurationError(
+                    f"{declaration.name} and {known[event].declaration.name} both fold {event.__name__} into "
+                    f"{form.name}: make them one function, or let each fold its own events"
+                )
+            known[event] = compiler.fold(form, event)
+    return [Projection(context, form, folds[cls], types) for cls, form in forms.items()]
+
+
+def projected_events(declaration: ProjectionDeclaration) -> Sequence[type[Event]]:
+    """The event classes that a projection's function folds."""
+    return _Compiler(declaration).events
+
+
+class _Compiler:
+    """Reads the signature of one projection function."""
+
+    def __init__(self, declaration: ProjectionDeclaration) -> None:
+        self._declaration = declaration
+        self._name = declaration.name
+        types = parameter_types(declaration.function, declaration.scope, self._name)
+        names = list(inspect.signature(declaration.function).parameters)
+        annotated = [(name, types.get(name)) for name in names]
+        self.mode = _row_mode(annotated[0][1]) if annotated else RowMode.CREATES
+        self._part: Any = None
+        rest = annotated if self.mode is RowMode.CREATES else annotated[1:]
+        row = types.get("return") if self.mode is RowMode.CREATES else annotated[0][1]
+        self.model = self._model(row)
+        self.events, self.takes_context = self._rest(rest)
+
+    def fold(self, form: RowForm, event: type[Event]) -> _Fold:
+        """The fold for one event class."""
+        return _Fold(self._declaration, form, self.mode, self._plan(form, event), takes_context=self.takes_context)
+
+    def _model(self, annotation: Any) -> type[ReadModel]:
+        for member in members(annotation):
+            if isinstance(member, type) and issubclass(member, ReadModel):
+                return member
+        raise ConfigurationError(
+            f"{self._name}: annotate the row it takes, or the row it returns, with the read model that it feeds"
+        )
+
+    def _rest(self, rest: Sequence[tuple[str, Any]]) -> tuple[tuple[type[Event], ...], bool]:
+        """The event, the part with `each`, the context if it asks."""
+        expected = 2 if self._declaration.each else 1
+        takes_context = len(rest) == expected + 1 and rest[-1][1] is EventContext
+        if not rest or len(rest) - takes_context != expected:
+            form = "(row, event, part)" if self._declaration.each else "(row, event)"
+            raise ConfigurationError(f"{self._name}: a projection takes {form} and, if it asks, context: EventContext")
+        if expected == 2:
+            self._part = rest[1][1]
+        return event_classes(rest[0][1], self._name), takes_context
+
+    def _plan(self, form: RowForm, event: type[Event]) -> _Plan:
+        declaration, each = self._declaration, self._declaration.each
+        if sum(option is not None for option in (each or declaration.key, declaration.keys)) > 1:
+            raise ConfigurationError(f"{self._name}: keys= goes with neither key= nor each=")
+        if declaration.keys is not None:
+            return _by_keys(form, declaration.keys)
+        key_of = _by_function(form, declaration.key) if declaration.key else self._by_fields(form, event)
+        if each is None:
+            if declaration.key:
+                return lambda event: ((key_of(event, event), None),)
+            return lambda event: ((key_of(event, None), None),)
+        return lambda event: [(key_of(event, part), part) for part in each(event)]
+
+    def _by_fields(self, form: RowForm, event: type[Event]) -> Callable[[Any, Any], Key | None]:
+        event_fields = field_types(event)
+        is_struct = isinstance(self._part, type) and issubclass(self._part, msgspec.Struct)
+        part_fields = self._part.__struct_fields__ if is_struct else ()
+        missing = [name for name in form.key_fields if name not in event_fields and name not in part_fields]
+        if missing and self.mode is RowMode.CREATES:
+            return lambda event, part: None
+        if missing:
+            raise ConfigurationError(
+                f"{self._name}: {event.__name__} has no field {missing[0]!r} to find the row of {form.name} by; name "
+                "a field so, or compute the key with key=function"
+            )
+        sources = [(name, name in part_fields) for name in form.key_fields]
+
+        def key_of(event: Any, part: Any) -> Key:
+            return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))
+
+        return key_of
+
+
+def _row_mode(annotation: Any) -> RowMode:
+    found = members(annotation)
+    if not any(isinstance(member, type) and issubclass(member, ReadModel) for member in found):
+        return RowMode.CREATES
+    return RowMode.EXPLICIT if type(None) in found else RowMode.BLANK
+
+
+def _by_function(form: RowForm, key: Callable[[Any], object]) -> Callable[[Any, Any], Key | None]:
+    return lambda event, part: _checked(form, key(part))
+
+
+def _by_keys(form: RowForm, keys: Callable[[Any], Iterable[object]]) -> _Plan:
+    return lambda event: [(key, None) for key in dict.fromkeys(_checked(form, found) for found in keys(event))]
+
+
+def _checked(form: RowForm, found: object) -> Key:
+    key = found if isinstance(found, tuple) else (found,)
+    if len(key) != len(form.key_fields) or None in key:
+        raise ValueError(f"{found!r} is no key of {form.name}, which has {', '.join(form.key_fields)}")
+    return form.column_key(key)

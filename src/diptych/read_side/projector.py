@@ -1,0 +1,347 @@
+"""The projector: keeps the rows of every read model in step with the history.
+
+    event store ──▶ read and decode once ──▶ each projection: plan → load rows → fold ──▶ one write: rows + checkpoint
+
+Projections at the same checkpoint go together. A batch grows with the backlog and shrinks to one event when live.
+Each write is fenced by the checkpoint it was folded from, so two projectors on one store waste work, not rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+from diptych.clock import pause
+from diptych.errors import DiptychError, HistoryDiverged, Unavailable, UnreadableEvent
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.history import History
+from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.messages.event import Event
+from diptych.read_side.batch import (
+    DecodedEvent,
+    FoldedBatch,
+    discarded,
+    fold_steps,
+    keys_to_load,
+    plan_steps,
+    slice_write,
+)
+from diptych.read_side.projection import KeyNotFound, Projection, told
+from diptych.read_side.read_model import key_text
+from diptych.read_side.read_store import (
+    BlockedKey,
+    Failed,
+    Fenced,
+    Generation,
+    Key,
+    ReadSnapshot,
+    ReadStore,
+    SliceWrite,
+    Written,
+)
+
+__all__ = ["Projector", "Slice"]
+
+BATCH_EVENTS_MAX = 1_000
+"""Events folded in one write."""
+BATCH_EVENTS_MIN = 16
+"""Events that a batch may always have, however slow the folds are."""
+BATCH_TARGET_S = 0.05
+"""Seconds that folding and writing a batch should take: the batch shrinks when it takes longer."""
+BLOCKED_KEYS_MAX = 1_000
+"""Blocked keys of one projection; past it the projection stops."""
+IDLE_WAIT_S = 5.0
+"""Seconds after which an idle projector looks again without having been woken."""
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
+"""Seconds between tries while a store is unavailable: doubled each time, up to the second."""
+
+_log = logging.getLogger("diptych.projector")
+
+
+class Slice:
+    """One projection being folded into one generation.
+
+    Attributes:
+        generation: as it was last written or loaded here.
+        target: a generation that is being built answers queries from this position on.
+        stopped: why it cannot go on; empty while it can.
+    """
+
+    def __init__(self, projection: Projection, generation: Generation, target: Position = START) -> None:
+        self.projection = projection
+        self.generation = generation
+        self.target = target
+        self.stopped = ""
+        self.blocked: dict[str, BlockedKey] = {}
+        self.discards: set[tuple[str, int]] = set()
+
+    @property
+    def position(self) -> Position:
+        """The position up to which it is folded."""
+        return self.generation.checkpoint.position
+
+
+class Projector:
+    """Follows the history with the projections of an application. One per process is enough."""
+
+    def __init__(
+        self, store: EventStore, history: History, read_store: ReadStore, projections: Sequence[Projection]
+    ) -> None:
+        self.lock = asyncio.Lock()
+        """Held for every batch: who changes slices by hand takes it, and no batch is under way."""
+        self.slices: list[Slice] = []
+        self.failure = ""
+        """Why nothing is folded at all; empty while all is well."""
+        self._store = store
+        self._history = history
+        self._read_store = read_store
+        self._projections = projections
+        self._task: asyncio.Task[None] | None = None
+        self._batch_max = BATCH_EVENTS_MAX
+
+    # ── life ─────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Find or make the generation of every projection.
+
+        Raises:
+            HistoryDiverged: a read model was built from another history than the event store's.
+        """
+        head = await self._store.head()
+        generations = await self._read_store.generations()
+        for projection in self._projections:
+            found = await self._generation(projection, generations, head)
+            await self._check_history(found)
+            self.slices.append(await self.loaded(Slice(projection, found, START if found.live else head.position)))
+
+    def start(self) -> None:
+        """Follow the history from now on, in a task of its own."""
+        self._task = asyncio.get_running_loop().create_task(self._follow(), name="diptych projector")
+
+    async def close(self) -> None:
+        """Finish the batch under way and stop."""
+        if self._task is not None:
+            async with self.lock:
+                self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _generation(self, projection: Projection, known: Sequence[Generation], head: Place) -> Generation:
+        """The live generation of this very fold, or the newest one of it that is being built, or a new one."""
+        mine = self.fingerprint(projection)
+        same = [found for found in known if found.name == projection.name and found.fingerprint == mine]
+        if same:
+            return max(same, key=lambda found: (found.live, found.number))
+        return await self.create(projection, live=head.position == 0)
+
+    def fingerprint(self, projection: Projection) -> str:
+        """The fold's fingerprint; in a store that does not outlive the process there is nothing to tell apart."""
+        return projection.fingerprint() if self._read_store.durable else ""
+
+    async def create(self, projection: Projection, *, live: bool, anew: bool = False) -> Generation:
+        """A new generation of a projection, before the first event."""
+        start = Place(self._store.history_id, START, NOWHERE)
+        return await self._read_store.create_generation(
+            projection.name, self.fingerprint(projection), projection.form.table, start, live=live, anew=anew
+        )
+
+    async def _check_history(self, generation: Generation) -> None:
+        there = await self._store.place_at(generation.checkpoint.position)
+        try:
+            generation.checkpoint.check(
+                self._store.history_id, None if there is None else there.event_id, f"the read model {generation.name}"
+            )
+        except HistoryDiverged as error:
+            raise HistoryDiverged(
+                error.what, f"{error}; point --read-store to a new place, or run `diptych rebuild`"
+            ) from error
+
+    async def loaded(self, slice: Slice) -> Slice:
+        """A slice with its stored state read anew: its generation, blocked keys and discards."""
+        name = slice.projection.name
+        async with self._read_store.snapshot() as snapshot:
+            generation = await snapshot.generation(name, slice.generation.number)
+            blocked = await snapshot.blocked(name, slice.generation.number)
+        if generation is None:
+            slice.stopped = "its generation was replaced by another process; open the application again"
+        else:
+            slice.generation = generation
+        slice.blocked = {found.key: found for found in blocked}
+        slice.discards = discarded(await self._read_store.discards(name))
+        return slice
+
+    # ── following ────────────────────────────────────────────────────────────
+
+    async def _follow(self) -> None:
+        backoff = BACKOFF_FIRST_S
+        try:
+            while True:
+                try:
+                    async with self.lock:
+                        progressed = await self.advance(self.slices)
+                    backoff = BACKOFF_FIRST_S
+                    if not progressed:
+                        await self._idle()
+                except Unavailable as error:
+                    _log.warning("projections wait %.2f s: %s", backoff, error)
+                    await pause(backoff)
+                    backoff = min(backoff * 2, BACKOFF_MAX_S)
+        except Exception as error:  # noqa: BLE001 — whatever it is, health and status tell of it
+            self.failure = told(error)
+            _log.exception("projections have stopped; queries go on with what is there. Restart the application")
+
+    async def _idle(self) -> None:
+        """Wait for an event past the slowest projection; all of them are at the head, or stopped."""
+        following = [slice.position for slice in self.slices if not slice.stopped]
+        await self._store.wait_for_events(min(following, default=Position(1 << 62)), IDLE_WAIT_S)
+
+    async def advance(self, slices: Sequence[Slice], until: Position | None = None) -> bool:
+        """Fold one batch: of the slices furthest behind, those at the same place together.
+
+        False where they are at the head, or at `until`. The caller holds the lock.
+        """
+        active = [slice for slice in slices if not slice.stopped]
+        if not active:
+            return False
+        position = min(slice.position for slice in active)
+        group = [slice for slice in active if slice.position == position]
+        until = min((slice.position for slice in active if slice.position > position), default=until)
+        started = time.monotonic()
+        types = frozenset[str]().union(*(slice.projection.types for slice in group))
+        found = await self._store.read(EventQuery((QueryItem(types),)), position, self._batch_max, until=until)
+        if found.through == position:
+            return False
+        events = self.decoded(found.events, group)
+        await self._fold(group, events, await self._place(found.through, events))
+        self._fit_batch(time.monotonic() - started, len(events))
+        return True
+
+    def _fit_batch(self, took_s: float, events: int) -> None:
+        if took_s > BATCH_TARGET_S:
+            self._batch_max = max(BATCH_EVENTS_MIN, int(events * BATCH_TARGET_S / took_s))
+        elif events == self._batch_max:
+            self._batch_max = min(BATCH_EVENTS_MAX, self._batch_max * 2)
+
+    async def _place(self, position: Position, events: Sequence[DecodedEvent]) -> Place:
+        if events and events[-1].position == position:
+            return self._place_of(events[-1])
+        place = await self._store.place_at(position)
+        assert place is not None, "the store said that this position was read"
+        return place
+
+    def _place_of(self, decoded: DecodedEvent) -> Place:
+        return Place(self._store.history_id, decoded.position, decoded.event_id)
+
+    def decoded(self, events: Sequence[RecordedEvent], group: Sequence[Slice]) -> list[DecodedEvent]:
+        """Recorded events with their classes, and with their contexts where a slice of the group asks."""
+        in_context = any(slice.projection.takes_context for slice in group)
+        return [self._decode(recorded, in_context=in_context) for recorded in events]
+
+    def _decode(self, recorded: RecordedEvent, *, in_context: bool) -> DecodedEvent:
+        event: Event | None = None
+        error = ""
+        try:
+            event = self._history.event(recorded)
+        except UnreadableEvent as unreadable:
+            error = str(unreadable)
+        context = self._history.context(recorded) if in_context else None
+        return DecodedEvent(recorded.position, recorded.event_id, recorded.type, event, context, error)
+
+    # ── folding ──────────────────────────────────────────────────────────────
+
+    async def _fold(self, group: Sequence[Slice], events: Sequence[DecodedEvent], end: Place) -> None:
+        """Fold a batch into every slice of the group with one write; a slice that fails goes on by itself."""
+        writes: list[tuple[Slice, SliceWrite]] = []
+        failed: list[tuple[Slice, str]] = []
+        async with self._read_store.snapshot() as snapshot:
+            for slice in group:
+                try:
+                    writes.append((slice, await self._write_of(slice, events, end, snapshot)))
+                except (KeyNotFound, ValueError, TypeError, AttributeError) as error:
+                    failed.append((slice, told(error)))
+                await pause()  # between the folds of two projections, queries and commands go on
+        results = await self._read_store.write([write for _, write in writes])
+        for (slice, write), result in zip(writes, results, strict=True):
+            match result:
+                case Written(generation=generation):
+                    await self._written(slice, write, generation)
+                case Fenced():
+                    await self.loaded(slice)
+                case Failed(reason=reason):
+                    failed.append((slice, reason))
+        for slice, reason in failed:
+            await self._bisect(slice, events, end, reason)
+
+    async def _write_of(
+        self, slice: Slice, events: Sequence[DecodedEvent], end: Place, snapshot: ReadSnapshot
+    ) -> SliceWrite:
+        planned = plan_steps(slice.projection, events)
+        if planned.stopped:
+            end = slice.generation.checkpoint if planned.last is None else self._place_of(planned.last)
+        generation = slice.generation
+        keys = keys_to_load(planned.steps, slice.blocked)
+        loaded = await snapshot.get_many(generation.name, keys, generation.number) if keys else {}
+        folded = fold_steps(slice.projection, planned.steps, loaded, slice.blocked, slice.discards)
+        stopped = planned.stopped or _too_many_blocked(slice, folded)
+        return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped)
+
+    async def _written(self, slice: Slice, write: SliceWrite, generation: Generation) -> None:
+        slice.generation = generation
+        for blocked in write.block:
+            slice.blocked[blocked.key] = blocked
+            _log.error("%s blocks %s at position %d: %s", blocked.name, blocked.key, blocked.position, blocked.error)
+        if write.stopped:
+            self._stop(slice, write.stopped)
+        if not generation.live and slice.position >= slice.target:
+            await self.switch(slice)
+
+    async def switch(self, slice: Slice) -> bool:
+        """Let a generation that has caught up answer the queries."""
+        switched = await self._read_store.switch(slice.projection.name, slice.generation.number)
+        if switched:
+            await self.loaded(slice)
+        return switched
+
+    def _stop(self, slice: Slice, reason: str) -> None:
+        slice.stopped = reason
+        _log.error("projection %s stops after position %d: %s", slice.projection.name, slice.position, reason)
+
+    async def _bisect(self, slice: Slice, events: Sequence[DecodedEvent], end: Place, reason: str) -> None:
+        """Find the event that cannot be folded or written, and let the others through."""
+        if len(events) > 1:
+            middle = len(events) // 2
+            first, rest = events[:middle], events[middle:]
+            await self._fold([slice], first, self._place_of(first[-1]))
+            if not slice.stopped:
+                await self._fold([slice], rest, end)
+            return
+        keys = _keys(slice.projection, events)
+        block = [BlockedKey(slice.projection.name, key_text(key), events[0].position, reason) for key in keys]
+        checkpoint = end if keys else slice.generation.checkpoint
+        write = SliceWrite(
+            generation=slice.generation, checkpoint=checkpoint, block=block, stopped="" if keys else reason
+        )
+        (result,) = await self._read_store.write([write])
+        if isinstance(result, Written):
+            await self._written(slice, write, result.generation)
+        elif isinstance(result, Failed):
+            self._stop(slice, result.reason)
+        else:
+            await self.loaded(slice)
+
+
+def _keys(projection: Projection, events: Sequence[DecodedEvent]) -> list[Key]:
+    """The keys that one event concerns; none where they cannot be told."""
+    try:
+        return keys_to_load(plan_steps(projection, events).steps, ())
+    except DiptychError:
+        return []
+
+
+def _too_many_blocked(slice: Slice, folded: FoldedBatch) -> str:
+    count = len(slice.blocked) + len(folded.block)
+    return "" if count <= BLOCKED_KEYS_MAX else f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"

@@ -1,0 +1,238 @@
+"""The query bus: from a query to its answer, all from one moment.
+
+fresh enough? → snapshot → handler (or a key, or a filter) → value + token
+▲                          │
+└──── wait for the projection ◀── it touched a read model that is behind
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from diptych.errors import ConfigurationError, InvalidMessage, UnknownMessage
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.position import Token
+from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
+from diptych.messages.codec import Codec
+from diptych.messages.message import field_types
+from diptych.messages.query import Query, answer_type
+from diptych.read_side.freshness import Behind, Freshness, Requirement, check_wait
+from diptych.read_side.projection import Projection
+from diptych.read_side.read_model import ReadModel
+from diptych.read_side.read_store import ReadStore
+from diptych.read_side.reader import FIND_ROWS_MAX, Reader
+from diptych.read_side.snapshot_reader import SnapshotReader
+
+__all__ = ["Answer", "QueryBus", "QueryDeclaration", "compile_query_handlers", "query_of"]
+
+R = TypeVar("R")
+Handle = Callable[[Any, Reader], Awaitable[Any]]
+"""A query and a reader to the answer."""
+
+
+class QueryDeclaration(NamedTuple):
+    """A function that was declared a query handler, and the names around it."""
+
+    function: Callable[..., Any]
+    scope: Scope
+
+    @property
+    def name(self) -> str:
+        """Where the function is, for messages."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+
+class Answer(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
+    """What a query gives, together with what it shows.
+
+    Attributes:
+        value: the answer.
+        shows: from which position on, and up to which, the history is in it.
+        incomplete: whether events of a blocked key are missing from it; a strict read raises `Blocked` instead.
+    """
+
+    value: R
+    shows: Token
+    incomplete: bool = False
+
+    @property
+    def token(self) -> str:
+        """The consistency token: give it to a later `query(after=...)`, which then never shows less."""
+        return str(self.shows)
+
+
+class QueryBus:
+    """Answers queries. Made by the application."""
+
+    def __init__(
+        self,
+        handlers: Mapping[type, Handle],
+        projections: Mapping[type, tuple[Projection, str]],
+        store: EventStore,
+        read_store: ReadStore,
+        freshness: Freshness,
+    ) -> None:
+        self._handlers = handlers
+        self._codecs = {query: Codec(query) for query in handlers}
+        self._projections = projections
+        self._store = store
+        self._read_store = read_store
+        self._freshness = freshness
+
+    async def answer(self, query: Query[R], requirement: Requirement, wait_s: float) -> Answer[R]:
+        """Answer a query from one snapshot that meets the requirement.
+
+        Raises:
+            NotFresh: it was not met within `wait_s` seconds.
+            Blocked: strict, and a key that was touched is blocked.
+            InvalidMessage: a field is of the wrong type, or a limit or cursor is none.
+            UnknownMessage: nothing answers this query.
+        """
+        handle = self._handlers.get(type(query))
+        if handle is None:
+            raise UnknownMessage("query", type(query).__name__, [known.__name__ for known in self._handlers])
+        _, settled = self._codecs[type(query)].settle(query)
+        deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
+        while True:
+            try:
+                async with self._read_store.snapshot() as snapshot:
+                    reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
+                    value = await handle(settled, reader)
+                    token = reader.token(self._store.history_id)
+                    return Answer(value=value, shows=token, incomplete=reader.incomplete)
+            except Behind as behind:
+                _, fingerprint = self._projections[behind.projection.form.cls]
+                await self._freshness.wait(behind, fingerprint, requirement, deadline)
+
+
+# ── compiling ────────────────────────────────────────────────────────────────
+
+
+def query_of(declaration: QueryDeclaration) -> type[Query[Any]]:
+    """The query class that a handler's first parameter is annotated with.
+
+    Raises:
+        ConfigurationError: it has no such parameter.
+    """
+    parameters = list(inspect.signature(declaration.function).parameters)
+    if parameters:
+        types = parameter_types(declaration.function, declaration.scope, declaration.name, only=parameters[:1])
+        found, _ = unwrap(types.get(parameters[0]))
+        if isinstance(found, type) and issubclass(found, Query):
+            return found
+    raise ConfigurationError(f"{declaration.name}: annotate the first parameter with the query that it answers")
+
+
+def compile_query_handlers(
+    declarations: Sequence[QueryDeclaration],
+    projections: Sequence[Projection],
+    services: Mapping[type[Any], object],
+) -> tuple[dict[type, Handle], dict[type, Projection]]:
+    """The handlers declared, and one for each query whose answer is a row or a list of a read model.
+
+    The queries that need no handler are given again, each with the projection whose read model answers it.
+
+    Raises:
+        ConfigurationError: a parameter cannot be bound, a query is handled twice, or one has no handler and needs one.
+    """
+    handlers: dict[type, Handle] = {}
+    for declaration in declarations:
+        query = query_of(declaration)
+        if query in handlers:
+            raise ConfigurationError(f"{declaration.name}: {query.__name__} has a handler already")
+        handlers[query] = _declared(declaration, services)
+    by_model = {projection.form.cls: projection for projection in projections}
+    answered: dict[type, Projection] = {}
+    for query in subclasses(Query):
+        if query not in handlers and (found := _row_of(query, by_model)) is not None:
+            answered[query], is_row = found
+            handlers[query] = _by_key(query, found[0]) if is_row else _by_filter(query, found[0])
+    return handlers, answered
+
+
+def _declared(declaration: QueryDeclaration, services: Mapping[type[Any], object]) -> Handle:
+    function = declaration.function
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigurationError(f"{declaration.name}: a query handler is an `async def`")
+    types = parameter_types(function, declaration.scope, declaration.name)
+    bound: dict[str, object] = {}
+    reader_name = ""
+    for name in list(inspect.signature(function).parameters)[1:]:
+        wanted, _ = unwrap(types.get(name))
+        if wanted is Reader:
+            reader_name = name
+        elif wanted in services:
+            bound[name] = services[wanted]
+        else:
+            raise ConfigurationError(
+                f"{declaration.name}: parameter `{name}` is neither the Reader nor a service; pass it as "
+                "Application(services={...})"
+            )
+
+    async def handle(query: Any, reader: Reader) -> Any:
+        return await function(query, **bound, **({reader_name: reader} if reader_name else {}))
+
+    return handle
+
+
+def _row_of(query: type, by_model: Mapping[type, Projection]) -> tuple[Projection, bool] | None:
+    """The read model that a query without handler answers with: one row (True), or a list (False)."""
+    try:
+        answer = answer_type(query)
+    except (ConfigurationError, SyntaxError, TypeError):
+        return None  # a query of someone else: asking it raises what is wrong with it
+    found = members(answer)
+    if type(None) in found and len(found) == 2:
+        projection = next((by_model[m] for m in found if isinstance(m, type) and m in by_model), None)
+        return None if projection is None else (projection, True)
+    if typing.get_origin(answer) is list:
+        (item,) = typing.get_args(answer)
+        if isinstance(item, type) and item in by_model:
+            return by_model[item], False
+    return None
+
+
+def _by_key(query: type, projection: Projection) -> Handle:
+    form = projection.form
+    fields = tuple(field_types(query))
+    if set(fields) != set(form.key_fields):
+        raise ConfigurationError(
+            f"{query.__name__} has no handler, and its fields ({', '.join(fields)}) are not the key of {form.name} "
+            f"({', '.join(form.key_fields)}): write a @query_handler, or name its fields like the key"
+        )
+
+    async def handle(query: Any, reader: Reader) -> ReadModel | None:
+        return await reader.get(form.cls, *(getattr(query, name) for name in form.key_fields))
+
+    return handle
+
+
+def _by_filter(query: type, projection: Projection) -> Handle:
+    form = projection.form
+    fields = tuple(field_types(query))
+    unknown = [name for name in fields if name not in form.columns]
+    if unknown:
+        raise ConfigurationError(
+            f"{query.__name__} has no handler, and its field {unknown[0]!r} is no column of {form.name} "
+            f"({', '.join(form.columns)}): write a @query_handler, or name its fields like columns"
+        )
+    optional = {name for name in fields if not form.columns[name].nullable}
+
+    async def handle(query: Any, reader: Reader) -> list[Any]:
+        given = {name: getattr(query, name) for name in fields}
+        where = {name: value for name, value in given.items() if value is not None or name not in optional}
+        rows: list[Any] = (await reader.page(form.cls, limit=FIND_ROWS_MAX - 1, **where)).items
+        if len(rows) == FIND_ROWS_MAX - 1:
+            raise InvalidMessage(
+                type(query).__name__,
+                [("$", f"more than {len(rows) - 1} rows match; narrow it, or page it in a handler")],
+            )
+        return rows
+
+    return handle

@@ -1,0 +1,215 @@
+"""Read models: what is shown. One class is one row; its table follows from its annotations."""
+
+from __future__ import annotations
+
+import enum
+import typing
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from operator import attrgetter
+from typing import Annotated, Any, NamedTuple, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from diptych.errors import ConfigurationError
+from diptych.messages.annotations import members, snake_case, unwrap
+from diptych.messages.codec import encode
+from diptych.messages.message import MessageMeta, field_types
+from diptych.read_side.read_store import Column, ColumnKind, Table
+
+__all__ = ["Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
+
+T = TypeVar("T")
+
+
+class _Mark(enum.Enum):
+    KEY = "Key"
+    INDEXED = "Indexed"
+    SEARCHABLE = "Searchable"
+
+
+Key = Annotated[T, _Mark.KEY]
+"""`course: Key[CourseId]`: the field is the row's key, or part of it, in the order of the fields."""
+Indexed = Annotated[T, _Mark.INDEXED]
+"""`units: Indexed[int]`: the field is quick to filter and order by."""
+Searchable = Annotated[T, _Mark.SEARCHABLE]
+"""`description: Searchable[str]`: the words of the field are found by `Reader.search`."""
+
+
+class ReadModel(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
+    """What is shown: one row of one table.
+
+    Fields of str, Identity, int, float, bool, Decimal, datetime, date, timedelta, bytes, UUID, str and int enums and
+    str literals, or one of them with None, are columns that can be filtered and ordered by, exactly. Any other type
+    that JSON can say is kept as a document: shown, not filtered. At least one field is a `Key[...]`.
+    """
+
+
+class _Conversion(NamedTuple):
+    """How a field's value becomes a column's and back; None where they are the same."""
+
+    kind: ColumnKind
+    write: Callable[[Any], Any] | None = None
+    read: Callable[[Any], Any] | None = None
+
+
+_PLAIN: dict[type, ColumnKind] = {
+    str: ColumnKind.TEXT,
+    int: ColumnKind.INTEGER,
+    float: ColumnKind.REAL,
+    bool: ColumnKind.BOOLEAN,
+    Decimal: ColumnKind.DECIMAL,
+    datetime: ColumnKind.DATETIME,
+    date: ColumnKind.DATE,
+    timedelta: ColumnKind.DURATION,
+    bytes: ColumnKind.BYTES,
+}
+
+
+class RowForm:
+    """A read model, compiled: its table, and the way between instances and rows.
+
+    Making one raises `ConfigurationError` where the class has no key, or a mark on a field that cannot carry it.
+
+    Attributes:
+        cls: the class.
+        table: its form in the read store.
+        key_fields: the names of the key fields, in order.
+        defaults_complete: whether a blank row can be made from a key alone.
+    """
+
+    def __init__(self, cls: type[Any], context: str) -> None:
+        self.cls = cls
+        types = field_types(cls)
+        conversions = {name: _conversion(annotation) for name, annotation in types.items()}
+        columns = tuple(_column(cls, name, annotation, conversions[name].kind) for name, annotation in types.items())
+        self.key_fields = tuple(name for name, annotation in types.items() if _Mark.KEY in unwrap(annotation)[1])
+        self.table = Table(f"{snake_case(context)}_{snake_case(cls.__name__)}", columns, self.key_fields)
+        _check_table(cls, self.table)
+        required = {field.name for field in msgspec.structs.fields(cls) if field.required}
+        self.defaults_complete = required <= set(self.key_fields)
+        self.columns = {column.name: column for column in columns}
+        self._names = tuple(types)
+        self._conversions = conversions
+        self._values = _tuple_getter(self._names)
+        self._keys = _tuple_getter(self.key_fields)
+        self._writes = [(i, write) for i, n in enumerate(types) if (write := conversions[n].write) is not None]
+        self._reads = [(i, read) for i, n in enumerate(types) if (read := conversions[n].read) is not None]
+
+    @property
+    def name(self) -> str:
+        """The class name, for messages."""
+        return self.cls.__name__
+
+    def row(self, model: Any) -> tuple[Any, ...]:
+        """The instance as a row."""
+        values = self._values(model)
+        if not self._writes:
+            return values
+        changed = list(values)
+        for index, write in self._writes:
+            if changed[index] is not None:
+                changed[index] = write(changed[index])
+        return tuple(changed)
+
+    def model(self, row: tuple[Any, ...]) -> Any:
+        """The row as an instance."""
+        if self._reads:
+            changed = list(row)
+            for index, read in self._reads:
+                if changed[index] is not None:
+                    changed[index] = read(changed[index])
+            row = tuple(changed)
+        return self.cls(**dict(zip(self._names, row, strict=True)))
+
+    def key_of(self, model: Any) -> tuple[Any, ...]:
+        """The values of an instance's key fields."""
+        return self._keys(model)
+
+    def blank(self, key: tuple[Any, ...]) -> Any:
+        """The row that the first event of a key meets; only where `defaults_complete`."""
+        return self.cls(**dict(zip(self.key_fields, key, strict=True)))
+
+    def column_key(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Key values as the columns hold them."""
+        return tuple(self.column_value(name, value) for name, value in zip(self.key_fields, key, strict=True))
+
+    def key_from_columns(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Key values from how the columns hold them."""
+        reads = (self._conversions[name].read for name in self.key_fields)
+        return tuple(value if read is None else read(value) for read, value in zip(reads, key, strict=True))
+
+    def column_value(self, field: str, value: Any) -> Any:
+        """A field's value as the column holds it."""
+        write = self._conversions[field].write
+        return value if write is None or value is None else write(value)
+
+
+def key_text(key: tuple[Any, ...]) -> str:
+    """A key as a JSON array: how blocked keys are named."""
+    return encode(key).decode()
+
+
+def column_kind(annotation: Any) -> tuple[ColumnKind, bool]:
+    """The column kind that values of a type are kept in, and whether they may be None."""
+    return _conversion(annotation).kind, type(None) in members(annotation)
+
+
+def _conversion(annotation: Any) -> _Conversion:
+    held = [member for member in members(annotation) if member is not type(None)]
+    if len(held) == 1:
+        (only,) = held
+        if isinstance(only, type):
+            for known in only.__mro__[:-1]:
+                if issubclass(only, enum.Enum):
+                    break
+                if known in _PLAIN:
+                    return _Conversion(_PLAIN[known])
+            if issubclass(only, UUID):
+                return _Conversion(ColumnKind.TEXT, str, UUID)
+            if issubclass(only, str | int) and issubclass(only, enum.Enum):
+                kind = ColumnKind.TEXT if issubclass(only, str) else ColumnKind.INTEGER
+                return _Conversion(kind, attrgetter("value"), only)
+        if typing.get_origin(only) is typing.Literal and all(isinstance(v, str) for v in typing.get_args(only)):
+            return _Conversion(ColumnKind.TEXT)
+    decoder = msgspec.json.Decoder(annotation)
+    return _Conversion(ColumnKind.DOCUMENT, lambda value: encode(value).decode(), decoder.decode)
+
+
+def _column(cls: type[Any], name: str, annotation: Any, kind: ColumnKind) -> Column:
+    marks = unwrap(annotation)[1]
+    nullable = type(None) in members(annotation)
+    if kind is ColumnKind.DOCUMENT and any(isinstance(mark, _Mark) for mark in marks):
+        raise ConfigurationError(
+            f"{cls.__name__}.{name} is kept as a document, which can be neither key, indexed nor searchable: give it "
+            "a plain type (str, int, Decimal, datetime …)"
+        )
+    if _Mark.SEARCHABLE in marks and kind is not ColumnKind.TEXT:
+        raise ConfigurationError(f"{cls.__name__}.{name} is Searchable: its type must be str")
+    if _Mark.KEY in marks and nullable:
+        raise ConfigurationError(f"{cls.__name__}.{name} is a Key and cannot be None")
+    return Column(
+        name=name,
+        kind=kind,
+        nullable=nullable,
+        indexed=_Mark.INDEXED in marks,
+        searchable=_Mark.SEARCHABLE in marks,
+    )
+
+
+def _check_table(cls: type[Any], table: Table) -> None:
+    if not table.key:
+        raise ConfigurationError(f"{cls.__name__} has no key: mark the field that tells its rows apart with Key[...]")
+    for column in table.columns:
+        if "__" in column.name or column.name.startswith("_"):
+            raise ConfigurationError(f"{cls.__name__}.{column.name}: column names hold no double or leading underscore")
+
+
+def _tuple_getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    if len(names) == 1:
+        get = attrgetter(names[0])
+        return lambda value: (get(value),)
+    getter: Callable[[Any], tuple[Any, ...]] = attrgetter(*names)
+    return getter

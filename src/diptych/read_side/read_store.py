@@ -1,0 +1,462 @@
+"""Where read models are kept: the port of the read store. The contract is `testing/contracts/read_store.py`.
+
+A read model is a table; a projection folds events into it. Each build of it from the history is a *generation*, with a
+table and a checkpoint of its own, so that a changed fold can be built beside the one that answers queries. Rows and
+checkpoint change in one transaction (G5), and a snapshot shows the rows of every read model together with the
+checkpoints they belong to (G8).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import enum
+import math
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import msgspec
+
+from diptych.event_store.position import Place, Position
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+__all__ = [
+    "BlockedKey",
+    "Column",
+    "ColumnKind",
+    "Comparison",
+    "Discard",
+    "Failed",
+    "Fenced",
+    "Filter",
+    "Generation",
+    "Key",
+    "Order",
+    "ReadSnapshot",
+    "ReadStore",
+    "Row",
+    "SliceWrite",
+    "Table",
+    "WriteResult",
+    "Written",
+    "row_refusal",
+    "value_refusal",
+]
+
+Row: TypeAlias = tuple[Any, ...]
+"""The values of one row, in the order of the table's columns."""
+
+Key: TypeAlias = tuple[Any, ...]
+"""The values of the key columns, in the order of `Table.key`."""
+
+
+class ColumnKind(enum.Enum):
+    """What a column holds. What is written reads back equal, and is ordered as Python orders it (None first)."""
+
+    TEXT = "text"  # str, in code point order
+    INTEGER = "integer"  # int of 64 bits, signed
+    REAL = "real"  # float, not NaN
+    BOOLEAN = "boolean"  # bool
+    DECIMAL = "decimal"  # decimal.Decimal, finite: value exact, and its exponent kept ("40.0" is not written "40")
+    DATETIME = "datetime"  # aware datetime, to the microsecond; reads back in UTC
+    DATE = "date"  # dt.date
+    DURATION = "duration"  # dt.timedelta
+    BYTES = "bytes"  # bytes
+    DOCUMENT = "document"  # str of JSON; kept as it is, neither filtered nor ordered by
+
+
+class Column(msgspec.Struct, frozen=True):
+    """One column. `indexed` ones are quick to filter and order by; `searchable` ones take part in `search`."""
+
+    name: str
+    kind: ColumnKind
+    nullable: bool = False
+    indexed: bool = False
+    searchable: bool = False
+
+
+class Table(msgspec.Struct, frozen=True):
+    """The form of one read model.
+
+    Attributes:
+        name: by which SQL finds the live generation, "school_seats"; letters, digits and underscores.
+        columns: at least one, key columns included.
+        key: names of the key columns, at least one, in order.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    key: tuple[str, ...]
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One build of a read model from the history; or the progress of a subscriber, which has no table.
+
+    Attributes:
+        name: the projection's or subscriber's name, "school.Seats".
+        number: from 1, never reused.
+        fingerprint: of the fold's code and schema.
+        table: its form; None for a subscriber.
+        live: whether it answers queries.
+        checkpoint: every event up to this place is folded, but for blocked keys and discards.
+        epoch: counts changes made to it by hand; a writer that has not seen them is fenced.
+        stopped: why nothing can be folded any more; empty while it goes on.
+    """
+
+    name: str
+    number: int
+    fingerprint: str
+    table: Table | None
+    live: bool
+    checkpoint: Place
+    epoch: int = 0
+    stopped: str = ""
+
+
+class BlockedKey(msgspec.Struct, frozen=True):
+    """A key whose events wait in the log since one of them could not be folded (G9).
+
+    Attributes:
+        name: the projection's name.
+        key: the key's values as a JSON array.
+        position: of the event that could not be folded.
+        error: what the fold raised, with its place in the code.
+    """
+
+    name: str
+    key: str
+    position: Position
+    error: str
+
+
+class Discard(msgspec.Struct, frozen=True):
+    """A decision by hand that a key's fold leaves an event out; rebuilds honour it."""
+
+    name: str
+    key: str
+    position: Position
+
+
+class SliceWrite(msgspec.Struct, frozen=True):
+    """What a folded batch changes in one generation, all or nothing.
+
+    Attributes:
+        generation: as it was when the batch was folded: its checkpoint and epoch must still be the stored ones.
+        checkpoint: the new one; may be the old one where something is changed by hand.
+        upserts: whole rows; a row with the same key is replaced.
+        deletes: keys; one that has no row is no error. Disjoint from the upserts.
+        block: newly blocked keys.
+        unblock: keys (as JSON arrays) that are blocked no more.
+        discard: events to leave out from now on.
+        stopped: the new reason why the generation cannot go on; empty where it can.
+        by_hand: whether the epoch goes up, so that writers that do not know of this change are fenced.
+    """
+
+    generation: Generation
+    checkpoint: Place
+    upserts: Sequence[Row] = ()
+    deletes: Sequence[Key] = ()
+    block: Sequence[BlockedKey] = ()
+    unblock: Sequence[str] = ()
+    discard: Sequence[Discard] = ()
+    stopped: str = ""
+    by_hand: bool = False
+
+
+class Written(msgspec.Struct, frozen=True):
+    """Done; `generation` is the new state to go on from."""
+
+    generation: Generation
+
+
+class Fenced(msgspec.Struct, frozen=True):
+    """Nothing done: someone else has moved this generation on. Load it anew."""
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Nothing done for this generation: a row cannot be stored (a number too large for its column, NaN …)."""
+
+    reason: str
+
+
+WriteResult: TypeAlias = Written | Fenced | Failed
+
+
+class Comparison(enum.Enum):
+    """How a filter compares a column with its value."""
+
+    EQUAL = "="  # with None too
+    AT_LEAST = ">="
+    AT_MOST = "<="
+    MORE_THAN = ">"
+    LESS_THAN = "<"
+    ONE_OF = "in"  # the value is a tuple, may be empty (matches nothing)
+    STARTS_WITH = "prefix"  # TEXT columns; case matters
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """A condition on one column. But for EQUAL and ONE_OF, None in the column never matches."""
+
+    column: str
+    comparison: Comparison
+    value: Any
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One column to order by. None comes first, or last when descending."""
+
+    column: str
+    descending: bool = False
+
+
+class ReadSnapshot(Protocol):
+    """One consistent, read-only view: rows, checkpoints and blocked keys of one moment. Not for concurrent use.
+
+    Names are projection names ("school.Seats"); each method reads the live generation, or `number` where given.
+    Reads of rows raise `StoreUnavailable` where there is no such generation (its first build may be under way), and
+    `InvalidMessage` where a filter's value is none that its column can hold.
+    """
+
+    async def generation(self, name: str, number: int | None = None) -> Generation | None:
+        """The live generation, or the numbered one; None where there is none."""
+        ...
+
+    async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
+        """The blocked keys of a generation, ordered by position and key, may be empty; they go when it is dropped."""
+        ...
+
+    async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
+        """The rows of these keys; keys without a row are left out."""
+        ...
+
+    async def find(
+        self,
+        name: str,
+        filters: Sequence[Filter],
+        order: Sequence[Order],
+        limit: int,
+        after: Sequence[Any] | None = None,
+        number: int | None = None,
+    ) -> list[Row]:
+        """Rows that every filter matches, in that order, at most `limit`.
+
+        `order` must end in the whole key, so that it is total. `after` holds one value per order column: rows up to
+        and including that place are left out (keyset pagination).
+        """
+        ...
+
+    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+        """How many rows every filter matches."""
+        ...
+
+    async def search(self, name: str, text: str, limit: int) -> list[Row]:
+        """Rows in whose searchable columns every word of the text begins a word; the best first, ties by key.
+
+        Words are runs of letters and digits; case and accents do not matter. A text without a word finds nothing.
+        """
+        ...
+
+    async def sql(
+        self, statement: str, parameters: Sequence[Any], columns: Mapping[str, tuple[ColumnKind, bool]]
+    ) -> list[dict[str, Any]]:
+        """Rows of a read-only SQL statement over `Table.name`s, decoded by column name to (kind, nullable).
+
+        Raises:
+            ConfigurationError: this store has no SQL, the statement would write, or is wrong; with the reason.
+        """
+        ...
+
+
+class ReadStore(Protocol):
+    """Keeps read models.
+
+    Every implementation guarantees that rows and checkpoint change together or not at all, that a write from a stale
+    checkpoint or epoch changes nothing (`Fenced`), and that a snapshot is consistent. It need not survive the loss of
+    its last transactions on a power cut (they are folded again), but for what was changed by hand. All methods raise
+    `StoreClosed` before `open` and after `close`, and `StoreUnavailable` where the store cannot be reached.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether the rows outlive the process."""
+        ...
+
+    async def open(self) -> None:
+        """Connect; make or upgrade the store's own tables where they are missing.
+
+        Raises:
+            NewerStore: a newer Diptych wrote it.
+            StoreUnavailable: it cannot be opened; with the reason.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Finish what is under way and let go. May be called twice."""
+        ...
+
+    async def generations(self) -> list[Generation]:
+        """Every generation, by name and number."""
+        ...
+
+    async def create_generation(
+        self,
+        name: str,
+        fingerprint: str,
+        table: Table | None,
+        checkpoint: Place,
+        *,
+        live: bool,
+        anew: bool = False,
+    ) -> Generation:
+        """Make a new generation and its empty table. With `live`, any live one of that name is live no more.
+
+        Safe to race, unless `anew`: where a generation of this name and fingerprint that is live or newer than the
+        live one exists, that one is returned.
+        """
+        ...
+
+    async def switch(self, name: str, number: int) -> bool:
+        """Let a generation answer the queries, and drop all others of that name, in one transaction.
+
+        False, and nothing done, while its checkpoint is before that of the live one, or where it is gone.
+        """
+        ...
+
+    async def drop_generation(self, name: str, number: int) -> None:
+        """Remove a generation with its table; no error where it is gone."""
+        ...
+
+    async def write(self, writes: Sequence[SliceWrite]) -> list[WriteResult]:
+        """Apply each write all or nothing, in one transaction where it can; answer each on its own.
+
+        Changes by hand (`by_hand`) are durable when this returns.
+        """
+        ...
+
+    async def discards(self, name: str) -> list[Discard]:
+        """The discards of a projection, by position, whatever the generation."""
+        ...
+
+    def snapshot(self) -> AbstractAsyncContextManager[ReadSnapshot]:
+        """A view of this moment. At most a named number at once; more wait for their turn.
+
+        Raises:
+            Overloaded: too many are waiting.
+        """
+        ...
+
+    async def wait_for_change(self, seen: int, timeout_s: float) -> int:
+        """Wait until something was written since `seen`, a number that this method returned before (0 at first).
+
+        Returns the number of now; `seen` itself when the time is over first. Woken without polling by writes
+        through this instance; those of other processes are noticed within a named interval.
+        """
+        ...
+
+
+# ── what every store refuses ─────────────────────────────────────────────────
+
+
+def row_refusal(table: Table, row: Row) -> str | None:
+    """Why no store takes this row, naming column and value; None where every store takes it."""
+    if len(row) != len(table.columns):
+        return f"{table.name} has {len(table.columns)} columns, the row has {len(row)} values"
+    for column, value in zip(table.columns, row, strict=True):
+        if value is None and column.name in table.key:
+            return f"column {column.name} is part of the key and cannot be None"
+        reason = value_refusal(column, value)
+        if reason is not None:
+            return reason
+    return None
+
+
+def value_refusal(column: Column, value: Any) -> str | None:
+    """Why no store takes this value in this column, naming both; None where every store takes it."""
+    if value is None:
+        return None if column.nullable else f"column {column.name} cannot be None"
+    reason = _REFUSALS[column.kind](value)
+    return None if reason is None else f"column {column.name} cannot hold {_shown(value)}: {reason}"
+
+
+_SHOWN_CHARACTERS_MAX = 80
+"""Of a value in an error's text."""
+_EARLIEST = dt.datetime.min.replace(tzinfo=dt.UTC)
+_LATEST = dt.datetime.max.replace(tzinfo=dt.UTC)
+_MICROSECOND = dt.timedelta(microseconds=1)
+_EXACT_FLOAT_MAX = 2**53
+
+
+def _shown(value: Any) -> str:
+    text = ascii(value)
+    return text if len(text) <= _SHOWN_CHARACTERS_MAX else f"{text[:_SHOWN_CHARACTERS_MAX]}…"
+
+
+def _refuse_text(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return "it is no str"
+    if "\0" in value:
+        return "it contains NUL"
+    return None if value.isascii() or value.encode("utf-8", "ignore").decode() == value else "it has a lone surrogate"
+
+
+def _refuse_integer(value: Any) -> str | None:
+    if not isinstance(value, int):
+        return "it is no int"
+    return None if -(2**63) <= value < 2**63 else "it needs more than 64 bits"
+
+
+def _refuse_real(value: Any) -> str | None:
+    if isinstance(value, float):
+        return "it is not a number" if math.isnan(value) else None
+    if isinstance(value, int) and abs(value) <= _EXACT_FLOAT_MAX:
+        return None
+    return "it is no float"
+
+
+def _refuse_boolean(value: Any) -> str | None:
+    return None if isinstance(value, bool) else "it is no bool"
+
+
+def _refuse_decimal(value: Any) -> str | None:
+    if not isinstance(value, Decimal):
+        return "it is no Decimal"
+    return None if value.is_finite() else "it is not finite"
+
+
+def _refuse_datetime(value: Any) -> str | None:
+    if not isinstance(value, dt.datetime):
+        return "it is no datetime"
+    if value.utcoffset() is None:
+        return "it has no time zone"
+    return None if _EARLIEST <= value <= _LATEST else "in UTC it is outside the years 1 to 9999"
+
+
+def _refuse_date(value: Any) -> str | None:
+    dated = isinstance(value, dt.date) and not isinstance(value, dt.datetime)
+    return None if dated else "it is no date"
+
+
+def _refuse_duration(value: Any) -> str | None:
+    if not isinstance(value, dt.timedelta):
+        return "it is no timedelta"
+    return None if _refuse_integer(value // _MICROSECOND) is None else "its microseconds need more than 64 bits"
+
+
+def _refuse_bytes(value: Any) -> str | None:
+    return None if isinstance(value, bytes) else "it is no bytes"
+
+
+_REFUSALS: Mapping[ColumnKind, Callable[[Any], str | None]] = {
+    ColumnKind.TEXT: _refuse_text,
+    ColumnKind.INTEGER: _refuse_integer,
+    ColumnKind.REAL: _refuse_real,
+    ColumnKind.BOOLEAN: _refuse_boolean,
+    ColumnKind.DECIMAL: _refuse_decimal,
+    ColumnKind.DATETIME: _refuse_datetime,
+    ColumnKind.DATE: _refuse_date,
+    ColumnKind.DURATION: _refuse_duration,
+    ColumnKind.BYTES: _refuse_bytes,
+    ColumnKind.DOCUMENT: _refuse_text,
+}

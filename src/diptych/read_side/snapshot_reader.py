@@ -1,0 +1,257 @@
+"""The reader that query handlers are given: one snapshot, which it remembers what was touched of."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import msgspec
+
+from diptych.errors import Blocked, ConfigurationError, InvalidMessage
+from diptych.event_store.position import NOWHERE, START, Place, Token
+from diptych.messages.codec import encode
+from diptych.messages.message import field_types
+from diptych.read_side.conditions import Condition
+from diptych.read_side.freshness import Behind, Freshness, Requirement
+from diptych.read_side.projection import Projection
+from diptych.read_side.read_model import ReadModel, RowForm, column_kind, key_text
+from diptych.read_side.read_store import (
+    BlockedKey,
+    ColumnKind,
+    Comparison,
+    Filter,
+    Generation,
+    Order,
+    ReadSnapshot,
+)
+from diptych.read_side.reader import FIND_ROWS_MAX, Page
+
+__all__ = ["SnapshotReader"]
+
+M = TypeVar("M", bound=ReadModel)
+S = TypeVar("S", bound=msgspec.Struct)
+
+_KIND_TYPES: dict[ColumnKind, type] = {
+    ColumnKind.TEXT: str,
+    ColumnKind.INTEGER: int,
+    ColumnKind.REAL: float,
+    ColumnKind.BOOLEAN: bool,
+    ColumnKind.DECIMAL: Decimal,
+    ColumnKind.DATETIME: datetime,
+    ColumnKind.DATE: date,
+    ColumnKind.DURATION: timedelta,
+    ColumnKind.BYTES: bytes,
+}
+
+
+class _Cursor(msgspec.Struct, array_like=True):
+    """Where a page ended: of which question, in which history, after which values."""
+
+    question: bytes
+    history_id: bytes
+    values: list[Any]
+
+
+class SnapshotReader:
+    """Implements `Reader` over a snapshot of the read store.
+
+    Attributes:
+        incomplete: whether something that was touched waits behind a blocked key.
+    """
+
+    def __init__(
+        self,
+        snapshot: ReadSnapshot,
+        projections: Mapping[type, tuple[Projection, str]],
+        freshness: Freshness,
+        requirement: Requirement,
+    ) -> None:
+        self.incomplete = False
+        self._snapshot = snapshot
+        self._projections = projections
+        self._freshness = freshness
+        self._requirement = requirement
+        self._touched: dict[str, Generation] = {}
+        self._blocked: dict[str, list[BlockedKey]] = {}
+
+    def token(self, history_id: bytes) -> Token:
+        """What the answer shows: the span of the checkpoints that were touched."""
+        places = [generation.checkpoint for generation in self._touched.values()]
+        if not places:
+            return Token(START, Place(history_id, START, NOWHERE))
+        return Token(min(place.position for place in places), max(places, key=lambda place: place.position))
+
+    # ── Reader ───────────────────────────────────────────────────────────────
+
+    async def get(self, model: type[M], /, *key: object) -> M | None:
+        """See `Reader.get`."""
+        found = await self.get_many(model, [key])
+        return next(iter(found.values()), None)
+
+    async def get_many(self, model: type[M], keys: Sequence[object], /) -> dict[Any, M]:
+        """See `Reader.get_many`."""
+        projection = await self._touch(model)
+        form = projection.form
+        columns = {_column_key(form, key): key for key in keys}
+        self._check_blocked(projection, [key_text(key) for key in columns])
+        rows = await self._snapshot.get_many(projection.name, list(columns))
+        return {columns[key]: form.model(row) for key, row in rows.items()}
+
+    async def find(self, model: type[M], /, *, order_by: str = "", limit: int = 100, **where: object) -> list[M]:
+        """See `Reader.find`."""
+        projection = await self._touch(model)
+        self._check_blocked(projection)
+        form = projection.form
+        rows = await self._snapshot.find(projection.name, _filters(form, where), _order(form, order_by), _limit(limit))
+        return [form.model(row) for row in rows]
+
+    async def page(
+        self, model: type[M], /, *, order_by: str = "", limit: int = 100, cursor: str | None = None, **where: object
+    ) -> Page[M]:
+        """See `Reader.page`."""
+        projection = await self._touch(model)
+        self._check_blocked(projection)
+        form, filters = projection.form, _filters(projection.form, where)
+        order = _order(form, order_by)
+        question = _question(projection.name, filters, order)
+        history_id = self._touched[projection.name].checkpoint.history_id
+        after = None if cursor is None else _after(form, cursor, question, history_id, order)
+        rows = await self._snapshot.find(projection.name, filters, order, _limit(limit) + 1, after)
+        items = [form.model(row) for row in rows[:limit]]
+        if len(rows) <= limit:
+            return Page(items)
+        names = [column.name for column in form.table.columns]
+        last = [rows[limit - 1][names.index(by.column)] for by in order]
+        return Page(items, _text(_Cursor(question, history_id, last)))
+
+    async def count(self, model: type[M], /, **where: object) -> int:
+        """See `Reader.count`."""
+        projection = await self._touch(model)
+        self._check_blocked(projection)
+        return await self._snapshot.count(projection.name, _filters(projection.form, where))
+
+    async def search(self, model: type[M], text: str, /, *, limit: int = 100) -> list[M]:
+        """See `Reader.search`."""
+        projection = await self._touch(model)
+        if not any(column.searchable for column in projection.form.table.columns):
+            raise ConfigurationError(f"{model.__name__} has no Searchable[str] field to search in")
+        self._check_blocked(projection)
+        rows = await self._snapshot.search(projection.name, text, _limit(limit))
+        return [projection.form.model(row) for row in rows]
+
+    async def sql(
+        self, result: type[S], statement: str, /, *parameters: object, touches: Sequence[type[ReadModel]]
+    ) -> list[S]:
+        """See `Reader.sql`."""
+        for model in touches:
+            self._check_blocked(await self._touch(model))
+        columns = {name: column_kind(annotation) for name, annotation in field_types(result).items()}
+        rows = await self._snapshot.sql(statement, parameters, columns)
+        return [result(**row) for row in rows]
+
+    # ── freshness ────────────────────────────────────────────────────────────
+
+    async def _touch(self, model: type[ReadModel]) -> Projection:
+        found = self._projections.get(model)
+        if found is None:
+            raise ConfigurationError(f"no projection of this application feeds {model.__name__}")
+        projection, fingerprint = found
+        if projection.name not in self._touched:
+            generation = await self._snapshot.generation(projection.name)
+            if generation is None or generation.fingerprint != fingerprint:
+                raise Behind(projection)
+            if not await self._freshness.is_met(self._requirement, generation):
+                raise Behind(projection)
+            self._touched[projection.name] = generation
+            self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
+            if generation.stopped:
+                self.incomplete = True
+        return projection
+
+    def _check_blocked(self, projection: Projection, keys: Sequence[str] | None = None) -> None:
+        """Notice blocked keys among those touched; without keys, any may be."""
+        blocked = [b for b in self._blocked[projection.name] if keys is None or b.key in keys]
+        if not blocked:
+            return
+        if self._requirement.strict:
+            raise Blocked(projection.form.name, [found.key for found in blocked], blocked[0].error)
+        self.incomplete = True
+
+
+def _column_key(form: RowForm, key: object) -> tuple[Any, ...]:
+    values = key if isinstance(key, tuple) else (key,)
+    if len(values) != len(form.key_fields):
+        raise ConfigurationError(f"the key of {form.name} is ({', '.join(form.key_fields)}), not {values!r}")
+    return form.column_key(values)
+
+
+def _filters(form: RowForm, where: Mapping[str, object]) -> list[Filter]:
+    return [_filter(form, name, value) for name, value in where.items()]
+
+
+def _filter(form: RowForm, name: str, value: object) -> Filter:
+    _filterable(form, name)
+    if not isinstance(value, Condition):
+        return Filter(name, Comparison.EQUAL, form.column_value(name, value))
+    if value.comparison is Comparison.ONE_OF:
+        return Filter(name, value.comparison, tuple(form.column_value(name, one) for one in value.value))
+    return Filter(name, value.comparison, form.column_value(name, value.value))
+
+
+def _filterable(form: RowForm, name: str) -> None:
+    column = form.columns.get(name)
+    if column is None:
+        raise ConfigurationError(f"{form.name} has no column {name!r}; there are {', '.join(form.columns)}")
+    if column.kind is ColumnKind.DOCUMENT:
+        raise ConfigurationError(f"{form.name}.{name} is kept as a document, which can be neither filtered nor ordered")
+
+
+def _order(form: RowForm, order_by: str) -> list[Order]:
+    order = [
+        Order(name.removeprefix("-").strip(), name.startswith("-"))
+        for part in order_by.split(",")
+        if (name := part.strip())
+    ]
+    for by in order:
+        _filterable(form, by.column)
+    named = {by.column for by in order}
+    return order + [Order(name) for name in form.key_fields if name not in named]
+
+
+def _limit(limit: int) -> int:
+    if not 1 <= limit <= FIND_ROWS_MAX:
+        raise InvalidMessage("limit", [("$", f"a limit is 1 to {FIND_ROWS_MAX}, not {limit}")])
+    return limit
+
+
+# ── cursors ──────────────────────────────────────────────────────────────────
+
+
+def _question(name: str, filters: Sequence[Filter], order: Sequence[Order]) -> bytes:
+    asked = encode((name, [(f.column, f.comparison.value, repr(f.value)) for f in filters], order))
+    return hashlib.blake2b(asked, digest_size=8).digest()
+
+
+def _text(cursor: _Cursor) -> str:
+    return base64.urlsafe_b64encode(encode(cursor)).rstrip(b"=").decode()
+
+
+def _after(form: RowForm, text: str, question: bytes, history_id: bytes, order: Sequence[Order]) -> list[Any]:
+    try:
+        raw = text.encode("ascii")
+        cursor = msgspec.json.decode(base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)), type=_Cursor)
+        if cursor.question == question and cursor.history_id == history_id:
+            kinds = [(form.columns[by.column].kind, form.columns[by.column].nullable) for by in order]
+            return [_value(value, kind) for value, (kind, _) in zip(cursor.values, kinds, strict=True)]
+    except (UnicodeError, binascii.Error, msgspec.MsgspecError, ValueError):
+        pass
+    raise InvalidMessage("cursor", [("$.cursor", "this is no cursor of this query; begin without one")])
+
+
+def _value(value: Any, kind: ColumnKind) -> Any:
+    return None if value is None else msgspec.convert(value, _KIND_TYPES[kind])

@@ -1,0 +1,179 @@
+"""Subscribers: effects outside, in the order of the history, at least once.
+
+What no pure fold can do (send a mail, feed another system) happens here. The checkpoint moves after the subscriber
+returned; a crash in between delivers the batch again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import inspect
+import logging
+import typing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diptych.clock import pause
+from diptych.errors import ConfigurationError, Unavailable
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.history import History
+from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.messages.annotations import Scope, parameter_types, unwrap
+from diptych.messages.event import Event, EventContext, event_classes
+from diptych.messages.registry import EventTypes
+from diptych.read_side.projection import told
+from diptych.read_side.read_store import Generation, ReadStore, SliceWrite, Written
+
+__all__ = ["Subscriber", "SubscriberDeclaration", "Subscription", "compile_subscriber", "subscribed_events"]
+
+BATCH_EVENTS_MAX = 100
+"""Events delivered at once."""
+IDLE_WAIT_S = 5.0
+"""Seconds after which an idle subscription looks again without having been woken."""
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 30.0
+"""Seconds between deliveries of a batch that fails: doubled each time, up to the second."""
+
+_log = logging.getLogger("diptych.subscriber")
+
+
+class SubscriberDeclaration(NamedTuple):
+    """A function that was declared a subscriber, and the names around it."""
+
+    function: Callable[..., Any]
+    scope: Scope
+
+    @property
+    def name(self) -> str:
+        """Where the function is, for messages."""
+        return f"{self.function.__module__}.{self.function.__qualname__}"
+
+
+class Subscriber(NamedTuple):
+    """A subscriber, compiled."""
+
+    name: str
+    query: EventQuery
+    deliver: Callable[[Sequence[tuple[Event, EventContext]]], Awaitable[None]]
+
+
+def subscribed_events(declaration: SubscriberDeclaration) -> Sequence[type[Event]]:
+    """The event classes in the annotation `Sequence[tuple[E, EventContext]]` of the first parameter.
+
+    Raises:
+        ConfigurationError: it is annotated otherwise.
+    """
+    types = parameter_types(declaration.function, declaration.scope, declaration.name)
+    parameters = list(inspect.signature(declaration.function).parameters)
+    bare, _ = unwrap(types.get(parameters[0])) if parameters else (None, ())
+    if typing.get_origin(bare) is collections.abc.Sequence:
+        pair, _ = unwrap(typing.get_args(bare)[0])
+        parts = typing.get_args(pair)
+        if typing.get_origin(pair) is tuple and len(parts) == 2 and parts[1] is EventContext:
+            return event_classes(parts[0], declaration.name)
+    raise ConfigurationError(
+        f"{declaration.name}: a subscriber's first parameter is annotated Sequence[tuple[SomeEvent, EventContext]]"
+    )
+
+
+def compile_subscriber(
+    context: str, declaration: SubscriberDeclaration, services: Mapping[type[Any], object], types: EventTypes
+) -> Subscriber:
+    """Check a subscriber's signature and bind its services.
+
+    Raises:
+        ConfigurationError: a parameter cannot be bound; naming subscriber, parameter and remedy.
+    """
+    function = declaration.function
+    if not inspect.iscoroutinefunction(function):
+        raise ConfigurationError(f"{declaration.name}: a subscriber is an `async def`")
+    names = frozenset(types.of(cls).name for cls in subscribed_events(declaration))
+    annotations = parameter_types(function, declaration.scope, declaration.name)
+    bound: dict[str, object] = {}
+    for name in list(inspect.signature(function).parameters)[1:]:
+        wanted = unwrap(annotations.get(name))[0]
+        if wanted not in services:
+            raise ConfigurationError(
+                f"{declaration.name}: parameter `{name}` is no service; pass it as Application(services={{...}})"
+            )
+        bound[name] = services[wanted]
+
+    async def deliver(events: Sequence[tuple[Event, EventContext]]) -> None:
+        await function(events, **bound)
+
+    return Subscriber(f"{context}.{function.__name__}", EventQuery((QueryItem(names),)), deliver)
+
+
+class Subscription:
+    """Delivers the history to one subscriber, from its checkpoint on.
+
+    Attributes:
+        failure: what it failed with last; empty while deliveries succeed.
+    """
+
+    def __init__(self, subscriber: Subscriber, store: EventStore, history: History, read_store: ReadStore) -> None:
+        self.subscriber = subscriber
+        self.failure = ""
+        self._store = store
+        self._history = history
+        self._read_store = read_store
+        self._task: asyncio.Task[None] | None = None
+        self._generation: Generation | None = None
+
+    @property
+    def position(self) -> Position:
+        """The position up to which everything was delivered."""
+        return START if self._generation is None else self._generation.checkpoint.position
+
+    async def open(self) -> None:
+        """Find its checkpoint; a new subscriber begins with the first event."""
+        start = Place(self._store.history_id, START, NOWHERE)
+        self._generation = await self._read_store.create_generation(self.subscriber.name, "", None, start, live=True)
+        place = await self._store.place_at(self.position)
+        self._generation.checkpoint.check(
+            self._store.history_id, None if place is None else place.event_id, f"the subscriber {self.subscriber.name}"
+        )
+
+    def start(self) -> None:
+        """Deliver from now on, in a task of its own."""
+        self._task = asyncio.get_running_loop().create_task(self._follow(), name=f"diptych {self.subscriber.name}")
+
+    async def close(self) -> None:
+        """Stop; a delivery under way is cancelled, and comes again."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    async def _follow(self) -> None:
+        backoff = BACKOFF_FIRST_S
+        while True:
+            try:
+                if not await self._deliver_batch():
+                    await self._store.wait_for_events(self.position, IDLE_WAIT_S)
+                self.failure, backoff = "", BACKOFF_FIRST_S
+            except Exception as error:  # noqa: BLE001  # the user's code failed: reported, and tried again
+                self.failure = told(error)
+                _log.error("subscriber %s tries again in %.1f s: %s", self.subscriber.name, backoff, self.failure)
+                await pause(backoff)
+                backoff = min(backoff * 2, BACKOFF_MAX_S)
+
+    async def _deliver_batch(self) -> bool:
+        """Deliver the next events; False at the head."""
+        generation = self._generation
+        assert generation is not None, "open() was called"
+        found = await self._store.read(self.subscriber.query, self.position, BATCH_EVENTS_MAX)
+        if found.through == self.position:
+            return False
+        if found.events:
+            await self.subscriber.deliver(
+                [(self._history.event(recorded), self._history.context(recorded)) for recorded in found.events]
+            )
+        place = await self._store.place_at(found.through)
+        assert place is not None, "the store said that this position was read"
+        (result,) = await self._read_store.write([SliceWrite(generation, place)])
+        if not isinstance(result, Written):
+            raise Unavailable(f"another process delivers to {self.subscriber.name} as well")
+        self._generation = result.generation
+        return True

@@ -1,0 +1,252 @@
+"""The command bus: from a command to its one outcome.
+
+authorise (middleware) → outcome kept? → fold the models → decide → group commit → receipt
+▲                                        └─────────── lost the race ◀──┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from diptych.clock import Clock, pause
+from diptych.errors import CommandIdReused, Conflict, Overloaded, UnknownMessage
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
+from diptych.event_store.event_store import EventStore, KeptOutcome
+from diptych.event_store.history import History
+from diptych.event_store.position import START, Position
+from diptych.messages.codec import Codec
+from diptych.messages.command import Command, CommandContext
+from diptych.messages.envelope import Envelope
+from diptych.messages.rejected import Rejected
+from diptych.messages.unique_id import unique_id
+from diptych.write_side.command_handler import CommandHandler, ModelKey
+from diptych.write_side.decision_model import Folded
+from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost, Stands
+from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
+from diptych.write_side.model_cache import ModelCache
+
+__all__ = ["CommandBus", "CommandMiddleware", "NextCommand", "Sender"]
+
+CONFLICTS_MAX = 10
+"""How often one command is decided before it ends in `Conflict`."""
+FOLD_PAGE_EVENTS = 1_000
+"""Events read at once while a model is folded; between pages other work of the loop goes on."""
+
+NextCommand: TypeAlias = Callable[[Command, CommandContext], Awaitable[Receipt]]
+"""The rest of the way of a command, from inside a middleware."""
+CommandMiddleware: TypeAlias = Callable[[Command, CommandContext, NextCommand], Awaitable[Receipt]]
+"""Wraps the way of every command: `async def authorise(command, context, proceed): return await proceed(...)`."""
+
+
+class Sender(msgspec.Struct, frozen=True, kw_only=True):
+    """Who sends a command, and as part of what; kept in the envelope of its events."""
+
+    actor: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    traceparent: str | None = None
+
+
+class CommandBus:
+    """Executes commands. Made by the application; one per event store and process."""
+
+    def __init__(
+        self,
+        handlers: Mapping[type[Command], CommandHandler],
+        store: EventStore,
+        history: History,
+        clock: Clock,
+        *,
+        middleware: Sequence[CommandMiddleware] = (),
+        waiting_max: int = COMMANDS_WAITING_MAX,
+    ) -> None:
+        self._handlers = handlers
+        self._codecs = {command: Codec(command) for command in handlers}
+        self._store = store
+        self._history = history
+        self._clock = clock
+        self._middleware = tuple(middleware)
+        self._cache = ModelCache()
+        self._group = GroupCommit(store, history.types, self._cache, waiting_max=waiting_max)
+        self._waiting_max = waiting_max
+        self._under_way = 0
+        self._in_flight: dict[str, asyncio.Future[tuple[bytes, Receipt | BaseException]]] = {}
+
+    async def open(self) -> None:
+        """Learn where the history ends. The store is open."""
+        await self._group.open()
+
+    async def close(self) -> None:
+        """Commit what was submitted, and take nothing more."""
+        await self._group.close()
+
+    async def execute(self, command: Command, command_id: str | None, sender: Sender) -> Receipt:
+        """Execute a command once, whatever happens around it.
+
+        Raises:
+            Rejected: the domain says no.
+            Conflict: it lost the race too often.
+            CommandIdReused: the id was given for another command before.
+            InvalidMessage: a field is of the wrong type.
+            Overloaded: too many commands are waiting.
+        """
+        handler = self._handlers.get(type(command))
+        if handler is None:
+            raise UnknownMessage("command", type(command).__name__, [known.__name__ for known in self._handlers])
+        if self._under_way >= self._waiting_max:
+            raise Overloaded("commands_waiting_max", self._waiting_max)
+        if command_id is not None:
+            check_command_id(command_id)
+        _, settled = self._codecs[type(command)].settle(command)
+        context = CommandContext(
+            now=self._clock.now(),
+            command_id=command_id or unique_id(),
+            actor=sender.actor,
+            correlation_id=sender.correlation_id,
+        )
+        self._under_way += 1
+        try:
+            return await self._proceed(handler, sender, caller_gave_id=command_id is not None)(settled, context)
+        finally:
+            self._under_way -= 1
+
+    def _proceed(self, handler: CommandHandler, sender: Sender, *, caller_gave_id: bool) -> NextCommand:
+        """The way of one command: through every middleware, the first one outermost, to its outcome."""
+
+        async def reach(command: Command, context: CommandContext) -> Receipt:
+            envelope = Envelope(
+                command_id=context.command_id,
+                correlation_id=context.correlation_id,
+                causation_id=sender.causation_id,
+                actor=context.actor,
+                traceparent=sender.traceparent,
+            )
+            hashed = self._codecs[handler.command].payload_hash(command)
+            attempt = Attempt(handler, command, context, envelope, hashed, caller_gave_id=caller_gave_id)
+            return await (self._once(attempt) if caller_gave_id else self._decide(attempt))
+
+        proceed: NextCommand = reach
+        for middleware in reversed(self._middleware):
+            proceed = _wrapped(middleware, proceed)
+        return proceed
+
+    # ── once ─────────────────────────────────────────────────────────────────
+
+    async def _once(self, attempt: Attempt) -> Receipt:
+        """The outcome kept under the command's id; or the one that is under way; or a new one."""
+        command_id = attempt.context.command_id
+        while (leader := self._in_flight.get(command_id)) is not None:
+            hashed, outcome = await asyncio.shield(leader)
+            if hashed != attempt.payload_hash:
+                raise CommandIdReused(command_id)
+            if not isinstance(outcome, asyncio.CancelledError):
+                return _told(outcome)
+        mine = self._in_flight[command_id] = asyncio.get_running_loop().create_future()
+        ended: Receipt | BaseException = asyncio.CancelledError()
+        try:
+            kept = await self._store.outcome(command_id)
+            ended = await (self._decide(attempt) if kept is None else self._kept(kept, attempt.payload_hash))
+        except Exception as error:
+            ended = error
+            raise
+        finally:
+            del self._in_flight[command_id]
+            mine.set_result((attempt.payload_hash, ended))
+        return ended
+
+    async def _kept(self, kept: KeptOutcome, payload_hash: bytes) -> Receipt:
+        check_payload(kept, payload_hash)
+        if kept.rejection is not None:
+            raise rejection(kept.rejection)
+        first = Position(kept.place.position - kept.event_count)
+        found = await self._store.read(ALL_EVENTS, first, max(kept.event_count, 1), until=kept.place.position)
+        return receipt(kept, [self._history.event(recorded) for recorded in found.events])
+
+    # ── decide, until it holds ───────────────────────────────────────────────
+
+    async def _decide(self, attempt: Attempt) -> Receipt:
+        keys = attempt.handler.models(attempt.command)
+        lost = Lost(START)
+        for _ in range(CONFLICTS_MAX):
+            attempt.stands = await self._stands(keys)
+            if not attempt.handler.pure:
+                await self._decide_impure(attempt)
+            self._group.submit(attempt)
+            outcome = await attempt.outcome
+            if not isinstance(outcome, Lost):
+                return await self._outcome(outcome, attempt.payload_hash)
+            lost = outcome
+            if not attempt.handler.idempotent:
+                raise Conflict(attempt.handler.command.__name__, 1, lost.position)
+            await self._catch_up(keys)
+            attempt.outcome = asyncio.get_running_loop().create_future()
+        raise Conflict(attempt.handler.command.__name__, CONFLICTS_MAX, lost.position)
+
+    async def _outcome(self, outcome: Receipt | Rejected | KeptOutcome, payload_hash: bytes) -> Receipt:
+        if isinstance(outcome, KeptOutcome):
+            return await self._kept(outcome, payload_hash)
+        return _told(outcome)
+
+    async def _decide_impure(self, attempt: Attempt) -> None:
+        """Run a handler that is async or takes services: on committed state, outside of any batch."""
+        models = {
+            key: (item, self._group.tail.fold(key, item, folded, pending=False) or folded)
+            for key, (item, folded) in attempt.stands.models.items()
+        }
+        attempt.stands = Stands(models)
+        states = {key: folded.state for key, (_, folded) in models.items()}
+        attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
+
+    async def _stands(self, keys: Sequence[ModelKey]) -> Stands:
+        """The models to decide on: from the cache where that can be brought up to date without reading."""
+        models: dict[ModelKey, tuple[QueryItem, Folded]] = {}
+        for key in keys:
+            item = key[0].item(key[1])
+            known = self._cache.get(key)
+            if known is None or known.position < self._group.tail.start:
+                known = await self._fold(key, item, known)
+            models[key] = (item, known)
+        return Stands(models)
+
+    async def _catch_up(self, keys: Sequence[ModelKey]) -> None:
+        for key in keys:
+            await self._fold(key, key[0].item(key[1]), self._cache.get(key))
+
+    async def _fold(self, key: ModelKey, item: QueryItem, known: Folded | None) -> Folded:
+        """Fold what the store holds onto a known state, or from the beginning."""
+        fold = key[0]
+        folded = known or Folded(fold.initial(key[1]), START)
+        query = EventQuery((item,))
+        more = True
+        while more:
+            found = await self._store.read(query, folded.position, FOLD_PAGE_EVENTS)
+            state: Any = folded.state
+            for recorded in found.events:
+                context = self._history.context(recorded) if fold.takes_context else None
+                state = fold.evolve(state, self._history.event(recorded), context)
+            folded = Folded(state, found.through)
+            more = found.more
+            if more:
+                await pause()
+        self._cache.put(key, folded)
+        self._group.observe(folded.position)
+        return folded
+
+
+def _told(outcome: Receipt | BaseException) -> Receipt:
+    if isinstance(outcome, Rejected):
+        raise Rejected(outcome.code, **outcome.facts) from None
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _wrapped(middleware: CommandMiddleware, proceed: NextCommand) -> NextCommand:
+    async def wrapped(command: Command, context: CommandContext) -> Receipt:
+        return await middleware(command, context, proceed)
+
+    return wrapped

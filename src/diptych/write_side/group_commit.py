@@ -1,0 +1,306 @@
+"""Group commit: commands that wait at the same moment share one durable transaction.
+
+One batch is in flight at a time. When it is back, the commands that came meanwhile are decided one after the other,
+each on what the ones before it are about to append (a *chain*), and appended together. Every outcome passes the
+store's append section with the conditions of all its models, events or not: a refusal, too, holds only if it is true
+of the head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from diptych.clock import pause
+from diptych.errors import InvalidEvent, InvalidMessage, Overloaded, StoreClosed
+from diptych.event_store.append_condition import AppendCondition
+from diptych.event_store.event_query import QueryItem
+from diptych.event_store.event_store import (
+    Appended,
+    AppendResult,
+    ChainBroken,
+    Commit,
+    Conflicting,
+    Duplicate,
+    EventStore,
+    KeptOutcome,
+    Refused,
+)
+from diptych.event_store.position import START, Position
+from diptych.event_store.recorded_event import NewEvent
+from diptych.messages.codec import encode
+from diptych.messages.command import Command, CommandContext
+from diptych.messages.envelope import Envelope
+from diptych.messages.event import Event
+from diptych.messages.registry import EventTypes
+from diptych.messages.rejected import Rejected
+from diptych.messages.unique_id import unique_bytes
+from diptych.write_side.command_handler import CommandHandler, Decided, ModelKey
+from diptych.write_side.decision_model import Folded
+from diptych.write_side.idempotency import Receipt, encode_rejection, rejection
+from diptych.write_side.model_cache import ModelCache, RecentEvent, Tail
+
+__all__ = ["Attempt", "GroupCommit", "Lost", "Stands"]
+
+COMMANDS_WAITING_MAX = 10_000
+"""Commands that wait for their commit; past it, `Overloaded`."""
+BATCH_COMMANDS_MAX = 256
+"""Commands that share one transaction."""
+CHAIN_ATTEMPTS_MAX = 100
+"""How often a command is decided again because an earlier link of its chain broke; not its own conflicts."""
+
+
+class Stands(NamedTuple):
+    """What one decision was made on: each model with what it folds, its state and its position."""
+
+    models: dict[ModelKey, tuple[QueryItem, Folded]]
+
+
+class Lost(NamedTuple):
+    """The decision did not hold: an event at this position came between."""
+
+    position: Position
+
+
+class Attempt:
+    """One command on its way to its outcome.
+
+    Attributes:
+        stands: what was read for it; the cache may know better by the time it is decided.
+        decided: where it was decided before it was submitted (handlers that are not pure).
+        outcome: a `Receipt`, `Rejected`, `KeptOutcome` (a duplicate) or `Lost`; or an exception, where it failed.
+    """
+
+    __slots__ = (
+        "broken", "caller_gave_id", "command", "context", "decided", "envelope", "handler", "outcome", "payload_hash",
+        "stands",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        handler: CommandHandler,
+        command: Command,
+        context: CommandContext,
+        envelope: Envelope,
+        payload_hash: bytes,
+        *,
+        caller_gave_id: bool,
+    ) -> None:
+        self.handler = handler
+        self.command = command
+        self.context = context
+        self.envelope = envelope
+        self.payload_hash = payload_hash
+        self.caller_gave_id = caller_gave_id
+        self.stands = Stands({})
+        self.decided: Decided | None = None
+        self.outcome: asyncio.Future[Receipt | Rejected | KeptOutcome | Lost] = asyncio.Future()
+        self.broken = 0
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, unless its caller has gone."""
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
+
+    def end(self, outcome: Receipt | Rejected | KeptOutcome | Lost) -> None:
+        """End it, unless its caller has gone."""
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+class _Draft(NamedTuple):
+    """A decided command, ready to be appended."""
+
+    attempt: Attempt
+    commit: Commit
+    events: Sequence[RecentEvent]
+    rejected: Rejected | None
+
+
+class GroupCommit:
+    """Decides waiting commands and appends them in batches."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        types: EventTypes,
+        cache: ModelCache,
+        *,
+        waiting_max: int = COMMANDS_WAITING_MAX,
+    ) -> None:
+        self._store = store
+        self._types = types
+        self._cache = cache
+        self._waiting_max = waiting_max
+        self._waiting: deque[Attempt] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self._closed = False
+        self._observed = START
+        self.tail = Tail(START)
+
+    async def open(self) -> None:
+        """Learn where the history ends."""
+        self.tail.restart((await self._store.head()).position)
+
+    async def close(self) -> None:
+        """Finish what was submitted, and take nothing more."""
+        self._closed = True
+        while self._running is not None:
+            await asyncio.wait([self._running])
+
+    def observe(self, head: Position) -> None:
+        """Take note of a head that was read from the store: past our own, when other processes write."""
+        self._observed = max(self._observed, head)
+
+    def submit(self, attempt: Attempt) -> None:
+        """Queue a command; `attempt.outcome` will have its outcome, also when the caller is cancelled.
+
+        Raises:
+            Overloaded: too many wait.
+            StoreClosed: the application is closing.
+        """
+        if self._closed:
+            raise StoreClosed("the application is closing: this command was not executed")
+        if len(self._waiting) >= self._waiting_max:
+            raise Overloaded("commands_waiting_max", self._waiting_max)
+        self._waiting.append(attempt)
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COMMANDS_MAX))]
+            try:
+                await self._commit(batch)
+            except BaseException as error:
+                # The store failed as a whole, or the loop is being torn down: everyone in the batch hears it.
+                for attempt in batch:
+                    attempt.fail(error)
+                if not isinstance(error, Exception):
+                    self._running = None
+                    raise
+            await pause()  # callers that were answered submit their next command before the next batch
+        self._running = None
+
+    async def _commit(self, batch: Sequence[Attempt]) -> None:
+        if self._observed > self.tail.end:
+            self.tail.restart(self._observed)
+        base = self.tail.end
+        states: dict[ModelKey, Folded] = {}
+        drafts = [draft for attempt in batch if (draft := self._draft(attempt, states)) is not None]
+        if not drafts:
+            return
+        try:
+            results = await self._store.append([draft.commit for draft in drafts], base)
+        except BaseException:
+            self.tail.restart(base)  # what became of the pending events is not known
+            raise
+        await self._remember(base, drafts, results, states)
+        for draft, result in zip(drafts, results, strict=True):
+            self._answer(draft, result)
+
+    async def _remember(
+        self, base: Position, drafts: Sequence[_Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
+    ) -> None:
+        """Learn from a batch: its events are the new end of the tail, if they came where they were expected."""
+        appended = [
+            (result, draft.events)
+            for draft, result in zip(drafts, results, strict=True)
+            if isinstance(result, Appended)
+        ]
+        count = sum(len(events) for _, events in appended)
+        head = appended[-1][0].place.position if appended else (await self._store.head()).position
+        if head != base + count:
+            self.tail.restart(head)
+            return
+        self.tail.confirm(appended)
+        if len(appended) == len(drafts):
+            for key, folded in states.items():
+                self._cache.put(key, folded)
+
+    # ── deciding ─────────────────────────────────────────────────────────────
+
+    def _draft(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> _Draft | None:
+        """Decide a command and add its events to the pending ones; None where it ends here or has to wait."""
+        try:
+            if attempt.decided is not None:
+                draft = self._encode(attempt, attempt.decided, attempt.stands)
+            else:
+                stands = self._current(attempt, states)
+                if stands is None:  # a model needs to know when a pending event was recorded: next batch
+                    self._waiting.appendleft(attempt)
+                    return None
+                seen = {key: folded.state for key, (_, folded) in stands.models.items()}
+                decided = attempt.handler.decide(attempt.command, seen, attempt.context)
+                draft = self._encode(attempt, decided, stands)
+        except Exception as error:  # noqa: BLE001  # the user's code failed: its caller hears of it, the others go on
+            attempt.fail(error)
+            return None
+        self.tail.add_pending(draft.events)
+        return draft
+
+    def _current(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> Stands | None:
+        models: dict[ModelKey, tuple[QueryItem, Folded]] = {}
+        for key, (item, loaded) in attempt.stands.models.items():
+            known = states.get(key) or self._cache.get(key)
+            newest = loaded if known is None or known.position < loaded.position else known
+            folded = self.tail.fold(key, item, newest, pending=True)
+            if folded is None:
+                return None
+            states[key] = folded
+            models[key] = (item, folded)
+        return Stands(models)
+
+    def _encode(self, attempt: Attempt, decided: Decided, stands: Stands) -> _Draft:
+        metadata = encode(attempt.envelope)
+        events = tuple(self._settle(attempt, event, metadata) for event in decided.events)
+        refused = None if decided.rejected is None else encode_rejection(decided.rejected)
+        commit = Commit(
+            events=tuple(recent.new for recent in events),
+            conditions=tuple(AppendCondition(item, folded.position) for item, folded in stands.models.values()),
+            command_id=attempt.context.command_id,
+            payload_hash=attempt.payload_hash,
+            rejection=refused,
+            keep=refused is None or attempt.caller_gave_id,
+        )
+        return _Draft(attempt, commit, events, None if refused is None else rejection(refused))
+
+    def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
+        found = self._types.of(type(event))
+        try:
+            data, settled = found.codec.settle(event)
+        except InvalidMessage as error:
+            raise InvalidEvent(attempt.handler.name, found.name, str(error)) from error
+        new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), metadata)
+        return RecentEvent(settled, found.name, new, attempt.envelope)
+
+    # ── answering ────────────────────────────────────────────────────────────
+
+    def _answer(self, draft: _Draft, result: AppendResult) -> None:
+        attempt = draft.attempt
+        match result:
+            case Appended(place=place):
+                events = tuple(recent.event for recent in draft.events)
+                receipt = Receipt(command_id=attempt.context.command_id, place=place, events=events)
+                attempt.end(receipt if draft.rejected is None else draft.rejected)
+            case Duplicate(outcome=outcome):
+                attempt.end(outcome)
+            case Conflicting(position=position):
+                attempt.end(Lost(position))
+            case ChainBroken():
+                self._again(attempt)
+            case Refused(reason=reason):
+                attempt.fail(InvalidEvent(attempt.handler.name, _names(draft.events), reason))
+
+    def _again(self, attempt: Attempt) -> None:
+        attempt.broken += 1
+        if attempt.broken > CHAIN_ATTEMPTS_MAX:
+            attempt.end(Lost(self.tail.end))
+        else:
+            self._waiting.append(attempt)
+
+
+def _names(events: Iterable[RecentEvent]) -> str:
+    return ", ".join(dict.fromkeys(recent.type for recent in events)) or "outcome"

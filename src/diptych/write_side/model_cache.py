@@ -1,0 +1,146 @@
+"""What this process remembers of the history, so that a hot model is not folded from its first event each time.
+
+Nothing here is trusted: every decision carries conditions, judged at the head. A stale state costs a retry, never a
+wrong outcome.
+
+The *tail* is the run of the latest events known here, contiguous up to its end, committed ones and, while a batch is
+being decided, pending ones. A cached state that is not older than the tail's start is brought up to date from it. So
+commands of one batch decide on each other's pending events, and models follow what other handlers append.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from diptych.event_store.event_query import QueryItem
+from diptych.event_store.event_store import Appended
+from diptych.event_store.position import Position
+from diptych.event_store.recorded_event import NewEvent
+from diptych.messages.envelope import Envelope, event_context
+from diptych.messages.event import Event
+from diptych.write_side.command_handler import ModelKey
+from diptych.write_side.decision_model import Folded
+
+__all__ = ["ModelCache", "RecentEvent", "Tail"]
+
+CACHED_MODELS_MAX = 20_000
+"""States of decision models kept by one command bus; the least recently used go first."""
+TAIL_EVENTS_MAX = 8_192
+"""Recent events kept by one command bus; the older half goes when it is full."""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class ModelCache:
+    """A bounded map from (model, identities) to its state and position, least recently used out first."""
+
+    def __init__(self, limit: int = CACHED_MODELS_MAX) -> None:
+        self._limit = limit
+        self._states: OrderedDict[ModelKey, Folded] = OrderedDict()
+
+    def get(self, key: ModelKey) -> Folded | None:
+        """The state that was put last, if it is still here."""
+        found = self._states.get(key)
+        if found is not None:
+            self._states.move_to_end(key)
+        return found
+
+    def put(self, key: ModelKey, folded: Folded) -> None:
+        """Remember a state of committed events; an older one never replaces a newer one."""
+        known = self._states.get(key)
+        if known is None or known.position <= folded.position:
+            self._states[key] = folded
+            self._states.move_to_end(key)
+            if len(self._states) > self._limit:
+                self._states.popitem(last=False)
+
+
+class RecentEvent(NamedTuple):
+    """An event as it was appended, or is about to be."""
+
+    event: Event
+    type: str
+    new: NewEvent
+    envelope: Envelope
+
+
+class Tail:
+    """The latest events known here: those at positions `start` + 1 to `end`; those after `committed` are pending."""
+
+    def __init__(self, start: Position) -> None:
+        self.restart(start)
+
+    def restart(self, position: Position) -> None:
+        """Forget all events: the next one comes after `position`."""
+        self.start = self.committed = self.end = position
+        self._events: list[tuple[RecentEvent, datetime | None]] = []
+        self._by_tag: dict[str, list[int]] = {}
+
+    def add_pending(self, events: Iterable[RecentEvent]) -> None:
+        """Take events that are about to be appended at the next positions."""
+        for recent in events:
+            self._add(recent, None)
+
+    def confirm(self, appended: Sequence[tuple[Appended, Sequence[RecentEvent]]]) -> None:
+        """Replace the pending events with those that were appended, the commits in order, at the next positions."""
+        self._drop_pending()
+        for result, events in appended:
+            recorded_at = _EPOCH + timedelta(microseconds=result.recorded_at_us)
+            for recent in events:
+                self._add(recent, recorded_at)
+        self.committed = self.end
+        if len(self._events) > TAIL_EVENTS_MAX:
+            self._shorten()
+
+    def fold(self, key: ModelKey, item: QueryItem, folded: Folded, *, pending: bool) -> Folded | None:
+        """A state brought up to the end of the tail, or of its committed part.
+
+        The state itself where it is older than the tail. None where it needs the context of an event that has none
+        yet, since it is pending.
+        """
+        until = self.end if pending else self.committed
+        if not self.start <= folded.position < until:
+            return folded
+        fold, state = key[0], folded.state
+        for position in self._candidates(item, folded.position, until):
+            recent, recorded_at = self._events[position - self.start - 1]
+            if not item.matches(recent.type, recent.new.tags):
+                continue
+            if not fold.takes_context:
+                state = fold.evolve(state, recent.event, None)
+            elif recorded_at is None:
+                return None
+            else:
+                context = event_context(position, recent.new.event_id, recorded_at, recent.envelope)
+                state = fold.evolve(state, recent.event, context)
+        return Folded(state, until)
+
+    def _candidates(self, item: QueryItem, after: int, until: int) -> Iterable[int]:
+        """Positions of events that may match, in order: by the first tag where there is one."""
+        if not item.tags:
+            return range(after + 1, until + 1)
+        positions = self._by_tag.get(next(iter(item.tags)), ())
+        return [position for position in positions if after < position <= until]
+
+    def _add(self, recent: RecentEvent, recorded_at: datetime | None) -> None:
+        self.end = Position(self.end + 1)
+        self._events.append((recent, recorded_at))
+        for tag in recent.new.tags:
+            self._by_tag.setdefault(tag, []).append(self.end)
+
+    def _drop_pending(self) -> None:
+        while self.end > self.committed:
+            recent, _ = self._events.pop()
+            for tag in recent.new.tags:
+                self._by_tag[tag].pop()
+            self.end = Position(self.end - 1)
+
+    def _shorten(self) -> None:
+        kept = self._events[len(self._events) // 2 :]
+        end = self.end
+        self.restart(Position(end - len(kept)))
+        for recent, recorded_at in kept:
+            self._add(recent, recorded_at)
+        self.committed = end
