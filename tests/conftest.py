@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 
@@ -9,3 +11,9 @@ import pytest
 def anyio_backend() -> str:
     """Async tests run on asyncio alone."""
     return "asyncio"
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An event store's URL: every behaviour holds on every store."""
+    return "memory:" if request.param == "memory" else f"sqlite:{tmp_path}/events.db"

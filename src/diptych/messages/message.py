@@ -16,7 +16,16 @@ from diptych.messages.annotations import Scope, evaluate, scope_of_caller
 if TYPE_CHECKING or sys.version_info >= (3, 13):
     from typing import ParamSpec, Protocol
 
-__all__ = ["Message", "MessageMeta", "Value", "options_of", "replace", "scope_of"]
+__all__ = [
+    "Message",
+    "MessageMeta",
+    "Value",
+    "field_types",
+    "options_of",
+    "replace",
+    "required_fields",
+    "scope_of",
+]
 
 AWARE = msgspec.Meta(tz=True)
 
@@ -35,7 +44,7 @@ class MessageMeta(msgspec.StructMeta):
 
     __options__: Options
 
-    def __new__(
+    def __new__(  # noqa: PYI034 — Self cannot be used in a metaclass
         mcls,
         name: str,
         bases: tuple[type, ...],
@@ -45,7 +54,7 @@ class MessageMeta(msgspec.StructMeta):
         stored_as: str | None = None,
         version: int = 1,
         **keywords: Any,
-    ) -> MessageMeta:  # noqa: PYI034 — Self cannot be used in a metaclass
+    ) -> MessageMeta:
         """Make the class; `stored_as` and `version` are for events."""
         scope = scope_of_caller()
         _settle_annotations(namespace, scope)
@@ -114,6 +123,17 @@ def field_types(cls: type) -> Mapping[str, Any]:
             hints[name] = evaluate(annotation, where, local, f"{cls.__name__}.{name}")
     fields: Sequence[str] = cls.__struct_fields__  # type: ignore[attr-defined]
     return {name: hints[name] for name in fields}
+
+
+def required_fields(cls: type) -> frozenset[str]:
+    """The fields of a message or model that have no default.
+
+    `msgspec.structs.fields` cannot be asked: it does not take structs with a variable number of type parameters.
+    """
+    fields: tuple[str, ...] = cls.__struct_fields__  # type: ignore[attr-defined]
+    defaults: tuple[Any, ...] = cls.__struct_defaults__  # type: ignore[attr-defined]
+    padded = (msgspec.NODEFAULT,) * (len(fields) - len(defaults)) + defaults
+    return frozenset(name for name, default in zip(fields, padded, strict=True) if default is msgspec.NODEFAULT)
 
 
 S = TypeVar("S", bound=msgspec.Struct)

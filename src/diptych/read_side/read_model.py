@@ -16,7 +16,7 @@ import msgspec
 from diptych.errors import ConfigurationError
 from diptych.messages.annotations import members, snake_case, unwrap
 from diptych.messages.codec import encode
-from diptych.messages.message import MessageMeta, field_types
+from diptych.messages.message import MessageMeta, field_types, required_fields
 from diptych.read_side.read_store import Column, ColumnKind, Table
 
 __all__ = ["Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
@@ -88,8 +88,7 @@ class RowForm:
         self.key_fields = tuple(name for name, annotation in types.items() if _Mark.KEY in unwrap(annotation)[1])
         self.table = Table(f"{snake_case(context)}_{snake_case(cls.__name__)}", columns, self.key_fields)
         _check_table(cls, self.table)
-        required = {field.name for field in msgspec.structs.fields(cls) if field.required}
-        self.defaults_complete = required <= set(self.key_fields)
+        self.defaults_complete = required_fields(cls) <= set(self.key_fields)
         self.columns = {column.name: column for column in columns}
         self._names = tuple(types)
         self._conversions = conversions

@@ -21,7 +21,7 @@ from diptych.event_store.position import Position
 from diptych.messages.annotations import evaluate, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.identity import Identity
-from diptych.messages.message import MessageMeta, field_types, scope_of
+from diptych.messages.message import MessageMeta, field_types, required_fields, scope_of
 from diptych.messages.registry import EventTypes
 from diptych.messages.tags import tag
 
@@ -135,10 +135,9 @@ def _evolve_signature(cls: type[Any]) -> tuple[tuple[type[Event], ...], bool]:
 
 
 def _identity_fields(cls: type[Any], identities: tuple[type, ...]) -> Iterable[tuple[str, int]]:
-    required = {field.name for field in msgspec.structs.fields(cls) if field.required}
     types = field_types(cls)
     filled = []
-    for name in required:
+    for name in sorted(required_fields(cls)):
         bare, _ = unwrap(types[name])
         if bare not in identities:
             raise ConfigurationError(
