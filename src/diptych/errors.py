@@ -189,10 +189,12 @@ class OutcomeUnknown(Unavailable):
 
     Attributes:
         command_id: the id to send again.
+        cause: what failed.
     """
 
     def __init__(self, command_id: str, cause: str) -> None:
         self.command_id = command_id
+        self.cause = cause
         super().__init__(
             f"the outcome of command {command_id} is unknown ({cause}); "
             "send the same command with the same id again to learn it"

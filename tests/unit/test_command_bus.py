@@ -23,8 +23,8 @@ from tests.school import (
     CourseOpened,
     Enrol,
     Enrolled,
-    EnrolmentRefused,
     EnrolMany,
+    EnrolmentRefused,
     OpenCourse,
     StudentId,
     Touch,
@@ -456,6 +456,6 @@ async def test_enrolment_refusals_are_declared() -> None:
     context = school()
     context.events = ()
     async with Application(context, store="memory:", services={Auditor: Silent()}) as app:
-        with pytest.raises(ConfigurationError, match="EnrolmentRefused.*events="):
+        with pytest.raises(ConfigurationError, match=r"EnrolmentRefused.*events="):
             await app.execute(Enrol(course=PYTHON, student=ADA))
         assert EnrolmentRefused.__name__ == "EnrolmentRefused"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from importlib import import_module
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -25,7 +25,7 @@ E = TypeVar("E", bound=Event)
 M = TypeVar("M", bound=ReadModel)
 I = TypeVar("I")  # noqa: E741  # an item of an event
 Decision: TypeAlias = Event | Iterable[Event] | None
-Decider = TypeVar("Decider", bound=Callable[..., Decision | Awaitable[Decision]])
+Decider = TypeVar("Decider", bound=Callable[..., Decision | Awaitable[Decision] | AsyncIterable[Event]])
 Subscriber = TypeVar("Subscriber", bound=Callable[..., Awaitable[None]])
 Fold = TypeVar("Fold", bound=Callable[..., ReadModel | None])
 
@@ -81,7 +81,7 @@ class BoundedContext:
         scope = scope_of_caller()
 
         def declare(function: Decider) -> Decider:
-            self.command_handlers.append(Declaration(function, scope, idempotent))
+            self.command_handlers.append(Declaration(self.name, function, scope, idempotent))
             return function
 
         return declare if function is None else declare(function)
@@ -105,7 +105,9 @@ class BoundedContext:
         self, function: Callable[Concatenate[M, E, P], M | None], /
     ) -> Callable[Concatenate[M, E, P], M | None]: ...
     @overload
-    def projection(self, function: Callable[[E], M | None], /) -> Callable[[E], M | None]: ...
+    def projection(
+        self, function: Callable[Concatenate[E, P], M | None], /
+    ) -> Callable[Concatenate[E, P], M | None]: ...
     @overload
     def projection(
         self, /, *, each: Callable[[E], Iterable[I]], key: Callable[[I], object] | None = None, version: int = 1

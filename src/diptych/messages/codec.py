@@ -82,14 +82,14 @@ class Codec:
         except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError) as error:
             raise InvalidMessage(self.cls.__name__, [_problem(error)]) from error
 
-    def payload_hash(self, message: Any) -> bytes:
-        """16 bytes that tell this payload from others of any type (BLAKE2b, RFC 7693).
+    def payload_hash(self, name: str, message: Any) -> bytes:
+        """16 bytes that tell this payload, of the type with this full name, from all others (BLAKE2b, RFC 7693).
 
         Fields that equal their default are left out, so that a field added later does not change old hashes.
         """
         given = {name: getattr(message, name) for name, default in self._defaults if getattr(message, name) != default}
         hashed = hashlib.blake2b(HASH_SCHEME, digest_size=16)
-        hashed.update(self.cls.__name__.encode())
+        hashed.update(name.encode())
         hashed.update(_sorted_encoder.encode(given))
         return hashed.digest()
 

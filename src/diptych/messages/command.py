@@ -11,7 +11,7 @@ from diptych.messages.message import Message
 __all__ = ["Command", "CommandContext"]
 
 
-class Command(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Command(Message, forbid_unknown_fields=True):
     """What is wanted: `class Enrol(Command): course: CourseId`. Handled by one command handler."""
 
 

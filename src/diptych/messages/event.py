@@ -14,7 +14,7 @@ from diptych.messages.message import Message
 __all__ = ["Event", "EventContext", "event_classes"]
 
 
-class Event(Message, frozen=True, kw_only=True):
+class Event(Message):
     """What happened: `class Enrolled(Event): course: CourseId`.
 
     What is stored is its name, qualified by the bounded context that publishes it (`school.Enrolled`), its version

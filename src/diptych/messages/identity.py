@@ -41,7 +41,11 @@ class Identity(str, metaclass=IdentityMeta):
             raise TypeError(f"{cls.__name__}: tag {name!r} may hold letters, digits, - and _ only")
         type.__setattr__(cls, "__tag__", name)
 
-    if not TYPE_CHECKING:
+    if TYPE_CHECKING:
+
+        def __init__(self, value: str) -> None: ...  # str() itself would take anything
+
+    else:
 
         def __new__(cls, value):
             """The value itself, a plain `str`."""

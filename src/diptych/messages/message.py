@@ -94,10 +94,14 @@ def _aware(annotation: Any) -> Any:
     return annotation.copy_with(settled) if hasattr(annotation, "copy_with") else typing.get_origin(annotation)[settled]
 
 
+# Here as well as on the metaclass: mypy asks the base classes first, and finds the transform of msgspec.Struct, which
+# makes nothing frozen or keyword-only.
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Value(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
     """A nested value: immutable, equal by its fields."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
     """What commands, events and queries have in common: immutable, keyword-only, typed fields."""
 

@@ -15,7 +15,7 @@ __all__ = ["Query", "answer_type"]
 R = TypeVar("R")
 
 
-class Query(Message, Generic[R], frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Query(Message, Generic[R], forbid_unknown_fields=True):
     """What is asked, and the type of its answer: `class SeatsOf(Query[Seats | None]): course: CourseId`.
 
     `Query[M | None]` whose fields are the key of the read model M, and `Query[list[M]]` whose fields are columns

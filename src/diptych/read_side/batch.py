@@ -93,8 +93,7 @@ def fold_steps(
     rows: dict[Key, Any] = {}
     block: dict[str, BlockedKey] = {}
     for step in steps:
-        text = _text_if_needed(step.key, blocked, discards, block)
-        if text in blocked or text in block or (text, step.position) in discards:
+        if (blocked or discards or block) and _is_left_out(step, step.key, blocked, discards, block):
             continue
         before = _row_before(step.key, rows, loaded, form.model)
         try:
@@ -110,10 +109,8 @@ def fold_steps(
                 text = key_text(step.key)
                 block[text] = BlockedKey(projection.name, text, Position(step.position), told(error))
                 continue
-        if step.key is None and (blocked or discards or block):
-            text = key_text(key)
-            if text in blocked or text in block or (text, step.position) in discards:
-                continue
+        if step.key is None and _is_left_out(step, key, blocked, discards, block):
+            continue
         rows[key] = after
     return FoldedBatch(rows, list(block.values()))
 
@@ -143,9 +140,18 @@ def discarded(discards: Iterable[Discard]) -> set[tuple[str, int]]:
     return {(discard.key, int(discard.position)) for discard in discards}
 
 
-def _text_if_needed(key: Key | None, *reasons: Collection[Any]) -> str:
-    """The key's text, where there is anything to look it up in: most batches know no blocked key at all."""
-    return key_text(key) if key is not None and any(reasons) else ""
+def _is_left_out(
+    step: Step,
+    key: Key | None,
+    blocked: Collection[str],
+    discards: Collection[tuple[str, int]],
+    block: Collection[str],
+) -> bool:
+    """Whether a step's key is blocked, by an earlier batch or by this one, or its event discarded."""
+    if key is None:
+        return False
+    text = key_text(key)
+    return text in blocked or text in block or (text, step.position) in discards
 
 
 def _row_before(key: Key | None, rows: Mapping[Key, Any], loaded: Mapping[Key, Row], model: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
+from typing_extensions import dataclass_transform
 
 from diptych.errors import ConfigurationError
 from diptych.messages.annotations import members, snake_case, unwrap
@@ -38,6 +39,7 @@ Searchable = Annotated[T, _Mark.SEARCHABLE]
 """`description: Searchable[str]`: the words of the field are found by `Reader.search`."""
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class ReadModel(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
     """What is shown: one row of one table.
 
@@ -94,6 +96,7 @@ class RowForm:
         self._conversions = conversions
         self._values = _tuple_getter(self._names)
         self._keys = _tuple_getter(self.key_fields)
+        self._keys_are_plain = all(conversions[name].write is None for name in self.key_fields)
         self._writes = [(i, write) for i, n in enumerate(types) if (write := conversions[n].write) is not None]
         self._reads = [(i, read) for i, n in enumerate(types) if (read := conversions[n].read) is not None]
 
@@ -124,7 +127,7 @@ class RowForm:
         return self.cls(**dict(zip(self._names, row, strict=True)))
 
     def key_of(self, model: Any) -> tuple[Any, ...]:
-        """The values of an instance's key fields."""
+        """The values of the key fields, of an instance or of whatever has fields of those names."""
         return self._keys(model)
 
     def blank(self, key: tuple[Any, ...]) -> Any:
@@ -133,6 +136,8 @@ class RowForm:
 
     def column_key(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         """Key values as the columns hold them."""
+        if self._keys_are_plain:
+            return key
         return tuple(self.column_value(name, value) for name, value in zip(self.key_fields, key, strict=True))
 
     def key_from_columns(self, key: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
@@ -108,31 +109,39 @@ class CommandBus:
             actor=sender.actor,
             correlation_id=sender.correlation_id,
         )
+        reach = partial(self._reach, handler, sender, command_id is not None)
         self._under_way += 1
         try:
-            return await self._proceed(handler, sender, caller_gave_id=command_id is not None)(settled, context)
+            return await self._through(reach)(settled, context)
         finally:
             self._under_way -= 1
 
-    def _proceed(self, handler: CommandHandler, sender: Sender, *, caller_gave_id: bool) -> NextCommand:
-        """The way of one command: through every middleware, the first one outermost, to its outcome."""
-
-        async def reach(command: Command, context: CommandContext) -> Receipt:
-            envelope = Envelope(
-                command_id=context.command_id,
-                correlation_id=context.correlation_id,
-                causation_id=sender.causation_id,
-                actor=context.actor,
-                traceparent=sender.traceparent,
-            )
-            hashed = self._codecs[handler.command].payload_hash(command)
-            attempt = Attempt(handler, command, context, envelope, hashed, caller_gave_id=caller_gave_id)
-            return await (self._once(attempt) if caller_gave_id else self._decide(attempt))
-
-        proceed: NextCommand = reach
+    def _through(self, reach: NextCommand) -> NextCommand:
+        """The way through every middleware, the first one outermost."""
+        proceed = reach
         for middleware in reversed(self._middleware):
             proceed = _wrapped(middleware, proceed)
         return proceed
+
+    async def _reach(
+        self,
+        handler: CommandHandler,
+        sender: Sender,
+        caller_gave_id: bool,  # noqa: FBT001 — bound by partial
+        command: Command,
+        context: CommandContext,
+    ) -> Receipt:
+        """The outcome of a command that every middleware let through."""
+        envelope = Envelope(
+            command_id=context.command_id,
+            correlation_id=context.correlation_id,
+            causation_id=sender.causation_id,
+            actor=context.actor,
+            traceparent=sender.traceparent,
+        )
+        hashed = self._codecs[handler.command].payload_hash(handler.command_name, command)
+        attempt = Attempt(handler, command, context, envelope, hashed, caller_gave_id=caller_gave_id)
+        return await (self._once(attempt) if caller_gave_id else self._decide(attempt))
 
     # ── once ─────────────────────────────────────────────────────────────────
 

@@ -43,8 +43,9 @@ class By:
 
 
 class Declaration(NamedTuple):
-    """A function that was declared a command handler, and the names around it."""
+    """A function that was declared a command handler, in which context, and the names around it."""
 
+    context: str
     function: Callable[..., Any]
     scope: Scope
     idempotent: bool
@@ -76,6 +77,7 @@ class CommandHandler:
     Attributes:
         name: where the function is, for messages.
         command: the command class.
+        command_name: its name, qualified by context: "school.Enrol".
         pure: synchronous and without services: it may be run again at will, and on pending state.
         idempotent: whether an impure one may be run again after a conflict.
     """
@@ -85,6 +87,7 @@ class CommandHandler:
     ) -> None:
         self.name = declaration.name
         self.command = command
+        self.command_name = f"{declaration.context}.{command.__name__}"
         self.pure = pure
         self.idempotent = pure or declaration.idempotent
         self._function = declaration.function

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Generic, NamedTuple
 
 import msgspec
-from typing_extensions import TypeVarTuple, Unpack
+from typing_extensions import TypeVarTuple, Unpack, dataclass_transform
 
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import QueryItem
@@ -30,6 +30,7 @@ __all__ = ["DecisionModel", "Folded", "ModelFold", "folded_events"]
 Ids = TypeVarTuple("Ids", default=Unpack[tuple[()]])
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
 class DecisionModel(msgspec.Struct, Generic[*Ids], metaclass=MessageMeta, frozen=True, kw_only=True):
     """What a decision must know. `DecisionModel[CourseId]` folds the events tagged with one course.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import InvalidEvent, InvalidMessage, Overloaded, StoreClosed
+from diptych.errors import InvalidEvent, InvalidMessage, OutcomeUnknown, Overloaded, StoreClosed
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import QueryItem
 from diptych.event_store.event_store import (
@@ -177,7 +177,7 @@ class GroupCommit:
             except BaseException as error:
                 # The store failed as a whole, or the loop is being torn down: everyone in the batch hears it.
                 for attempt in batch:
-                    attempt.fail(error)
+                    attempt.fail(_for_one(error, attempt))
                 if not isinstance(error, Exception):
                     self._running = None
                     raise
@@ -256,7 +256,7 @@ class GroupCommit:
     def _encode(self, attempt: Attempt, decided: Decided, stands: Stands) -> _Draft:
         metadata = encode(attempt.envelope)
         events = tuple(self._settle(attempt, event, metadata) for event in decided.events)
-        refused = None if decided.rejected is None else encode_rejection(decided.rejected)
+        refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
         commit = Commit(
             events=tuple(recent.new for recent in events),
             conditions=tuple(AppendCondition(item, folded.position) for item, folded in stands.models.values()),
@@ -300,6 +300,20 @@ class GroupCommit:
             attempt.end(Lost(self.tail.end))
         else:
             self._waiting.append(attempt)
+
+
+def _for_one(error: BaseException, attempt: Attempt) -> BaseException:
+    """A failure of the batch as one of its commands hears it: by its own id."""
+    if isinstance(error, OutcomeUnknown):
+        return OutcomeUnknown(attempt.context.command_id, error.cause)
+    return error
+
+
+def _encode_rejection(attempt: Attempt, rejected: Rejected) -> bytes:
+    try:
+        return encode_rejection(rejected)
+    except (TypeError, ValueError) as error:
+        raise InvalidEvent(attempt.handler.name, f'Rejected("{rejected.code}")', str(error)) from error
 
 
 def _names(events: Iterable[RecentEvent]) -> str:

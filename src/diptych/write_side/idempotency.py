@@ -50,12 +50,10 @@ def encode_rejection(rejected: Rejected) -> bytes:
     """A rejection as it is kept.
 
     Raises:
-        InvalidMessage: a fact is nothing that JSON can say.
+        TypeError: a fact is nothing that JSON can say.
+        ValueError: a fact holds a lone surrogate or the like.
     """
-    try:
-        return encode(_Refusal(rejected.code, to_plain(rejected.facts)))
-    except (TypeError, ValueError) as error:
-        raise InvalidMessage(f'Rejected("{rejected.code}")', [("$.facts", str(error))]) from error
+    return encode(_Refusal(rejected.code, to_plain(rejected.facts)))
 
 
 def rejection(kept: bytes) -> Rejected:

@@ -10,6 +10,7 @@ commands of one batch decide on each other's pending events, and models follow w
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -30,6 +31,9 @@ CACHED_MODELS_MAX = 20_000
 """States of decision models kept by one command bus; the least recently used go first."""
 TAIL_EVENTS_MAX = 8_192
 """Recent events kept by one command bus; the older half goes when it is full."""
+TAIL_BYTES_MAX = 32 << 20
+"""Bytes of data of the recent events kept; the older half goes when it is full."""
+_NONE: list[int] = []
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -77,6 +81,7 @@ class Tail:
         self.start = self.committed = self.end = position
         self._events: list[tuple[RecentEvent, datetime | None]] = []
         self._by_tag: dict[str, list[int]] = {}
+        self._bytes = 0
 
     def add_pending(self, events: Iterable[RecentEvent]) -> None:
         """Take events that are about to be appended at the next positions."""
@@ -91,7 +96,7 @@ class Tail:
             for recent in events:
                 self._add(recent, recorded_at)
         self.committed = self.end
-        if len(self._events) > TAIL_EVENTS_MAX:
+        while len(self._events) > TAIL_EVENTS_MAX or self._bytes > TAIL_BYTES_MAX:
             self._shorten()
 
     def fold(self, key: ModelKey, item: QueryItem, folded: Folded, *, pending: bool) -> Folded | None:
@@ -121,24 +126,26 @@ class Tail:
         """Positions of events that may match, in order: by the first tag where there is one."""
         if not item.tags:
             return range(after + 1, until + 1)
-        positions = self._by_tag.get(next(iter(item.tags)), ())
-        return [position for position in positions if after < position <= until]
+        positions = self._by_tag.get(next(iter(item.tags)), _NONE)
+        return positions[bisect_right(positions, after) : bisect_right(positions, until)]
 
     def _add(self, recent: RecentEvent, recorded_at: datetime | None) -> None:
         self.end = Position(self.end + 1)
         self._events.append((recent, recorded_at))
+        self._bytes += len(recent.new.data)
         for tag in recent.new.tags:
             self._by_tag.setdefault(tag, []).append(self.end)
 
     def _drop_pending(self) -> None:
         while self.end > self.committed:
             recent, _ = self._events.pop()
+            self._bytes -= len(recent.new.data)
             for tag in recent.new.tags:
                 self._by_tag[tag].pop()
             self.end = Position(self.end - 1)
 
     def _shorten(self) -> None:
-        kept = self._events[len(self._events) // 2 :]
+        kept = self._events[(len(self._events) + 1) // 2 :]
         end = self.end
         self.restart(Position(end - len(kept)))
         for recent, recorded_at in kept:

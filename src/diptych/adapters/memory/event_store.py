@@ -108,14 +108,14 @@ class MemoryEventStore:
             return Duplicate(kept)
         if reason := refusal(commit):
             return Refused(reason)
-        for event in commit.events:
-            if event.event_id in self._event_ids:
-                return Refused(f"event {event.type!r}: an event with the id {event.event_id.hex()} is stored already")
         if not all(pending.came_about(condition.after) for condition in commit.conditions):
             return ChainBroken()
         for condition in commit.conditions:
             for position in self._matching(condition.item, condition.after, len(self._events)):
                 return Conflicting(condition.item, Position(position))
+        for event in commit.events:
+            if event.event_id in self._event_ids:
+                return Refused(f"event {event.type!r}: an event with the id {event.event_id.hex()} is stored already")
         return None
 
     def _carry_out(self, commit: Commit) -> Appended:

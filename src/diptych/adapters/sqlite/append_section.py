@@ -191,10 +191,10 @@ class _Batch:
         if command_id is not None and command_id in self._outcomes:
             return Duplicate(self._outcome_of_batch(command_id))
         against: AppendResult | None = Refused(refusal) if refusal is not None else None
-        if against is None and closely:
-            against = self._event_id_objection(commit)
         if against is None and commit.conditions:
             against = self._condition_objection(commit.conditions, positions)
+        if against is None and closely:
+            against = self._event_id_objection(commit)
         # A duplicate wins over all else. Where nothing is against the commit and its outcome is to be kept, keeping it
         # will find the duplicate out.
         if command_id is not None and (against is not None or closely or not commit.keep):

@@ -113,12 +113,12 @@ class SqliteEventStore:
     async def close(self) -> None:
         """Finish what is under way and let go of the file. May be called twice."""
         reading, self._reading = self._reading, None
-        await self._writer.close()
         if self._poll is not None:
             self._poll.cancel()
             self._poll = None
         if reading is not None:
             reading.close()
+        await self._writer.close()  # last, so that it copies the write-ahead log into the file and removes it
         self._watch.wake()
 
     def _prepare(self, connection: sqlite3.Connection) -> bytes:

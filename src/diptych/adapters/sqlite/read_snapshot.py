@@ -89,7 +89,7 @@ class Builds:
             return None
         place = generation.name, generation.number
         table = self._tables.get(place)
-        if table is None or table.form != generation.table:
+        if table is None or (table.form is not generation.table and table.form != generation.table):
             if len(self._tables) >= BUILDS_CACHED_MAX:
                 self._tables.clear()
             table = self._tables[place] = StoredTable(generation.table, *place)
@@ -125,12 +125,18 @@ class Reader:
         self.connection.rollback()
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
-        """Reading only; `PRAGMA data_version` is what FTS5 asks for itself."""
+        """Allow reading, and what virtual tables ask for when they open.
+
+        FTS5 asks for `PRAGMA data_version`. Each declares its columns, which counts as an update of the schema table;
+        a real update of that SQLite refuses all the same.
+        """
         if action in _ALLOWED:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_TRANSACTION and not self.of_user:
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_FUNCTION and second != "load_extension":
+            return sqlite3.SQLITE_OK
+        if action == sqlite3.SQLITE_UPDATE and first == "sqlite_master":
             return sqlite3.SQLITE_OK
         if action == sqlite3.SQLITE_PRAGMA and first == "data_version" and second is None:
             return sqlite3.SQLITE_OK
@@ -338,8 +344,8 @@ class SqliteReadSnapshot:
         if not words or not table.is_searchable:
             return []
         statement = (
-            f"{table.select} JOIN {table.words} ON {table.words}.rowid = {table.name}.{table.row} "
-            f"WHERE {table.words} MATCH ? ORDER BY bm25({table.words}), {table.key} LIMIT ?"
+            f'{table.select} JOIN (SELECT rowid AS "__match", rank AS "__rank" FROM {table.words} '
+            f'WHERE {table.words} MATCH ?) ON "__match" = {table.row} ORDER BY "__rank", {table.key} LIMIT ?'
         )
 
         def read(connection: sqlite3.Connection) -> list[Row]:

@@ -249,7 +249,7 @@ def _column(column: Column, form: Table, *, is_row: bool) -> str:
 def _index(table: StoredTable, column: Column) -> str:
     """It ends in the key, as the orders that pages need do."""
     rest = "".join(f", {quoted(part)}" for part in table.form.key if part != column.name)
-    name = quoted(f"{table.form.name}__g{table.number}__{column.name}")
+    name = quoted(f"{table.form.name}__g{table.number}__index_{column.name}")
     return f"CREATE INDEX {name} ON {table.name} ({quoted(column.name)}{rest})"
 
 

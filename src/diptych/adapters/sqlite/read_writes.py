@@ -157,7 +157,7 @@ def _check_name_is_free(connection: sqlite3.Connection, name: str, table: Table 
     ).fetchone()
     if table is not None and taken is not None:
         raise ConfigurationError(
-            f"{name} and {taken[0]} would share the table {table.name} (names differ by more than case): rename one"
+            f"{name} and {taken[0]} would share the table {table.name} (case does not tell tables apart): rename one"
         )
 
 
