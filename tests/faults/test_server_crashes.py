@@ -1,0 +1,134 @@
+"""The server is killed again and again under load: nothing acknowledged is lost, nothing is applied twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import sys
+from collections import Counter as Tally
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from diptych import Application
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.messages.codec import decode
+from diptych.messages.envelope import Envelope
+from tests.faults.counting import CounterId, CountOf, Incremented, counting
+
+pytestmark = pytest.mark.anyio
+
+KILLS = 12
+CLIENTS = 16
+COUNTERS = 5
+ROOT = Path(__file__).parents[2]
+
+
+class Load:
+    """Clients that increment counters, and repeat each command with its key until it is acknowledged."""
+
+    def __init__(self) -> None:
+        self.acknowledged: dict[str, int] = {}
+        self.url = ""
+        self.up = asyncio.Event()
+        self.stopping = False
+        self._enough = asyncio.Event()
+        self._wanted = 0
+        self._number = 0
+
+    async def client(self) -> None:
+        async with httpx2.AsyncClient(timeout=30) as http:
+            while not self.stopping:
+                self._number += 1
+                await self._until_acknowledged(http, f"key-{self._number}", f"c{self._number % COUNTERS}")
+
+    async def _until_acknowledged(self, http: httpx2.AsyncClient, key: str, counter: str) -> None:
+        while not self.stopping:
+            await self.up.wait()
+            try:
+                answer = await http.post(
+                    f"{self.url}/commands/Increment", json={"counter": counter}, headers={"Idempotency-Key": key}
+                )
+            except httpx2.TransportError:  # killed: the server may or may not have done it
+                await asyncio.sleep(0)  # noqa: TID251 — let the others go on
+                continue
+            assert answer.status_code == 200, answer.text
+            self.acknowledged[key] = answer.json()["position"]
+            if len(self.acknowledged) >= self._wanted:
+                self._enough.set()
+            return
+
+    async def more(self, count: int) -> None:
+        """Wait until so many more commands are acknowledged."""
+        self._wanted = len(self.acknowledged) + count
+        self._enough.clear()
+        await self._enough.wait()
+
+
+@asynccontextmanager
+async def server(store: str, load: Load) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A server process that the load goes to while it lives; killed without notice at the end."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "diptych", "run", "tests.faults.counting:counting", "--store", store, "--port", "0"),
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said = b""
+    while not (found := re.search(rb"http://[\d.]+:\d+", said)):
+        line = await process.stderr.readline()
+        assert line, said.decode()
+        said += line
+    load.url = found.group().decode()
+    load.up.set()
+    try:
+        yield process
+    finally:
+        load.up.clear()
+        process.send_signal(signal.SIGKILL)
+        await process.communicate()
+
+
+@pytest.mark.timeout(300)
+async def test_g11_a_server_killed_a_dozen_times_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    """Acknowledged means durable; a repeated key has one effect; the read model equals the fold."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")
+    randomness = random.Random(seed)
+    store = f"sqlite:{tmp_path}/counting.db"
+    load = Load()
+    clients = [asyncio.ensure_future(load.client()) for _ in range(CLIENTS)]
+    for _ in range(KILLS):
+        async with server(store, load):
+            await load.more(randomness.randrange(1, 120))
+    async with server(store, load):
+        await load.more(CLIENTS)
+        load.stopping = True
+        await asyncio.gather(*clients)
+
+    async with Application(counting, store=store) as app:
+        await app.projected()
+        events = [event async for event in app.events(ALL_EVENTS)]
+        assert [event.position for event in events] == list(range(1, len(events) + 1))
+        keys = [decode(event.metadata, Envelope).command_id for event in events]
+        assert max(Tally(keys).values()) == 1
+        positions = {key: event.position for key, event in zip(keys, events, strict=True)}
+        assert {key: positions.get(key) for key in load.acknowledged} == load.acknowledged
+        tally: Tally[str] = Tally()
+        for event in events:
+            found = decode(event.data, Incremented)
+            tally[found.counter] += 1
+            assert found.to == tally[found.counter]
+        assert await app.rebuilds.verify("counting.Count") is None
+        for counter, value in tally.items():
+            row = await app.query(CountOf(counter=CounterId(counter)))
+            assert row is not None
+            assert (row.value, row.events) == (value, value)
