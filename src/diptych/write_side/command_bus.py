@@ -15,7 +15,7 @@ import msgspec
 
 from diptych.clock import Clock, pause
 from diptych.errors import CommandIdReused, Conflict, Overloaded, UnknownMessage
-from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
 from diptych.event_store.position import START, Position
@@ -26,7 +26,7 @@ from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
 from diptych.write_side.command_handler import CommandHandler, ModelKey
 from diptych.write_side.decision_model import Folded
-from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost, Stands
+from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
 from diptych.write_side.model_cache import ModelCache
 
@@ -202,34 +202,32 @@ class CommandBus:
 
     async def _decide_impure(self, attempt: Attempt) -> None:
         """Run a handler that is async or takes services: on committed state, outside of any batch."""
-        models = {
-            key: (item, self._group.tail.fold(key, item, folded, pending=False) or folded)
-            for key, (item, folded) in attempt.stands.models.items()
+        tail = self._group.tail
+        attempt.stands = {
+            key: tail.fold(key, folded, pending=False) or folded for key, folded in attempt.stands.items()
         }
-        attempt.stands = Stands(models)
-        states = {key: folded.state for key, (_, folded) in models.items()}
+        states = {key: folded.state for key, folded in attempt.stands.items()}
         attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
 
-    async def _stands(self, keys: Sequence[ModelKey]) -> Stands:
+    async def _stands(self, keys: Sequence[ModelKey]) -> dict[ModelKey, Folded]:
         """The models to decide on: from the cache where that can be brought up to date without reading."""
-        models: dict[ModelKey, tuple[QueryItem, Folded]] = {}
+        stands: dict[ModelKey, Folded] = {}
         for key in keys:
-            item = key[0].item(key[1])
             known = self._cache.get(key)
             if known is None or known.position < self._group.tail.start:
-                known = await self._fold(key, item, known)
-            models[key] = (item, known)
-        return Stands(models)
+                known = await self._fold(key, known)
+            stands[key] = known
+        return stands
 
     async def _catch_up(self, keys: Sequence[ModelKey]) -> None:
         for key in keys:
-            await self._fold(key, key[0].item(key[1]), self._cache.get(key))
+            await self._fold(key, self._cache.get(key))
 
-    async def _fold(self, key: ModelKey, item: QueryItem, known: Folded | None) -> Folded:
+    async def _fold(self, key: ModelKey, known: Folded | None) -> Folded:
         """Fold what the store holds onto a known state, or from the beginning."""
-        fold = key[0]
-        folded = known or Folded(fold.initial(key[1]), START)
-        query = EventQuery((item,))
+        fold, ids = key
+        folded = known or Folded(fold.item(ids), fold.initial(ids), START)
+        query = EventQuery((folded.item,))
         more = True
         while more:
             found = await self._store.read(query, folded.position, FOLD_PAGE_EVENTS)
@@ -237,7 +235,7 @@ class CommandBus:
             for recorded in found.events:
                 context = self._history.context(recorded) if fold.takes_context else None
                 state = fold.evolve(state, self._history.event(recorded), context)
-            folded = Folded(state, found.through)
+            folded = Folded(folded.item, state, found.through)
             more = found.more
             if more:
                 await pause()

@@ -25,6 +25,7 @@ __all__ = [
     "CommandHandler",
     "Decided",
     "Declaration",
+    "ModelKey",
     "command_of",
     "compile_handler",
     "decision_models",

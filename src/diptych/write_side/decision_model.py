@@ -42,8 +42,15 @@ class DecisionModel(msgspec.Struct, Generic[*Ids], metaclass=MessageMeta, frozen
 
 
 class Folded(NamedTuple):
-    """A model's state, and the position up to which it holds: that of the head its read covered."""
+    """What a decision stands on: a model's state, of which events it is made, and up to where.
 
+    Attributes:
+        item: the events that are folded.
+        state: the state after them.
+        position: up to which it holds: that of the head its read covered, not that of its last event.
+    """
+
+    item: QueryItem
     state: Any
     position: Position
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from diptych.clock import pause
 from diptych.errors import InvalidEvent, InvalidMessage, OutcomeUnknown, Overloaded, StoreClosed
 from diptych.event_store.append_condition import AppendCondition
-from diptych.event_store.event_query import QueryItem
 from diptych.event_store.event_store import (
     Appended,
     AppendResult,
@@ -42,7 +41,7 @@ from diptych.write_side.decision_model import Folded
 from diptych.write_side.idempotency import Receipt, encode_rejection, rejection
 from diptych.write_side.model_cache import ModelCache, RecentEvent, Tail
 
-__all__ = ["Attempt", "GroupCommit", "Lost", "Stands"]
+__all__ = ["Attempt", "GroupCommit", "Lost"]
 
 COMMANDS_WAITING_MAX = 10_000
 """Commands that wait for their commit; past it, `Overloaded`."""
@@ -50,12 +49,6 @@ BATCH_COMMANDS_MAX = 256
 """Commands that share one transaction."""
 CHAIN_ATTEMPTS_MAX = 100
 """How often a command is decided again because an earlier link of its chain broke; not its own conflicts."""
-
-
-class Stands(NamedTuple):
-    """What one decision was made on: each model with what it folds, its state and its position."""
-
-    models: dict[ModelKey, tuple[QueryItem, Folded]]
 
 
 class Lost(NamedTuple):
@@ -68,7 +61,7 @@ class Attempt:
     """One command on its way to its outcome.
 
     Attributes:
-        stands: what was read for it; the cache may know better by the time it is decided.
+        stands: what was read for it, by model; the cache may know better by the time it is decided.
         decided: where it was decided before it was submitted (handlers that are not pure).
         outcome: a `Receipt`, `Rejected`, `KeptOutcome` (a duplicate) or `Lost`; or an exception, where it failed.
     """
@@ -94,7 +87,7 @@ class Attempt:
         self.envelope = envelope
         self.payload_hash = payload_hash
         self.caller_gave_id = caller_gave_id
-        self.stands = Stands({})
+        self.stands: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
         self.outcome: asyncio.Future[Receipt | Rejected | KeptOutcome | Lost] = asyncio.Future()
         self.broken = 0
@@ -232,7 +225,7 @@ class GroupCommit:
                 if stands is None:  # a model needs to know when a pending event was recorded: next batch
                     self._waiting.appendleft(attempt)
                     return None
-                seen = {key: folded.state for key, (_, folded) in stands.models.items()}
+                seen = {key: folded.state for key, folded in stands.items()}
                 decided = attempt.handler.decide(attempt.command, seen, attempt.context)
                 draft = self._encode(attempt, decided, stands)
         except Exception as error:  # noqa: BLE001  # the user's code failed: its caller hears of it, the others go on
@@ -241,25 +234,26 @@ class GroupCommit:
         self.tail.add_pending(draft.events)
         return draft
 
-    def _current(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> Stands | None:
-        models: dict[ModelKey, tuple[QueryItem, Folded]] = {}
-        for key, (item, loaded) in attempt.stands.models.items():
+    def _current(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> dict[ModelKey, Folded] | None:
+        """What a decision stands on now, pending events included; None where it has to wait for those."""
+        stands: dict[ModelKey, Folded] = {}
+        for key, loaded in attempt.stands.items():
             known = states.get(key) or self._cache.get(key)
             newest = loaded if known is None or known.position < loaded.position else known
-            folded = self.tail.fold(key, item, newest, pending=True)
+            folded = self.tail.fold(key, newest, pending=True)
             if folded is None:
                 return None
             states[key] = folded
-            models[key] = (item, folded)
-        return Stands(models)
+            stands[key] = folded
+        return stands
 
-    def _encode(self, attempt: Attempt, decided: Decided, stands: Stands) -> _Draft:
+    def _encode(self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded]) -> _Draft:
         metadata = encode(attempt.envelope)
         events = tuple(self._settle(attempt, event, metadata) for event in decided.events)
         refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
         commit = Commit(
             events=tuple(recent.new for recent in events),
-            conditions=tuple(AppendCondition(item, folded.position) for item, folded in stands.models.values()),
+            conditions=tuple(AppendCondition(folded.item, folded.position) for folded in stands.values()),
             command_id=attempt.context.command_id,
             payload_hash=attempt.payload_hash,
             rejection=refused,

@@ -14,7 +14,7 @@ from diptych.messages.codec import decode, encode, to_plain
 from diptych.messages.event import Event
 from diptych.messages.rejected import Rejected
 
-__all__ = ["Receipt", "check_command_id", "check_payload", "encode_rejection", "rejection"]
+__all__ = ["Receipt", "check_command_id", "check_payload", "encode_rejection", "receipt", "rejection"]
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):

@@ -99,7 +99,7 @@ class Tail:
         while len(self._events) > TAIL_EVENTS_MAX or self._bytes > TAIL_BYTES_MAX:
             self._shorten()
 
-    def fold(self, key: ModelKey, item: QueryItem, folded: Folded, *, pending: bool) -> Folded | None:
+    def fold(self, key: ModelKey, folded: Folded, *, pending: bool) -> Folded | None:
         """A state brought up to the end of the tail, or of its committed part.
 
         The state itself where it is older than the tail. None where it needs the context of an event that has none
@@ -108,7 +108,7 @@ class Tail:
         until = self.end if pending else self.committed
         if not self.start <= folded.position < until:
             return folded
-        fold, state = key[0], folded.state
+        fold, item, state = key[0], folded.item, folded.state
         for position in self._candidates(item, folded.position, until):
             recent, recorded_at = self._events[position - self.start - 1]
             if not item.matches(recent.type, recent.new.tags):
@@ -120,7 +120,7 @@ class Tail:
             else:
                 context = event_context(position, recent.new.event_id, recorded_at, recent.envelope)
                 state = fold.evolve(state, recent.event, context)
-        return Folded(state, until)
+        return Folded(item, state, until)
 
     def _candidates(self, item: QueryItem, after: int, until: int) -> Iterable[int]:
         """Positions of events that may match, in order: by the first tag where there is one."""
