@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import sqlite3
 from typing import TYPE_CHECKING
-
-import pytest
 
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.sqlite import read_store as sqlite

@@ -30,8 +30,8 @@ __all__ = ["Health", "ProjectionStatus", "Running", "Status", "wire"]
 
 READY_LAG_MAX = 100_000
 """Events that a projection may be behind before the application says that it is not ready."""
-PROJECTED_WAIT_S = 3_600.0
-"""Seconds that `Application.projected` waits between two writes of the projections."""
+PROJECTED_WAIT_S = 5.0
+"""Seconds after which `Application.projected` looks again without having been woken: the projector may have failed."""
 
 
 class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,11 +186,12 @@ class Running:
         """
         head, seen = (await self.store.head()).position, 0
         while True:
-            behind = [
-                slice
-                for slice in self.projector.slices
-                if not slice.stopped and (slice.position < head or not slice.generation.live)
-            ]
+            async with self.projector.lock:  # a commit wakes us before the projector itself has noted it
+                behind = [
+                    slice
+                    for slice in self.projector.slices
+                    if not slice.stopped and (slice.position < head or not slice.generation.live)
+                ]
             if not behind:
                 return
             if self.projector.failure or not self.projecting:

@@ -20,11 +20,13 @@ __all__ = [
     "Scope",
     "evaluate",
     "kebab_case",
+    "mapped",
     "members",
     "parameter_types",
     "scope_of_caller",
     "snake_case",
     "subclasses",
+    "type_arguments",
     "unwrap",
 ]
 
@@ -46,9 +48,10 @@ def evaluate(annotation: Any, where: Mapping[str, Any], scope: Scope, owner: str
     if isinstance(annotation, typing.ForwardRef):
         annotation = annotation.__forward_arg__
     if not isinstance(annotation, str):
-        return annotation
+        return mapped(annotation, lambda part: evaluate(part, where, scope, owner) if _is_quoted(part) else part)
     try:
-        return eval(annotation, {**where, **scope})  # noqa: S307 — the user's own source, as typing.get_type_hints does
+        found = eval(annotation, {**where, **scope})  # noqa: S307 — the user's own source, as typing.get_type_hints does
+        return evaluate(found, where, scope, owner)
     except NameError as error:
         raise ConfigurationError(
             f"{owner}: the annotation {annotation!r} names {error.name}, which does not exist at run time. "
@@ -70,6 +73,33 @@ def parameter_types(
         for name, found in annotations.items()
         if only is None or name in only
     }
+
+
+def mapped(annotation: Any, change: Callable[[Any], Any]) -> Any:
+    """An annotation with each part that has no type arguments of its own changed; what `Annotated` adds is kept."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        inner = mapped(annotation.__origin__, change)
+        return annotation if inner is annotation.__origin__ else typing.Annotated[(inner, *annotation.__metadata__)]
+    if origin is typing.Literal or not arguments:
+        return change(annotation)
+    changed = tuple(mapped(argument, change) for argument in arguments)
+    if all(new is old for new, old in zip(changed, arguments, strict=True)):
+        return annotation
+    if isinstance(annotation, types.UnionType):
+        return Union[changed]  # noqa: UP007 — made at run time
+    return annotation.copy_with(changed) if hasattr(annotation, "copy_with") else origin[changed]
+
+
+def type_arguments(cls: Any) -> dict[type, dict[Any, Any]]:
+    """What the type parameters of a class and of its bases stand for; by class, then by parameter."""
+    origin = typing.get_origin(cls) or cls
+    own = dict(zip(getattr(origin, "__parameters__", ()), typing.get_args(cls), strict=False))
+    found: dict[type, dict[Any, Any]] = {origin: own}
+    for base in origin.__dict__.get("__orig_bases__", ()):
+        if isinstance(typing.get_origin(base), type):
+            found.update(type_arguments(mapped(base, lambda part: own.get(part, part) if isinstance(part, typing.TypeVar) else part)))
+    return found
 
 
 def unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -111,6 +141,10 @@ def kebab_case(name: str) -> str:
 def snake_case(name: str) -> str:
     """`CourseSeats` as `course_seats`."""
     return kebab_case(name).replace("-", "_")
+
+
+def _is_quoted(part: Any) -> bool:
+    return isinstance(part, str | typing.ForwardRef)
 
 
 def _closure(function: Any) -> dict[str, Any]:

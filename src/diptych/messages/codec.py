@@ -7,12 +7,14 @@ refused before it is a fact, and a decision is folded from exactly what a later 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
 
 from diptych.errors import InvalidMessage
+from diptych.messages.message import held_types
 
 __all__ = ["Codec", "decode", "encode", "encode_canonical", "to_plain"]
 
@@ -24,6 +26,9 @@ _plain_decoder = msgspec.json.Decoder()
 
 HASH_SCHEME = b"1:"
 """The version of the payload hash: part of what is hashed, so that another scheme cannot be mistaken for it."""
+
+_MAY_HOLD_FLOATS = frozenset[Any]({float, Any, object, dict, list, tuple})
+_Defaults = tuple[tuple[str, Any], ...]
 
 encode: Callable[[Any], bytes] = _encoder.encode
 """A value as JSON bytes."""
@@ -40,7 +45,7 @@ def decode(data: bytes, type: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(data, type=type)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidMessage(getattr(type, "__name__", str(type)), [_problem(error)]) from error
 
 
@@ -53,9 +58,13 @@ class Codec:
     """Encodes and decodes one message class, and checks what it encodes."""
 
     def __init__(self, cls: type[Any]) -> None:
+        held = held_types(cls)  # before msgspec looks at the annotations
+        structs = [found for found in held if isinstance(found, type) and issubclass(found, msgspec.Struct)]
         self.cls = cls
         self.decode_unchecked: Callable[[bytes], Any] = msgspec.json.Decoder(cls).decode
+        self._holds_floats = not held.isdisjoint(_MAY_HOLD_FLOATS)
         self._defaults = _defaults(cls)
+        self._defaults_within = {struct: _defaults(struct) for struct in structs if struct is not cls}
 
     def decode(self, data: bytes) -> Any:
         """The message in `data`.
@@ -65,36 +74,57 @@ class Codec:
         """
         try:
             return self.decode_unchecked(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidMessage(self.cls.__name__, [_problem(error)]) from error
 
     def settle(self, message: Any) -> tuple[bytes, Any]:
         """The message's bytes, and the message as those bytes read back.
 
         Raises:
-            InvalidMessage: a field has the wrong type, a datetime is naive, a text holds NUL or a lone surrogate.
+            InvalidMessage: a field has the wrong type, a datetime is naive, a text holds NUL or a lone surrogate, a
+                float is not finite.
         """
         try:
             data = _encoder.encode(message)
             if b"\\u0000" in data and _holds_nul(_plain_decoder.decode(data)):
                 raise InvalidMessage(self.cls.__name__, [("$", "text must not contain NUL (U+0000)")])
+            if self._holds_floats and b"null" in data and _holds_no_number(msgspec.to_builtins(message)):
+                raise InvalidMessage(self.cls.__name__, [("$", "a number must be finite: JSON has no NaN or infinity")])
             return data, self.decode_unchecked(data)
-        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError) as error:
+        except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidMessage(self.cls.__name__, [_problem(error)]) from error
 
     def payload_hash(self, name: str, message: Any) -> bytes:
         """16 bytes that tell this payload, of the type with this full name, from all others (BLAKE2b, RFC 7693).
 
-        Fields that equal their default are left out, so that a field added later does not change old hashes.
+        Fields that equal their default are left out, at any depth, so that a field added later does not change old
+        hashes.
         """
-        given = {name: getattr(message, name) for name, default in self._defaults if getattr(message, name) != default}
+        given = _given(message, self._defaults)
+        if self._defaults_within:
+            given = self._sent(given)
         hashed = hashlib.blake2b(HASH_SCHEME, digest_size=16)
         hashed.update(name.encode())
         hashed.update(_sorted_encoder.encode(given))
         return hashed.digest()
 
+    def _sent(self, value: Any) -> Any:
+        """A value as it is hashed: of nested structs the tag, and the fields that do not equal their default."""
+        if isinstance(value, Mapping):
+            return {key: self._sent(held) for key, held in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._sent(held) for held in value]
+        if isinstance(value, set | frozenset):
+            return sorted((self._sent(held) for held in value), key=encode_canonical)
+        defaults = self._defaults_within.get(type(value)) or (self._defaults if type(value) is self.cls else None)
+        return value if defaults is None else [value.__struct_config__.tag, self._sent(_given(value, defaults))]
 
-def _defaults(cls: type[Any]) -> tuple[tuple[str, Any], ...]:
+
+def _given(struct: Any, defaults: _Defaults) -> Any:
+    return {name: getattr(struct, name) for name, default in defaults if getattr(struct, name) != default}
+
+
+def _defaults(cls: type[Any]) -> _Defaults:
     fields = msgspec.structs.fields(cls)
     return tuple(
         (field.name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
@@ -110,8 +140,18 @@ def _holds_nul(value: Any) -> bool:
     return isinstance(value, list) and any(_holds_nul(held) for held in value)
 
 
+def _holds_no_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(_holds_no_number(held) for held in value.values())
+    return isinstance(value, list | tuple) and any(_holds_no_number(held) for held in value)
+
+
 def _problem(error: Exception) -> tuple[str, str]:
     if isinstance(error, UnicodeError):
         return "$", "text must be valid Unicode, without lone surrogates"
+    if isinstance(error, RecursionError):
+        return "$", "it is nested too deeply"
     text, _, path = str(error).partition(" - at `")
     return (path.removesuffix("`") or "$"), text

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import msgspec
 from typing_extensions import dataclass_transform
 
-from diptych.messages.annotations import Scope, evaluate, scope_of_caller
+from diptych.messages.annotations import Scope, evaluate, mapped, scope_of_caller, type_arguments, unwrap
 
 if TYPE_CHECKING or sys.version_info >= (3, 13):
     from typing import ParamSpec, Protocol
@@ -21,6 +21,7 @@ __all__ = [
     "MessageMeta",
     "Value",
     "field_types",
+    "held_types",
     "options_of",
     "replace",
     "required_fields",
@@ -78,20 +79,7 @@ def _settle_annotations(namespace: dict[str, Any], scope: Scope) -> None:
 
 
 def _aware(annotation: Any) -> Any:
-    if annotation is datetime:
-        return Annotated[datetime, AWARE]
-    if typing.get_origin(annotation) is Annotated:
-        inner = _aware(annotation.__origin__)
-        return annotation if inner is annotation.__origin__ else Annotated[(inner, *annotation.__metadata__)]
-    arguments = typing.get_args(annotation)
-    if not arguments or typing.get_origin(annotation) is typing.Literal:
-        return annotation
-    settled = tuple(_aware(argument) for argument in arguments)
-    if all(new is old for new, old in zip(settled, arguments, strict=True)):
-        return annotation
-    if isinstance(annotation, typing.types.UnionType):  # type: ignore[attr-defined]
-        return typing.Union[settled]  # noqa: UP007  # made at run time
-    return annotation.copy_with(settled) if hasattr(annotation, "copy_with") else typing.get_origin(annotation)[settled]
+    return mapped(annotation, lambda part: Annotated[datetime, AWARE] if part is datetime else part)
 
 
 # Here as well as on the metaclass: mypy asks the base classes first, and finds the transform of msgspec.Struct, which
@@ -117,16 +105,59 @@ def scope_of(cls: type) -> Scope:
     return {**options_of(cls).scope, cls.__name__: cls}
 
 
-def field_types(cls: type) -> Mapping[str, Any]:
-    """The fields of a message or model with their types, marks kept, in order of definition."""
+def field_types(cls: Any) -> Mapping[str, Any]:
+    """The fields of a message or model with their types, marks kept, in order of definition.
+
+    Where the class has type parameters, as in `Box[CourseId]`, they are filled in.
+    """
+    arguments = type_arguments(cls)
+    cls = typing.get_origin(cls) or cls
     hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
+        filled = arguments.get(base, {})
         where = sys.modules[base.__module__].__dict__ if base.__module__ in sys.modules else {}
         local = scope_of(base) if isinstance(base, MessageMeta) else {}
         for name, annotation in base.__dict__.get("__annotations__", {}).items():  # noqa: RUF063 — not yet evaluated
-            hints[name] = evaluate(annotation, where, local, f"{cls.__name__}.{name}")
-    fields: Sequence[str] = cls.__struct_fields__  # type: ignore[attr-defined]
+            found = evaluate(annotation, where, local, f"{cls.__name__}.{name}")
+            hints[name] = mapped(found, lambda part: filled.get(part, part)) if filled else found  # noqa: B023
+    fields: Sequence[str] = cls.__struct_fields__
     return {name: hints[name] for name in fields}
+
+
+def held_types(cls: type) -> set[Any]:
+    """Every type that a value of this class can hold, itself included: those of its fields, parts and values.
+
+    Annotations that named what did not exist yet at the class statement are evaluated now.
+
+    Raises:
+        ConfigurationError: a name in them still does not exist.
+    """
+    found: set[Any] = set()
+    waiting: list[Any] = [cls]
+    while waiting:
+        held, _ = unwrap(waiting.pop())
+        if held in found:
+            continue
+        found.add(held)
+        waiting += typing.get_args(held) if typing.get_origin(held) is not typing.Literal else ()
+        origin = typing.get_origin(held) or held
+        if isinstance(origin, type) and issubclass(origin, msgspec.Struct):
+            found.add(origin)
+            waiting += _settle_late(held, origin).values()
+    return found
+
+
+def _settle_late(held: Any, cls: type) -> Mapping[str, Any]:
+    """Make datetimes aware that could not be seen at the class statement; the fields with their types."""
+    for base in cls.__mro__:
+        if isinstance(base, MessageMeta):
+            where = sys.modules[base.__module__].__dict__ if base.__module__ in sys.modules else {}
+            annotations = base.__dict__.get("__annotations__", {})  # noqa: RUF063 — as `_settle_annotations` left them
+            for name, annotation in annotations.items():
+                found = evaluate(annotation, where, scope_of(base), f"{base.__name__}.{name}")
+                if found is not annotation:
+                    annotations[name] = _aware(found)
+    return field_types(held)
 
 
 def required_fields(cls: type) -> frozenset[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections.abc
+import dataclasses
 import typing
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -17,6 +19,7 @@ from diptych.messages.message import field_types
 __all__ = ["TagReader", "tag", "tag_reader"]
 
 Collect = Callable[[Any], Iterable[str]]
+_Get = Callable[[Any], Any]
 
 
 class TagReader(typing.NamedTuple):
@@ -53,38 +56,74 @@ def tag_reader(cls: type) -> TagReader:
     return TagReader(read, tuple(sorted(names)))
 
 
-def _of_struct(cls: type, names: list[str], known: dict[type, list[tuple[str, Collect]]]) -> Collect | None:
+def _of_struct(cls: Any, names: list[str], known: dict[Any, list[tuple[_Get, Collect]]]) -> Collect | None:
     if cls in known:  # a recursive type: its parts are filled in when they are needed
         parts = known[cls]
     else:
         parts = known[cls] = []
-        for name, annotation in field_types(cls).items():
-            collect = _of_type(annotation, names, known, f"{cls.__name__}.{name}")
+        for name, (get, annotation) in _fields(cls).items():
+            collect = _of_type(annotation, names, known, f"{(typing.get_origin(cls) or cls).__name__}.{name}")
             if collect is not None:
-                parts.append((name, collect))
+                parts.append((get, collect))
         if not parts:
             return None
 
     def of_struct(value: Any) -> Iterable[str]:
-        for name, collect in parts:
-            yield from collect(getattr(value, name))
+        for get, collect in parts:
+            yield from collect(get(value))
 
     return of_struct
 
 
-def _of_type(annotation: Any, names: list[str], known: dict[type, Any], owner: str) -> Collect | None:
+def _is_struct(cls: Any) -> bool:
+    """Whether a class has fields of its own: a struct, or one of the other kinds that msgspec knows."""
+    origin = typing.get_origin(cls) or cls
+    if not isinstance(origin, type):
+        return False
+    return (
+        issubclass(origin, msgspec.Struct)
+        or dataclasses.is_dataclass(origin)
+        or typing.is_typeddict(origin)
+        or (issubclass(origin, tuple) and hasattr(origin, "_fields"))
+    )
+
+
+def _fields(cls: Any) -> dict[str, tuple[_Get, Any]]:
+    """How each field of a class with fields is got, and its type."""
+    origin = typing.get_origin(cls) or cls
+    if issubclass(origin, msgspec.Struct):
+        return {name: (attrgetter(name), annotation) for name, annotation in field_types(cls).items()}
+    hints = typing.get_type_hints(origin, include_extras=True)
+    if typing.is_typeddict(origin):
+        # A key may be missing: as if the field were optional.
+        return {name: (_item_getter(name), annotation | None) for name, annotation in hints.items()}
+    return {name: (attrgetter(name), annotation) for name, annotation in hints.items()}
+
+
+def _item_getter(name: str) -> _Get:
+    return lambda value: value.get(name)
+
+
+def _alternatives(annotation: Any) -> Iterable[Any]:
+    """The members of a union, nested ones opened, with their marks; without None."""
+    bare, marks = unwrap(annotation)
+    if UNTAGGED in marks or len(members(bare)) == 1:
+        return () if bare is type(None) else (annotation,)
+    return tuple(found for member in typing.get_args(bare) for found in _alternatives(member))
+
+
+def _of_type(annotation: Any, names: list[str], known: dict[Any, Any], owner: str) -> Collect | None:
     bare, marks = unwrap(annotation)
     if UNTAGGED in marks or isinstance(bare, TypeVar):
         return None
-    alternatives = [member for member in members(bare) if member is not type(None)]
-    if len(alternatives) > 1 or type(None) in members(bare):
-        return _of_union(alternatives, names, known, owner)
+    if len(members(bare)) > 1:
+        return _of_union(list(_alternatives(bare)), names, known, owner)
     origin, arguments = typing.get_origin(bare), typing.get_args(bare)
     if isinstance(bare, type) and issubclass(bare, Identity):
         names.append(tag_name(bare))
         return _of_identity(f"{tag_name(bare)}:")
-    if isinstance(origin or bare, type) and issubclass(origin or bare, msgspec.Struct):
-        return _of_struct(origin or bare, names, known)
+    if _is_struct(bare):
+        return _of_struct(bare, names, known)
     if not isinstance(origin, type) or not arguments:
         return None
     if issubclass(origin, collections.abc.Mapping):
@@ -100,15 +139,15 @@ def _of_identity(prefix: str) -> Collect:
     return lambda value: (prefix + value,)
 
 
-def _of_union(alternatives: list[Any], names: list[str], known: dict[type, Any], owner: str) -> Collect | None:
-    collects = [(member, _of_type(member, names, known, owner)) for member in alternatives]
+def _of_union(alternatives: list[Any], names: list[str], known: dict[Any, Any], owner: str) -> Collect | None:
+    collects = [(unwrap(member)[0], _of_type(member, names, known, owner)) for member in alternatives]
     tagged = [(member, collect) for member, collect in collects if collect is not None]
     if not tagged:
         return None
     if len(alternatives) == 1:
         only = tagged[0][1]
         return lambda value: () if value is None else only(value)
-    structs = {member: collect for member, collect in tagged if issubclass(member, msgspec.Struct)}
+    structs = {typing.get_origin(member) or member: collect for member, collect in tagged if _is_struct(member)}
     if len(structs) < len(tagged):
         raise ConfigurationError(
             f"{owner}: a union of an identity with other types cannot be told apart at run time; "

@@ -15,7 +15,7 @@ from diptych.read_side.projection import KeyNotFound, Projection, Step, told
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import BlockedKey, Discard, Generation, Key, Row, SliceWrite
 
-__all__ = ["DecodedEvent", "FoldedBatch", "fold_steps", "keys_to_load", "plan_steps", "slice_write"]
+__all__ = ["DecodedEvent", "FoldedBatch", "discarded", "fold_steps", "keys_to_load", "plan_steps", "slice_write"]
 
 
 class DecodedEvent(NamedTuple):

@@ -13,7 +13,7 @@ from diptych.event_store.position import START, Position, Token, read_token
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_store import Generation, ReadStore
 
-__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement"]
+__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement", "check_wait"]
 
 WAIT_S = 5.0
 """Seconds that an answer is waited for, unless the caller says otherwise."""

@@ -24,7 +24,16 @@ from diptych.read_side.fingerprint import fingerprint
 from diptych.read_side.read_model import ReadModel, RowForm
 from diptych.read_side.read_store import Key
 
-__all__ = ["KeyNotFound", "MissingRow", "Projection", "ProjectionDeclaration", "Step", "compile_projections"]
+__all__ = [
+    "KeyNotFound",
+    "MissingRow",
+    "Projection",
+    "ProjectionDeclaration",
+    "Step",
+    "compile_projections",
+    "projected_events",
+    "told",
+]
 
 KEYS_PER_EVENT_MAX = 10_000
 """Rows that one event may change in one read model."""

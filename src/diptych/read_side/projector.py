@@ -157,7 +157,7 @@ class Projector:
             )
         except HistoryDiverged as error:
             raise HistoryDiverged(
-                error.what, f"{error}; point --read-store to a new place, or run `diptych rebuild`"
+                error.what, f"{error}. Remove the read store, or point --read-store elsewhere: it is built anew from the history"
             ) from error
 
     async def loaded(self, slice: Slice) -> Slice:

@@ -14,7 +14,7 @@ from diptych.adapters.sqlite.read_tables import StoredTable, quoted
 from diptych.errors import InvalidMessage
 from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order
 
-__all__ = ["Condition", "after_place", "match_expression", "order_by", "rows_of_keys", "where"]
+__all__ = ["Condition", "after_place", "filtered", "match_expression", "order_by", "rows_of_keys", "where"]
 
 LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)

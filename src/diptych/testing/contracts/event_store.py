@@ -20,7 +20,15 @@ from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import NOWHERE, Position
 from diptych.testing.contracts.event_store_appends import AppendContract
-from diptych.testing.contracts.event_store_case import SettableClock, append_one, commit, event, history_of, opened
+from diptych.testing.contracts.event_store_case import (
+    SettableClock,
+    append_one,
+    commit,
+    event,
+    history_of,
+    let_others_run,
+    opened,
+)
 from diptych.testing.contracts.event_store_chains import ChainContract
 from diptych.testing.contracts.event_store_queries import QueryContract
 
@@ -146,12 +154,6 @@ class EventStoreContract(QueryContract, AppendContract, ChainContract):
             await store.register_types([StoredType("Unregistered", 1, ("second",))])
             expected = [StoredType("A", 1, ("new",)), StoredType("Unregistered", 1, ("first",))]
             assert sorted(await store.stored_types(), key=lambda type: type.name) == expected
-
-
-async def let_others_run() -> None:
-    """Give every task that is ready its turn."""
-    for _ in range(3):
-        await asyncio.sleep(0)  # noqa: TID251 - a turn for the others, not a wait
 
 
 async def check_closed(store: EventStore) -> None:

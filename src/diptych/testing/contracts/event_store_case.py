@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,7 +17,21 @@ from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
 from diptych.messages.unique_id import unique_bytes
 
-__all__ = ["EventStoreCase", "SettableClock", "commit", "condition", "event", "expect", "item", "positions"]
+__all__ = [
+    "EventStoreCase",
+    "SettableClock",
+    "append_one",
+    "commit",
+    "condition",
+    "event",
+    "expect",
+    "history_of",
+    "item",
+    "let_others_run",
+    "matching",
+    "opened",
+    "positions",
+]
 
 READ_MAX = 1_000_000
 """More events than any test appends."""
@@ -130,6 +145,12 @@ async def history_of(store: EventStore) -> list[RecordedEvent]:
 async def matching(store: EventStore, *items: QueryItem) -> list[int]:
     """Positions of the events that any of the items matches."""
     return positions((await store.read(EventQuery(items), Position(0), READ_MAX)).events)
+
+
+async def let_others_run() -> None:
+    """Give every task that is ready its turn."""
+    for _ in range(3):
+        await asyncio.sleep(0)  # noqa: TID251 - a turn for the others, not a wait
 
 
 def positions(events: Iterable[RecordedEvent]) -> list[int]:

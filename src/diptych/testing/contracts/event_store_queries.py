@@ -102,9 +102,7 @@ class QueryContract(EventStoreCase):
                 for after in range(len(EVENTS) + 1):
                     for until in range(1, len(EVENTS) + 2):
                         expected = [p for p in matched if after < p <= until]
-                        result = await store.read(
-                            EventQuery(items), Position(after), READ_MAX, until=Position(until)
-                        )
+                        result = await store.read(EventQuery(items), Position(after), READ_MAX, until=Position(until))
                         assert positions(result.events) == expected, f"{items} in ({after}, {until}]"
                         assert result.through == min(until, len(EVENTS))
 

@@ -1,0 +1,216 @@
+"""The whole application in memory, at rest after every command: for tests that go through both panels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from diptych.application import registration
+from diptych.application.application import Application
+from diptych.application.bounded_context import BoundedContext
+from diptych.errors import ConfigurationError
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import Appended, Commit
+from diptych.event_store.history import History
+from diptych.event_store.recorded_event import NewEvent, RecordedEvent
+from diptych.messages.command import Command
+from diptych.messages.event import Event, EventContext
+from diptych.messages.query import Query
+from diptych.messages.registry import EventTypes
+from diptych.messages.unique_id import unique_bytes
+from diptych.read_side.freshness import WAIT_S
+from diptych.read_side.projection import Projection
+from diptych.read_side.query_bus import Answer
+from diptych.read_side.read_model import ReadModel
+from diptych.read_side.read_store import Order
+from diptych.testing.manual_clock import ManualClock
+from diptych.write_side.command_bus import CommandMiddleware
+from diptych.write_side.idempotency import Receipt
+
+__all__ = ["Fact", "InMemoryApplication"]
+
+SETTLE_S = 30.0
+"""Seconds that projections and subscribers may take to come to rest."""
+SUBSCRIBER_LOOK_S = 0.2
+"""Seconds after which a subscriber that does not move is looked at again: its failure wakes nobody."""
+ROWS_MAX = 10_000
+"""Rows of one read model that `rows` gives at most."""
+
+R = TypeVar("R")
+M = TypeVar("M", bound=ReadModel)
+
+
+class Fact(NamedTuple):
+    """A recorded event as the store holds it, as its class reads it, and what is known beside."""
+
+    recorded: RecordedEvent
+    event: Event
+    context: EventContext
+
+
+class InMemoryApplication(Application):
+    """An `Application` for tests: `async with InMemoryApplication(school) as app: await app.execute(...)`.
+
+    It is deterministic: events and rows are in memory, time stands still until `app.clock` is moved, and when
+    `execute` or `given` returns, every projection shows the whole history and every subscriber has had it. So queries
+    need no token; and they are strict, so that a fold that failed is an error in the test that met it (`Blocked`).
+
+    Args:
+        contexts: at least one.
+        services: what handlers and subscribers take, by type.
+        command_middleware: wraps the way of every command, the first outermost.
+        clock: tells the time; a new `ManualClock` by default.
+    """
+
+    def __init__(
+        self,
+        *contexts: BoundedContext,
+        services: Mapping[type[Any], object] | None = None,
+        command_middleware: Sequence[CommandMiddleware] = (),
+        clock: ManualClock | None = None,
+    ) -> None:
+        self.clock = clock or ManualClock()
+        super().__init__(
+            *contexts, store="memory:", services=services, command_middleware=command_middleware, clock=self.clock
+        )
+        self._types = EventTypes(())
+        self._projections: Mapping[type, Projection] = {}
+        self._executed = False
+        self._settling = False
+
+    async def open(self) -> None:
+        """See `Application.open`."""
+        await super().open()
+        self._types = registration.event_types(self.contexts)
+        found = registration.projections(self.contexts, self._types)
+        self._projections = {projection.form.cls: projection for projection in found}
+
+    # ── the two panels ───────────────────────────────────────────────────────
+
+    async def given(self, *events: Event) -> None:
+        """Append facts as they are, at the clock's time, as if they had been decided before this application began.
+
+        Raises:
+            InvalidMessage: a field is of the wrong type.
+            RuntimeError: a command was executed already; what comes then is for commands to decide.
+        """
+        if self._executed:
+            raise RuntimeError("given() tells what was before the first command; this application has executed one")
+        new = tuple(self._new_event(event) for event in events)
+        (result,) = await self._open_parts().store.append([Commit(events=new)])
+        assert isinstance(result, Appended), f"the store did not take {events!r}: {result!r}"
+        await self.settled()
+
+    async def execute(
+        self,
+        command: Command,
+        /,
+        *,
+        command_id: str | None = None,
+        actor: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Receipt:
+        """See `Application.execute`; nothing that follows from the command is left to be done when it returns."""
+        self._executed = True
+        try:
+            return await super().execute(
+                command,
+                command_id=command_id,
+                actor=actor,
+                correlation_id=correlation_id,
+                causation_id=causation_id,
+                traceparent=traceparent,
+            )
+        finally:
+            await self.settled()
+
+    async def answer(
+        self,
+        query: Query[R],
+        /,
+        *,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: Literal["eventual", "latest"] = "latest",
+        within_s: float | None = None,
+        wait_s: float = WAIT_S,
+    ) -> Answer[R]:
+        """See `Application.answer`; unless told otherwise it shows everything."""
+        if after is not None or within_s is not None:
+            freshness = "eventual"
+        return await super().answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+
+    async def query(
+        self,
+        query: Query[R],
+        /,
+        *,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: Literal["eventual", "latest"] = "latest",
+        within_s: float | None = None,
+        wait_s: float = WAIT_S,
+    ) -> R:
+        """See `Application.query`; unless told otherwise it shows everything."""
+        found = await self.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+        return found.value
+
+    # ── what has come about ──────────────────────────────────────────────────
+
+    async def facts(self) -> list[Fact]:
+        """The whole history, in order."""
+        history = History(self._types)
+        return [
+            Fact(recorded, history.event(recorded), history.context(recorded))
+            async for recorded in self.events(ALL_EVENTS)
+        ]
+
+    async def rows(self, model: type[M]) -> list[M]:
+        """The rows of a read model, ordered by key, at most `ROWS_MAX`.
+
+        Raises:
+            ConfigurationError: no projection feeds it.
+        """
+        projection = self._projections.get(model)
+        if projection is None:
+            raise ConfigurationError(f"{model.__name__} is fed by no projection of {self.contexts!r}")
+        order = [Order(name) for name in projection.form.key_fields]
+        async with self._open_parts().read_store.snapshot() as snapshot:
+            return [projection.form.model(row) for row in await snapshot.find(projection.name, (), order, ROWS_MAX)]
+
+    async def settled(self) -> None:
+        """Wait until projections and subscribers have followed the history to its end.
+
+        A command that a subscriber executes meanwhile returns at once: it is this wait that covers it.
+
+        Raises:
+            AssertionError: a subscriber fails, or they do not come to rest within `SETTLE_S` seconds.
+        """
+        if self._settling:
+            return
+        self._settling = True
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                await self._follow_to_the_end()
+        except TimeoutError:
+            raise AssertionError(f"after {SETTLE_S:g} s still not at rest: {await self.status()}") from None
+        finally:
+            self._settling = False
+
+    async def _follow_to_the_end(self) -> None:
+        seen = 0
+        while True:
+            await self.projected()
+            status = await self.status()
+            for subscriber in status.subscribers:
+                if subscriber.stopped:
+                    raise AssertionError(f"the subscriber {subscriber.name} fails: {subscriber.stopped}")
+            if not any(subscriber.lag_events for subscriber in status.subscribers):
+                return
+            seen = await self._open_parts().read_store.wait_for_change(seen, SUBSCRIBER_LOOK_S)
+
+    def _new_event(self, event: Event) -> NewEvent:
+        found = self._types.of(type(event))
+        data, settled = found.codec.settle(event)
+        return NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled))

@@ -1,0 +1,388 @@
+"""The event store's contract is itself proven: whichever guarantee a store breaks, a test of the contract fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from diptych.adapters.memory.event_store import MemoryEventStore
+from diptych.clock import Clock
+from diptych.event_store.event_query import EventQuery
+from diptych.event_store.event_store import (
+    Appended,
+    AppendResult,
+    ChainBroken,
+    Commit,
+    Conflicting,
+    Duplicate,
+    EventStore,
+    ReadResult,
+    Refused,
+    StoredType,
+)
+from diptych.event_store.pending_positions import PendingPositions
+from diptych.event_store.position import Place, Position
+from diptych.messages.unique_id import unique_bytes
+from diptych.testing.contracts.event_store import EventStoreContract
+from diptych.testing.contracts.event_store_case import let_others_run
+
+
+class LostAppend(MemoryEventStore):
+    """Acknowledges the last commit of a batch without keeping it."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        if len(commits) < 2 or not commits[-1].events or commits[-1].conditions:
+            return await super().append(commits, base)
+        results = await super().append(commits[:-1], base)
+        head = await self.head()
+        position = Position(head.position + len(commits[-1].events))
+        return [*results, Appended(Place(self.history_id, position, commits[-1].events[-1].event_id), 0)]
+
+
+class SwallowedConflict(MemoryEventStore):
+    """Says that a loser was appended."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        results = await super().append(commits, base)
+        head = await self.head()
+        return [Appended(head, 0) if isinstance(result, Conflicting) else result for result in results]
+
+
+class OneConflictFailsAll(MemoryEventStore):
+    """Judges a batch as one: where one commit conflicts, every commit does."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        for commit in commits:
+            against = self._judge(commit, PendingPositions(len(self._events), base))
+            if isinstance(against, Conflicting):
+                return [against for _ in commits]
+        return await super().append(commits, base)
+
+
+class JudgedTogether(MemoryEventStore):
+    """Judges every commit of a batch before it appends any."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        judged = [self._judge(commit, PendingPositions(len(self._events), base)) for commit in commits]
+        results = [against or self._carry_out(commit) for against, commit in zip(judged, commits, strict=True)]
+        self._watch.wake()
+        return results
+
+
+class LateCommit(MemoryEventStore):
+    """Shows the first event of a batch one read later than those behind it."""
+
+    late: int | None = None
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        head = len(self._events)
+        results = await super().append(commits, base)
+        if len(self._events) > head + 1:
+            self.late = head + 1
+        return results
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        result = await super().read(query, after, limit, until=until)
+        late, self.late = self.late, None
+        shown = [event for event in result.events if event.position != late]
+        return msgspec.structs.replace(result, events=shown)
+
+
+class ReorderedRead(MemoryEventStore):
+    """Gives the last two events of a read in the wrong order."""
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        result = await super().read(query, after, limit, until=until)
+        result.events[-2:] = result.events[-2:][::-1]
+        return result
+
+
+class ReorderedBackwardRead(MemoryEventStore):
+    """Reads backward what comes forward."""
+
+    async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
+        result = await super().read_backward(query, limit, before=before)
+        return msgspec.structs.replace(result, events=result.events[::-1])
+
+
+class HalfABatch(MemoryEventStore):
+    """Lets readers in between two commits of a batch."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        if base is not None:
+            return await super().append(commits, base)
+        results: list[AppendResult] = []
+        for commit in commits:
+            results += await super().append([commit])
+            await let_others_run()
+        return results
+
+
+class HalfACommit(MemoryEventStore):
+    """Leaves the first event of a commit that conflicts in the history."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        results = await super().append(commits, base)
+        for commit, result in zip(commits, results, strict=True):
+            if isinstance(result, Conflicting) and len(commit.events) > 1:
+                self._carry_out(Commit(commit.events[:1]))
+        return results
+
+
+class HeadFromAnotherSnapshot(MemoryEventStore):
+    """Tells of a head that was read after the events."""
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        result = await super().read(query, after, limit, until=until)
+        if result.more or until is not None:
+            return result
+        await let_others_run()
+        return msgspec.structs.replace(result, through=Position(len(self._events)))
+
+
+class NeverMore(MemoryEventStore):
+    """Does not say that a limit cut the read short."""
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        result = await super().read(query, after, limit, until=until)
+        return msgspec.structs.replace(result, more=False)
+
+
+class DuplicatedCommand(MemoryEventStore):
+    """Appends again what it knows already."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        results = await super().append(commits, base)
+        for index, result in enumerate(results):
+            if isinstance(result, Duplicate):
+                again = msgspec.structs.replace(commits[index], command_id=None)
+                (results[index],) = await super().append([again], base)
+        return results
+
+
+class ForgetsRejections(MemoryEventStore):
+    """Keeps only the outcomes of commands that were not refused."""
+
+    def _carry_out(self, commit: Commit) -> Appended:
+        keep = commit.keep and commit.rejection is None
+        return super()._carry_out(msgspec.structs.replace(commit, keep=keep))
+
+
+class KeepsEverything(MemoryEventStore):
+    """Keeps outcomes that it was told not to keep."""
+
+    def _carry_out(self, commit: Commit) -> Appended:
+        return super()._carry_out(msgspec.structs.replace(commit, keep=True))
+
+
+class ChangedConditions(MemoryEventStore):
+    """Judges other conditions than it was given."""
+
+    def _judge(self, commit: Commit, pending: PendingPositions) -> AppendResult | None:
+        return super()._judge(self._changed(commit), pending)
+
+    def _changed(self, commit: Commit) -> Commit:
+        raise NotImplementedError
+
+
+class IgnoresTagOnlyConditions(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        kept = tuple(c for c in commit.conditions if c.item.types or not c.item.tags)
+        return msgspec.structs.replace(commit, conditions=kept)
+
+
+class IgnoresTypeOnlyConditions(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        kept = tuple(c for c in commit.conditions if c.item.tags or not c.item.types)
+        return msgspec.structs.replace(commit, conditions=kept)
+
+
+class IgnoresConditionsOnEverything(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        kept = tuple(c for c in commit.conditions if c.item.tags or c.item.types)
+        return msgspec.structs.replace(commit, conditions=kept)
+
+
+class IgnoresTypesBesideTags(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        coarse = [
+            msgspec.structs.replace(c, item=msgspec.structs.replace(c.item, types=frozenset())) if c.item.tags else c
+            for c in commit.conditions
+        ]
+        return msgspec.structs.replace(commit, conditions=tuple(coarse))
+
+
+class IgnoresConditionsOfEmptyCommits(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        return commit if commit.events else msgspec.structs.replace(commit, conditions=())
+
+
+class MergesConditionsAtTheEarliest(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        return merged(commit, min)
+
+
+class MergesConditionsAtTheLatest(ChangedConditions):
+    def _changed(self, commit: Commit) -> Commit:
+        return merged(commit, max)
+
+
+def merged(commit: Commit, choose: Callable[[Sequence[Position]], Position]) -> Commit:
+    afters = [condition.after for condition in commit.conditions]
+    changed = tuple(msgspec.structs.replace(c, after=choose(afters)) for c in commit.conditions)
+    return msgspec.structs.replace(commit, conditions=changed)
+
+
+class IgnoresBrokenChains(MemoryEventStore):
+    """Judges a pending position by whatever is there now."""
+
+    def _judge(self, commit: Commit, pending: PendingPositions) -> AppendResult | None:
+        result = super()._judge(commit, pending)
+        if isinstance(result, ChainBroken):
+            return super()._judge(commit, PendingPositions(10_000, None))
+        return result
+
+
+class ChainsBreakTooEasily(MemoryEventStore):
+    """Takes every pending position for broken."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        return await super().append(commits)
+
+
+class TakesEventIdsTwice(MemoryEventStore):
+    """Appends an event whose id is in the history."""
+
+    def _judge(self, commit: Commit, pending: PendingPositions) -> AppendResult | None:
+        self._event_ids.clear()
+        return super()._judge(commit, pending)
+
+
+class RefusalFailsAll(MemoryEventStore):
+    """Refuses a whole batch for one commit's sake."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        for commit in commits:
+            against = self._judge(commit, PendingPositions(len(self._events), base))
+            if isinstance(against, Refused):
+                return [against for _ in commits]
+        return await super().append(commits, base)
+
+
+class TimeRunsBackwards(MemoryEventStore):
+    """Believes the clock."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        self._recorded_at_us = 0
+        return await super().append(commits, base)
+
+
+class NewHistoryOnOpening(MemoryEventStore):
+    """Names its history anew each time."""
+
+    async def open(self) -> None:
+        await super().open()
+        self._history_id = unique_bytes()
+
+
+class NeverWakes(MemoryEventStore):
+    """Gives up waiting at once."""
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        return await super().wait_for_events(after, 0.0)
+
+
+class AnswersWhenClosed(MemoryEventStore):
+    """Goes on telling its head after it was closed."""
+
+    async def head(self) -> Place:
+        return self._place(len(self._events))
+
+
+class TagNamesChangeUnderEvents(MemoryEventStore):
+    """Replaces the tag names of types that events are stored of."""
+
+    async def register_types(self, types: Sequence[StoredType]) -> None:
+        self._tag_names.update({(type.name, type.version): type.tag_names for type in types})
+
+
+BROKEN = [
+    (LostAppend, "test_a_reader_never_sees_half_a_batch_nor_a_gap"),
+    (SwallowedConflict, "test_a_stale_commit_leaves_its_neighbours_alone"),
+    (OneConflictFailsAll, "test_a_stale_commit_leaves_its_neighbours_alone"),
+    (JudgedTogether, "test_a_later_commit_of_a_batch_sees_the_earlier_ones"),
+    (LateCommit, "test_a_reader_never_sees_half_a_batch_nor_a_gap"),
+    (ReorderedRead, "test_a_forward_read_gives_what_matches_in_order"),
+    (ReorderedBackwardRead, "test_a_backward_read_gives_what_matches_from_the_last"),
+    (HalfABatch, "test_a_reader_never_sees_half_a_batch_nor_a_gap"),
+    (HalfACommit, "test_a_stale_commit_leaves_its_neighbours_alone"),
+    (HeadFromAnotherSnapshot, "test_a_reader_never_sees_half_a_batch_nor_a_gap"),
+    (NeverMore, "test_reading_on_from_through_misses_nothing"),
+    (DuplicatedCommand, "test_a_command_id_has_one_effect"),
+    (ForgetsRejections, "test_a_rejection_is_kept_where_asked"),
+    (KeepsEverything, "test_a_rejection_is_kept_where_asked"),
+    (IgnoresTagOnlyConditions, "test_a_condition_breaks_on_a_later_match_only"),
+    (IgnoresTypeOnlyConditions, "test_a_condition_breaks_on_a_later_match_only"),
+    (IgnoresConditionsOnEverything, "test_a_condition_on_everything_breaks_on_any_event"),
+    (IgnoresTypesBesideTags, "test_a_condition_breaks_on_a_later_match_only"),
+    (IgnoresConditionsOfEmptyCommits, "test_a_commit_without_events_is_judged_at_the_head"),
+    (MergesConditionsAtTheEarliest, "test_each_condition_is_judged_after_its_own_position"),
+    (MergesConditionsAtTheLatest, "test_each_condition_is_judged_after_its_own_position"),
+    (IgnoresBrokenChains, "test_a_chain_breaks_whatever_took_the_pending_position"),
+    (ChainsBreakTooEasily, "test_a_chain_is_appended_whole"),
+    (TakesEventIdsTwice, "test_a_stored_event_id_refuses_its_commit_alone"),
+    (RefusalFailsAll, "test_a_stored_event_id_refuses_its_commit_alone"),
+    (TimeRunsBackwards, "test_recorded_time_never_runs_backwards"),
+    (NewHistoryOnOpening, "test_the_history_keeps_its_id_and_its_events"),
+    (NeverWakes, "test_an_append_wakes_those_who_wait"),
+    (AnswersWhenClosed, "test_a_closed_store_says_so"),
+    (TagNamesChangeUnderEvents, "test_tag_names_are_facts_once_an_event_is_stored"),
+]
+"""What is broken, and the test that has to notice."""
+
+
+def contract_over(store_type: type[MemoryEventStore]) -> EventStoreContract:
+    class Contract(EventStoreContract):
+        shares_history = False
+
+        @asynccontextmanager
+        async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
+            store = store_type(clock)
+            yield lambda: store
+
+    return Contract()
+
+
+def failing_tests(contract: EventStoreContract) -> list[str]:
+    """Names of the contract's tests that end in an AssertionError; any other error comes out."""
+    failed: list[str] = []
+    for name in dir(contract):
+        if name.startswith("test_"):
+            try:
+                asyncio.run(getattr(contract, name)())
+            except AssertionError:
+                failed.append(name)
+    return failed
+
+
+def test_the_contract_has_no_objection_to_the_store_that_the_broken_ones_derive_from() -> None:
+    """What the broken stores fail on is what they break, and nothing else."""
+    assert failing_tests(contract_over(MemoryEventStore)) == []
+
+
+@pytest.mark.parametrize(("store_type", "noticed_by"), BROKEN, ids=[broken.__name__ for broken, _ in BROKEN])
+def test_a_broken_store_fails_the_contract(store_type: type[MemoryEventStore], noticed_by: str) -> None:
+    """Each broken guarantee is noticed by the test that is named for it."""
+    assert noticed_by in failing_tests(contract_over(store_type))

@@ -1,0 +1,527 @@
+"""The contract suite of read stores, proven: each store that is broken on purpose fails the test that is to notice."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import inspect
+import tempfile
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from diptych.adapters.memory import read_store as memory
+from diptych.adapters.memory.read_store import MemoryReadStore
+from diptych.read_side.read_store import Comparison, Failed, Generation, SliceWrite
+from diptych.testing.contracts import read_store as contract
+from diptych.testing.contracts.read_store import ReadStoreContract
+from diptych.testing.contracts.read_store_cases import SEATS, place
+
+if TYPE_CHECKING:
+    from diptych.read_side.read_store import ReadStore
+
+_Snapshot = memory._Snapshot
+Patch = Callable[[pytest.MonkeyPatch], None]
+BREAKAGES: list[Any] = []
+
+
+class MemoryContract(ReadStoreContract):
+    def connect(self, folder: Path) -> ReadStore:
+        return memory.connect("memory:")
+
+
+def noticed_by(*tests: str) -> Callable[[Patch], Patch]:
+    """Register a way to break the memory store, with the tests that must fail for it."""
+
+    def register(patch: Patch) -> Patch:
+        BREAKAGES.append(pytest.param(patch, tests, id=patch.__name__))
+        return patch
+
+    return register
+
+
+def run(test: str) -> str:
+    """Run one test of the contract; its failure as text, empty where it passes."""
+
+    async def alone(folder: Path) -> None:
+        suite = MemoryContract()
+        store = suite.connect(folder)
+        await store.open()
+        function = getattr(suite, test)
+        given = {"store": store, "tmp_path": folder}
+        try:
+            await function(**{name: given[name] for name in inspect.signature(function).parameters})
+        finally:
+            await store.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            asyncio.run(alone(Path(folder)))
+        except pytest.skip.Exception:
+            return ""
+        except (Exception, pytest.fail.Exception) as failure:  # noqa: BLE001 - any is a failure of the test
+            return f"{type(failure).__name__}: {failure}"
+    return ""
+
+
+TESTS = [name for name in dir(ReadStoreContract) if name.startswith("test_")]
+
+
+def test_a_sound_store_passes() -> None:
+    """Unbroken, the memory store passes every test the way they are run here."""
+    assert len(TESTS) > 40
+    assert {test: failure for test in TESTS if (failure := run(test))} == {}
+
+
+# ── writes ───────────────────────────────────────────────────────────────────
+
+
+@noticed_by("test_rows_and_checkpoint_change_together")
+def checkpoint_without_rows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryReadStore, "_change_rows", lambda *_: None)
+
+
+@noticed_by("test_rows_and_checkpoint_change_together")
+def rows_without_checkpoint(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._put
+
+    def put(self: Any, build: Any, blocked: Any = None, **changes: Any) -> Any:
+        changes.pop("checkpoint", None)
+        return real(self, build, blocked, **changes)
+
+    patch.setattr(MemoryReadStore, "_put", put)
+
+
+@noticed_by("test_a_stale_checkpoint_is_fenced", "test_a_change_by_hand_fences_those_who_do_not_know_of_it")
+def fence_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_fence", lambda _: 0)
+
+
+@noticed_by("test_a_stale_checkpoint_is_fenced")
+def only_the_position_is_compared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_fence", lambda generation: (generation.checkpoint.position, generation.epoch))
+
+
+@noticed_by("test_a_stale_checkpoint_is_fenced")
+def only_writers_behind_are_fenced(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+
+    def write(self: Any, wanted: SliceWrite) -> Any:
+        stored = self._builds[wanted.generation.name, wanted.generation.number].generation
+        ahead = wanted.generation.checkpoint.position > stored.checkpoint.position
+        return real(self, msgspec.structs.replace(wanted, generation=stored) if ahead else wanted)
+
+    patch.setattr(MemoryReadStore, "_write", write)
+
+
+@noticed_by("test_a_change_by_hand_fences_those_who_do_not_know_of_it")
+def epoch_ignored(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_fence", lambda generation: generation.checkpoint)
+
+
+@noticed_by("test_a_stale_checkpoint_is_fenced")
+def fenced_writes_discard_all_the_same(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+
+    def write(self: Any, wanted: SliceWrite) -> Any:
+        self._discards.update((discard.name, discard.position, discard.key) for discard in wanted.discard)
+        return real(self, wanted)
+
+    patch.setattr(MemoryReadStore, "_write", write)
+
+
+@noticed_by("test_a_failed_slice_does_not_hurt_its_sibling")
+def one_failure_fails_all(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.write
+
+    async def write(self: Any, writes: Sequence[SliceWrite]) -> Any:
+        broken = any(n >= 2**63 for wanted in writes for row in wanted.upserts for n in row if isinstance(n, int))
+        return [Failed("all")] * len(writes) if broken else await real(self, writes)
+
+    patch.setattr(MemoryReadStore, "write", write)
+
+
+@noticed_by("test_refused_values_fail_their_write_with_a_reason", "test_a_failed_slice_does_not_hurt_its_sibling")
+def a_failed_write_is_half_done(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+
+    def write(self: Any, wanted: SliceWrite) -> Any:
+        result = real(self, wanted)
+        build = self._builds[wanted.generation.name, wanted.generation.number]
+        if isinstance(result, Failed):
+            build.rows[wanted.upserts[0][:1]] = wanted.upserts[0]
+        return result
+
+    patch.setattr(MemoryReadStore, "_write", write)
+
+
+@noticed_by("test_refused_values_fail_their_write_with_a_reason", "test_other_refusals_have_a_reason_too")
+def nothing_is_refused(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "row_refusal", lambda *_: None)
+
+
+@noticed_by("test_upserts_replace_and_deletes_remove", "test_keys_of_several_columns")
+def deletes_are_forgotten(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._change_rows
+    patch.setattr(
+        MemoryReadStore,
+        "_change_rows",
+        lambda self, build, table, write: real(self, build, table, msgspec.structs.replace(write, deletes=())),
+    )
+
+
+# ── values and order ─────────────────────────────────────────────────────────
+
+
+@noticed_by("test_every_kind_reads_back_equal", "test_decimals_keep_their_exponent_and_datetimes_come_in_utc")
+def decimals_are_floats(patch: pytest.MonkeyPatch) -> None:
+    change_values(patch, Decimal, lambda value: Decimal(float(value)))
+
+
+@noticed_by("test_decimals_keep_their_exponent_and_datetimes_come_in_utc")
+def decimals_are_normalised(patch: pytest.MonkeyPatch) -> None:
+    change_values(patch, Decimal, lambda value: value.normalize())
+
+
+@noticed_by("test_every_kind_reads_back_equal")
+def datetimes_lose_microseconds(patch: pytest.MonkeyPatch) -> None:
+    change_values(patch, dt.datetime, lambda value: value.replace(microsecond=0))
+
+
+def change_values(patch: pytest.MonkeyPatch, kind: type, change: Callable[[Any], Any]) -> None:
+    real = memory._as_read
+    patch.setattr(
+        memory,
+        "_as_read",
+        lambda table, row: tuple(change(v) if isinstance(v, kind) else v for v in real(table, row)),
+    )
+
+
+@noticed_by("test_every_kind_orders_as_python_does", "test_equal_decimals_tie_whatever_their_exponent")
+def decimals_order_by_text(patch: pytest.MonkeyPatch) -> None:
+    rank_by(patch, lambda value: str(value) if isinstance(value, Decimal) else value)
+
+
+@noticed_by("test_every_kind_orders_as_python_does")
+def text_orders_without_case(patch: pytest.MonkeyPatch) -> None:
+    rank_by(patch, lambda value: value.casefold() if isinstance(value, str) else value)
+
+
+@noticed_by("test_every_kind_orders_as_python_does")
+def text_orders_by_utf_16(patch: pytest.MonkeyPatch) -> None:
+    rank_by(patch, lambda value: value.encode("utf-16-be") if isinstance(value, str) else value)
+
+
+def rank_by(patch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
+    patch.setattr(memory, "_rank", lambda value: (value is not None, change(value)))
+
+
+@noticed_by("test_every_kind_orders_as_python_does")
+def none_comes_last(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_rank", lambda value: (value is None, value))
+
+
+# ── filters and pages ────────────────────────────────────────────────────────
+
+
+@noticed_by("test_pages_cover_everything_once")
+def pages_skip_ties(patch: pytest.MonkeyPatch) -> None:
+    real = memory._comes_after
+    patch.setattr(memory, "_comes_after", lambda row, places, after: real(row, places[:1], after[:1]))
+
+
+@noticed_by("test_pages_cover_everything_once")
+def pages_repeat_their_last_row(patch: pytest.MonkeyPatch) -> None:
+    real = memory._comes_after
+    patch.setattr(
+        memory,
+        "_comes_after",
+        lambda row, places, after: real(row, places, after) or all(row[p] == v for (p, _), v in zip(places, after)),  # noqa: B905
+    )
+
+
+@noticed_by("test_pages_cover_everything_once")
+def pages_ignore_directions(patch: pytest.MonkeyPatch) -> None:
+    real = memory._comes_after
+    patch.setattr(
+        memory, "_comes_after", lambda row, places, after: real(row, [(place, False) for place, _ in places], after)
+    )
+
+
+@noticed_by("test_pages_cover_everything_once")
+def pages_lose_none(patch: pytest.MonkeyPatch) -> None:
+    real = memory._comes_after
+
+    def comes_after(row: Any, places: Any, after: Any) -> bool:
+        return real(row, places, after) and None not in (*row, *after)
+
+    patch.setattr(memory, "_comes_after", comes_after)
+
+
+@noticed_by("test_none_in_filters")
+def none_equals_nothing(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_MATCHES_NONE", frozenset())
+
+
+@noticed_by("test_one_of_every_kind")
+def one_of_nothing_matches_all(patch: pytest.MonkeyPatch) -> None:
+    change_comparison(patch, Comparison.ONE_OF, lambda value, values: not values or value in values)
+
+
+@noticed_by("test_starts_with_minds_case_and_the_last_code_points")
+def prefixes_ignore_case(patch: pytest.MonkeyPatch) -> None:
+    change_comparison(patch, Comparison.STARTS_WITH, lambda value, start: value.lower().startswith(start.lower()))
+
+
+@noticed_by("test_starts_with_minds_case_and_the_last_code_points")
+def prefixes_are_patterns(patch: pytest.MonkeyPatch) -> None:
+    change_comparison(
+        patch, Comparison.STARTS_WITH, lambda value, start: value.startswith(start.replace("_", "").replace("%", ""))
+    )
+
+
+@noticed_by("test_each_comparison_is_pythons")
+def more_than_is_at_least(patch: pytest.MonkeyPatch) -> None:
+    change_comparison(patch, Comparison.MORE_THAN, lambda value, bound: value >= bound)
+
+
+def change_comparison(patch: pytest.MonkeyPatch, comparison: Comparison, matches: Callable[[Any, Any], bool]) -> None:
+    patch.setattr(memory, "_COMPARE", {**memory._COMPARE, comparison: matches})
+
+
+@noticed_by("test_every_filter_has_to_match")
+def any_filter_matches(patch: pytest.MonkeyPatch) -> None:
+    real = memory._matcher
+
+    def matcher(filters: Any, table: Any) -> Any:
+        each = [real([wanted], table) for wanted in filters]
+        return lambda row: not each or any(matches(row) for matches in each)
+
+    patch.setattr(memory, "_matcher", matcher)
+
+
+@noticed_by("test_a_filter_value_that_no_row_can_have_is_an_invalid_message")
+def any_filter_value_goes(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "value_refusal", lambda *_: None)
+
+
+# ── snapshots and keys ───────────────────────────────────────────────────────
+
+
+@noticed_by("test_a_snapshot_shows_one_moment", "test_snapshots_are_consistent_while_writes_go_on")
+def snapshots_show_new_rows(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(_Snapshot, "keep", lambda *_: None)
+
+
+@noticed_by("test_a_snapshot_shows_one_moment")
+def snapshots_keep_only_the_last_change(patch: pytest.MonkeyPatch) -> None:
+    def keep(self: Any, rows: Any, build: Any) -> None:
+        self._undo[build] = {**self._undo.get(build, {}), **rows}
+
+    patch.setattr(_Snapshot, "keep", keep)
+
+
+@noticed_by("test_a_snapshot_shows_one_moment", "test_snapshots_are_consistent_while_writes_go_on")
+def snapshots_show_new_checkpoints(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "dict", lambda builds: builds, raising=False)
+
+
+@noticed_by("test_thousands_of_keys_at_once")
+def a_thousand_keys_at_most(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.get_many
+
+    async def get_many(self: Any, name: str, keys: Any, number: int | None = None) -> Any:
+        return await real(self, name, keys[:999], number)
+
+    patch.setattr(_Snapshot, "get_many", get_many)
+
+
+@noticed_by("test_keys_of_several_columns")
+def keys_in_the_order_of_the_columns(patch: pytest.MonkeyPatch) -> None:
+    def key_getter(table: Any) -> Any:
+        places = [place for place, column in enumerate(table.columns) if column.name in table.key]
+        return lambda row: tuple(row[place] for place in places)
+
+    patch.setattr(memory, "_key_getter", key_getter)
+
+
+@noticed_by("test_generations_have_rows_of_their_own")
+def numbers_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot._build
+    patch.setattr(_Snapshot, "_build", lambda self, name, _: real(self, name, None))
+
+
+# ── generations, blocked keys, discards ──────────────────────────────────────
+
+
+@noticed_by("test_racing_to_create_makes_one")
+def every_racer_creates(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.create_generation
+
+    async def create(self: Any, name: str, fingerprint: str, *rest: Any, live: bool) -> Generation:
+        made = await real(self, name, f"{fingerprint} {len(self._builds)}", *rest, live=live)
+        return msgspec.structs.replace(made, fingerprint=fingerprint)
+
+    patch.setattr(MemoryReadStore, "create_generation", create)
+
+
+@noticed_by("test_numbers_are_never_reused")
+def numbers_are_reused(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.drop_generation
+
+    async def drop(self: Any, name: str, number: int) -> None:
+        await real(self, name, number)
+        self._last_numbers[name] = max((n for of, n in self._builds if of == name), default=0)
+
+    patch.setattr(MemoryReadStore, "drop_generation", drop)
+
+
+@noticed_by("test_a_switch_is_refused_while_behind")
+def a_switch_goes_back(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.switch
+
+    async def switch(self: Any, name: str, number: int) -> bool:
+        for build in self._builds_of(name):
+            self._put(build, checkpoint=place(0))
+        return await real(self, name, number)
+
+    patch.setattr(MemoryReadStore, "switch", switch)
+
+
+@noticed_by("test_a_switch_shows_the_new_one_and_drops_the_others")
+def a_switch_keeps_the_others(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.switch
+
+    async def switch(self: Any, name: str, number: int) -> bool:
+        kept = {build.generation.number: build for build in self._builds_of(name)}
+        done = await real(self, name, number)
+        for other, build in kept.items() if done else ():
+            if other != number:
+                self._builds[name, other] = build
+                self._put(build, live=False)
+        return done
+
+    patch.setattr(MemoryReadStore, "switch", switch)
+
+
+@noticed_by("test_discards_outlive_generations")
+def discards_go_with_their_generation(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.drop_generation
+
+    async def drop(self: Any, name: str, number: int) -> None:
+        await real(self, name, number)
+        self._discards = {discard for discard in self._discards if discard[0] != name}
+
+    patch.setattr(MemoryReadStore, "drop_generation", drop)
+
+
+@noticed_by("test_keys_are_blocked_and_unblocked")
+def unblocking_does_nothing(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+    patch.setattr(MemoryReadStore, "_write", lambda self, write: real(self, msgspec.structs.replace(write, unblock=())))
+
+
+@noticed_by("test_blocked_keys_belong_to_their_generation")
+def blocked_keys_of_the_live_generation_only(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.blocked
+
+    async def blocked(self: Any, name: str, number: int | None = None) -> Any:
+        return await real(self, name)
+
+    patch.setattr(_Snapshot, "blocked", blocked)
+
+
+# ── search, waiting, closing ─────────────────────────────────────────────────
+
+
+@noticed_by("test_search_finds_beginnings_of_words")
+def search_minds_accents(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_words", lambda text: [word for word in text.casefold().split() if word.isalnum()])
+
+
+@noticed_by("test_search_text_is_never_a_query_language")
+def search_splits_at_spaces_alone(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_words", lambda text: text.casefold().split())
+
+
+@noticed_by("test_search_has_the_best_first_and_ties_by_key")
+def search_comes_by_key(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.search
+
+    async def search(self: Any, name: str, text: str, limit: int) -> Any:
+        return sorted(await real(self, name, text, 1_000))[:limit]
+
+    patch.setattr(_Snapshot, "search", search)
+
+
+@noticed_by("test_search_keeps_step_with_the_rows")
+def search_finds_what_was_first(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._change_rows
+
+    def change(self: Any, build: Any, table: Any, write: SliceWrite) -> None:
+        new = [row for row in write.upserts if row[:1] not in build.rows or row[1]]
+        real(self, build, table, msgspec.structs.replace(write, upserts=new))
+
+    patch.setattr(MemoryReadStore, "_change_rows", change)
+
+
+@noticed_by("test_a_write_wakes_who_waits_for_a_change", "test_a_closed_store_says_so")
+def nobody_is_woken(patch: pytest.MonkeyPatch) -> None:
+    async def wait(self: Any, seen: int, timeout_s: float) -> int:
+        self._check_open()
+        if timeout_s:
+            await asyncio.Event().wait()
+        return int(self._changes)
+
+    patch.setattr(MemoryReadStore, "wait_for_change", wait)
+
+
+@noticed_by("test_without_a_write_the_wait_ends_unchanged")
+def everyone_is_woken_for_nothing(patch: pytest.MonkeyPatch) -> None:
+    async def wait(self: Any, seen: int, timeout_s: float) -> int:
+        self._check_open()
+        return seen + 1
+
+    patch.setattr(MemoryReadStore, "wait_for_change", wait)
+
+
+@noticed_by("test_a_closed_store_says_so", "test_a_store_that_was_not_opened_says_so")
+def closed_is_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryReadStore, "_check_open", lambda _: None)
+
+
+@noticed_by("test_what_a_durable_store_keeps_survives_reopening")
+def durable_in_name_only(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MemoryReadStore, "durable", True)
+
+
+@noticed_by("test_without_a_generation_there_are_no_answers")
+def no_generation_reads_as_no_rows(patch: pytest.MonkeyPatch) -> None:
+    empty = memory._Build(Generation("", 1, "", SEATS, live=True, checkpoint=place(0)), {})
+    patch.setattr(_Snapshot, "_build", lambda *_: (empty, SEATS))
+
+
+@pytest.mark.parametrize(("breakage", "tests"), BREAKAGES)
+def test_a_broken_store_is_noticed(breakage: Patch, tests: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests named for this breakage fail with it, each by itself."""
+    monkeypatch.setattr(contract, "WAIT_S_MAX", 0.2)
+    breakage(monkeypatch)
+    assert tests
+    assert [test for test in tests if not run(test)] == []
+
+
+def test_every_test_is_proven() -> None:
+    """Each test of the contract is known to fail for some breakage, but for those listed here, which add examples."""
+    proven = {test for parameter in BREAKAGES for test in parameter.values[1]}
+    assert set(TESTS) - proven == {
+        "test_a_generation_is_listed_as_it_was_made",
+        "test_a_generation_that_is_gone_is_fenced",
+        "test_an_older_fingerprint_is_built_anew",
+        "test_keys_of_every_kind",
+        "test_keys_that_no_row_can_have",
+        "test_pages_keep_the_filters",
+    }

@@ -1,0 +1,246 @@
+"""The command line as a process: signals, exit codes, and several processes on one store."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from tests.cli_project import STORE, Project, project_in
+
+INTERRUPTED, TERMINATED = 130, 143
+EXIT_WAIT_S = 60.0
+"""A process that is still there has failed."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A project whose settings name its context and its store."""
+    with project_in(tmp_path, monkeypatch) as made:
+        made.settings(f'app = ["{made.context}"]\nstore = "{STORE}"\n')
+        yield made
+
+
+@contextmanager
+def running(project: Project, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A command line as a process, ended with the test whatever happens."""
+    process = project.start(*arguments, **environment)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@contextmanager
+def serving(project: Project, *arguments: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`diptych run`, with the address at which it answers."""
+    with running(project, "run", *arguments, **environment) as process:
+        assert process.stderr is not None
+        yield process, address(process.stderr)
+
+
+def address(told: IO[str]) -> str:
+    """Where it is served, by what the process said of it."""
+    for line in told:
+        if found := re.search(r"http://([\w.:]+)", line):
+            return found[1]
+    raise AssertionError("it ended before it served")
+
+
+def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
+    """The exit code after a signal, and what else was said on stderr."""
+    process.send_signal(number)
+    _, err = process.communicate(timeout=EXIT_WAIT_S)
+    return process.returncode, err
+
+
+def ask(where: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+    """Status and JSON of an answer over HTTP."""
+    with closing(HTTPConnection(where, timeout=EXIT_WAIT_S)) as connection:
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+# ── run ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, INTERRUPTED)])
+def test_a_server_answers_and_stops_on_a_signal(project: Project, number: signal.Signals, code: int) -> None:
+    """What it acknowledged is in the store; it says nothing more, and leaves no traceback."""
+    with serving(project, "--port", "0") as (process, where):
+        assert ask(where, "GET", "/health/ready") == (200, {"ready": True})
+        status, receipt = ask(where, "POST", "/commands/Enrol", {"course": "python"})
+        assert (status, receipt["position"]) == (200, 1)
+        assert ended(process, number) == (code, "")
+    assert project.taken("python") == 1
+
+
+def test_a_server_stops_with_connections_open(project: Project) -> None:
+    """An idle one, and one in the middle of a request that never goes on, keep nobody waiting past the limit."""
+    with serving(project, "--port", "0") as (process, where):
+        host, _, port = where.partition(":")
+        with closing(HTTPConnection(where)) as idle, socket.create_connection((host, int(port))) as half:
+            idle.request("GET", "/health/live")
+            assert idle.getresponse().read()
+            half.sendall(
+                b"POST /commands/Enrol HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert half.recv(100).startswith(b"HTTP/1.1 100")  # it is being handled, and waits for its body
+            code, err = ended(process, signal.SIGTERM)
+    assert code == 0
+    assert "Cancel 1 running task(s)" in err
+    assert "Traceback" not in err
+
+
+def test_a_server_takes_its_settings_from_every_layer(project: Project) -> None:
+    """A flag goes before the environment, that before the file, that before the default."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        project.settings(f'app = ["{project.context}"]\nstore = "{STORE}"\nhost = "localhost"\nport = {port}\n')
+        environment = {"DIPTYCH_HOST": "127.0.0.1"}
+        with running(project, "run", **environment) as process:
+            _, err = process.communicate(timeout=EXIT_WAIT_S)
+        assert process.returncode == 1
+        assert f"cannot listen on 127.0.0.1:{port}" in err  # the port of the file, the host of the environment
+        with serving(project, "--host", "127.0.0.2", DIPTYCH_PORT="0", **environment) as (process, where):
+            assert where.partition(":")[0] == "127.0.0.2"  # the flag's host, the environment's port
+            assert where.partition(":")[2] != str(port)
+            assert ended(process, signal.SIGTERM) == (0, "")
+
+
+def test_a_server_logs_json_lines(project: Project) -> None:
+    """Each line on stderr is an object, from the first to the last."""
+    with serving_json(project) as (process, first):
+        assert (first["level"], first["logger"]) == ("info", "diptych.cli")
+        assert first["url"].startswith("http://127.0.0.1:")
+        assert ended(process, signal.SIGTERM) == (0, "")
+
+
+@contextmanager
+def serving_json(project: Project) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    with running(project, "run", "--port", "0", DIPTYCH_LOG_FORMAT="json") as process:
+        assert process.stderr is not None
+        yield process, json.loads(process.stderr.readline())
+
+
+def test_a_server_in_memory_says_that_nothing_is_kept(project: Project) -> None:
+    """Once, when it starts."""
+    project.settings(f'app = ["{project.context}"]\n')
+    with running(project, "run", "--port", "0") as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        assert "warning no store was given: events are kept in memory" in first
+        assert address(process.stderr)
+        assert ended(process, signal.SIGTERM) == (0, "")
+
+
+def test_other_commands_work_beside_a_server(project: Project) -> None:
+    """Status, events and rebuild see what it does, and the server goes on."""
+    with serving(project, "--port", "0") as (process, where):
+        assert ask(where, "POST", "/commands/Enrol", {"course": "python"})[0] == 200
+        assert json.loads(project.run("status", "--json").out)["head"] == 1
+        assert len(project.run("events").out.splitlines()) == 1
+        assert ask(where, "POST", "/commands/Enrol", {"course": "ruby"})[0] == 200
+        assert len(project.run("events").out.splitlines()) == 2
+        assert ended(process, signal.SIGTERM) == (0, "")
+
+
+# ── events --follow ──────────────────────────────────────────────────────────
+
+
+def test_following_shows_what_other_processes_append(project: Project) -> None:
+    """Until Ctrl-C, which is no error to be told of."""
+    project.enrol("python")
+    with running(project, "events", "--follow", "--json") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["position"] == 1
+        project.enrol("ruby")
+        second = json.loads(process.stdout.readline())
+        assert (second["position"], second["data"]) == (2, {"course": "ruby"})
+        assert ended(process, signal.SIGINT) == (INTERRUPTED, "")
+
+
+def test_following_ends_at_its_limit(project: Project) -> None:
+    """With the last event asked for, and exit code 0."""
+    project.enrol("python")
+    with running(project, "events", "--follow", "--json", "--limit", "2") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        project.enrol("ruby", "perl")
+        rest, err = process.communicate(timeout=EXIT_WAIT_S)
+    assert (len(rest.splitlines()), err, process.returncode) == (1, "", 0)
+
+
+def test_following_waits_for_a_type_that_does_not_exist_yet(project: Project) -> None:
+    """A qualified name is taken as it is; what comes first is what was asked for."""
+    project.enrol("python")
+    with running(project, "events", "--follow", "--json", "--type", "school.Audited", "--limit", "1") as process:
+        project.audit("python")
+        out, err = process.communicate(timeout=EXIT_WAIT_S)
+    assert json.loads(out)["type"] == "school.Audited"
+    assert err == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, TERMINATED), (signal.SIGINT, INTERRUPTED)])
+def test_the_exit_code_says_which_signal_ended_it(project: Project, number: signal.Signals, code: int) -> None:
+    """128 and the signal's number, as shells have it."""
+    project.enrol("python")
+    with running(project, "events", "--follow") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert ended(process, number) == (code, "")
+
+
+def test_a_reader_who_leaves_is_no_error(project: Project) -> None:
+    """`diptych events | head` says nothing on stderr."""
+    project.enrol(*(f"course-{number}" * 30 for number in range(400)))
+    with running(project, "events") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+        assert process.wait(EXIT_WAIT_S) == 141
+
+
+# ── demo ─────────────────────────────────────────────────────────────────────
+
+
+def test_an_interrupted_demo_removes_its_folder(project: Project, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of the import leaves nothing behind, and says nothing."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with running(project, "demo", "--orders", "1000000", "--verbose", TMPDIR=str(temporary)) as process:
+        assert process.stderr is not None
+        store = next(found[1] for line in process.stderr if (found := re.search(r"into (sqlite:\S+)", line)))
+        with running(project, "events", "--follow", "--limit", "1", "--store", store) as first:
+            assert first.wait(EXIT_WAIT_S) == 0
+        code, err = ended(process, signal.SIGINT)
+    assert code == INTERRUPTED
+    assert "Traceback" not in err
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_demo_that_serves_answers_over_http_until_it_is_stopped(project: Project) -> None:
+    """The JSON is the only thing on stdout."""
+    with running(project, "demo", "--orders", "5", "--serve", "--json", "--port", "0") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        result = json.loads(process.stdout.readline())
+        status, summary = ask(address(process.stderr), "GET", "/queries/ImportSummary")
+        assert (status, summary["orders"], result["orders"]) == (200, 5, 5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=EXIT_WAIT_S)
+        assert (process.returncode, out, err) == (INTERRUPTED, "", "")
