@@ -64,7 +64,7 @@ class Codec:
         self.decode_unchecked: Callable[[bytes], Any] = msgspec.json.Decoder(cls).decode
         self._holds_floats = not held.isdisjoint(_MAY_HOLD_FLOATS)
         self._defaults = _defaults(cls)
-        self._defaults_within = {struct: _defaults(struct) for struct in structs if struct is not cls}
+        self._defaults_within = {struct: found for struct in structs if _any_default(found := _defaults(struct))}
 
     def decode(self, data: bytes) -> Any:
         """The message in `data`.
@@ -101,7 +101,7 @@ class Codec:
         hashes.
         """
         given = _given(message, self._defaults)
-        if self._defaults_within:
+        if self._defaults_within:  # else the encoder says it all, without a walk through every value
             given = self._sent(given)
         hashed = hashlib.blake2b(HASH_SCHEME, digest_size=16)
         hashed.update(name.encode())
@@ -109,15 +109,18 @@ class Codec:
         return hashed.digest()
 
     def _sent(self, value: Any) -> Any:
-        """A value as it is hashed: of nested structs the tag, and the fields that do not equal their default."""
+        """A value as it is hashed: as the encoder would write it, but for fields that equal their default."""
         if isinstance(value, Mapping):
             return {key: self._sent(held) for key, held in value.items()}
         if isinstance(value, list | tuple):
             return [self._sent(held) for held in value]
         if isinstance(value, set | frozenset):
             return sorted((self._sent(held) for held in value), key=encode_canonical)
-        defaults = self._defaults_within.get(type(value)) or (self._defaults if type(value) is self.cls else None)
-        return value if defaults is None else [value.__struct_config__.tag, self._sent(_given(value, defaults))]
+        if not isinstance(value, msgspec.Struct):
+            return value
+        config, defaults = value.__struct_config__, self._defaults_within.get(type(value)) or _defaults(type(value))
+        tagged = {} if config.tag_field is None else {config.tag_field: config.tag}
+        return tagged | self._sent(_given(value, defaults))
 
 
 def _given(struct: Any, defaults: _Defaults) -> Any:
@@ -130,6 +133,10 @@ def _defaults(cls: type[Any]) -> _Defaults:
         (field.name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
         for field in fields
     )
+
+
+def _any_default(defaults: _Defaults) -> bool:
+    return any(default is not msgspec.NODEFAULT for _, default in defaults)
 
 
 def _holds_nul(value: Any) -> bool:

@@ -313,8 +313,10 @@ class _Compiler:
                 "a field so, or compute the key with key=function"
             )
         sources = [(name, name in part_fields) for name in form.key_fields]
-        if not part_fields:
+        if not any(of_part for _, of_part in sources):
             return lambda event, part: form.column_key(form.key_of(event))
+        if all(of_part for _, of_part in sources):
+            return lambda event, part: form.column_key(form.key_of(part))
 
         def key_of(event: Any, part: Any) -> Key:
             return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))
