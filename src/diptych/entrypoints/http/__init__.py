@@ -1,0 +1,10 @@
+"""Commands and queries over HTTP: an ASGI application made from an `Application`.
+
+A command is `POST /commands/{Command}`, a query `GET` or `POST /queries/{Query}`; `/openapi.json` describes them all.
+"""
+
+from __future__ import annotations
+
+from diptych.entrypoints.http.routes import http_app
+
+__all__ = ["http_app"]

@@ -1,0 +1,195 @@
+"""The endpoints of commands and of queries: one object per message, compiled when the application is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from diptych.application.application import Application
+from diptych.entrypoints.http.body import read_body
+from diptych.entrypoints.http.decoding import MessageDecoder
+from diptych.entrypoints.http.field_errors import field_errors, invalid_message
+from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, UNKNOWN_CURSOR, UNKNOWN_TOKEN, Problem, problem_of
+from diptych.entrypoints.http.query_string import as_json, parameters
+from diptych.entrypoints.http.reply import Header, Reply, entity_tag, is_known
+from diptych.entrypoints.http.request_headers import (
+    check_json,
+    consistency_token,
+    idempotency_key,
+    preferred_wait_s,
+    select,
+    traceparent,
+)
+from diptych.errors import HistoryDiverged, InvalidMessage
+from diptych.event_store.position import read_token
+from diptych.messages.codec import encode
+from diptych.messages.registry import MessageTypes
+from diptych.read_side.freshness import WAIT_S
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope
+
+__all__ = ["CommandEndpoint", "Endpoint", "Endpoints", "QueryEndpoint"]
+
+POSITION_MAX = (1 << 63) - 1
+"""The last position that any store can count to; a token beyond it was made up."""
+CURSOR = "cursor"
+"""What the read side calls a cursor that it refuses."""
+
+_BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
+_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent"}
+_QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match"}
+_INCOMPLETE: Header = (b"answer-incomplete", b"?1")
+_REVALIDATE: Header = (b"cache-control", b"no-cache")
+
+
+class Endpoint(Protocol):
+    """Replies to the requests for one message."""
+
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply:
+        """The reply; a problem is raised."""
+        ...
+
+
+E = TypeVar("E", bound=Endpoint)
+
+
+class Endpoints(Generic[E]):
+    """The endpoints of all commands, or of all queries, by name."""
+
+    def __init__(self, types: Callable[[], MessageTypes], make: Callable[[type[Any]], E]) -> None:
+        self._types = types
+        self._make = make
+        self._by_name: dict[str, E] = {}
+
+    def compile(self) -> None:
+        """Make every endpoint now, instead of each with its first request. The application is open."""
+        for name in self._types().names.values():
+            self.find(name)
+
+    def find(self, name: str) -> E:
+        """The endpoint of a message.
+
+        Raises:
+            UnknownMessage: there is no message of that name.
+            StoreClosed: the application is not open, so that nobody knows yet.
+        """
+        found = self._by_name.get(name)
+        if found is None:
+            found = self._by_name[name] = self._make(self._types().find(name))
+        return found
+
+
+class CommandEndpoint:
+    """`POST /commands/{Command}`."""
+
+    def __init__(self, application: Application, cls: type[Any]) -> None:
+        self._application = application
+        self._cls = cls
+        self._decoder = MessageDecoder(cls)
+
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply:
+        """Execute the command in the body; its receipt."""
+        if scope["method"] != "POST":
+            raise _not_allowed(b"POST")
+        found = select(scope["headers"], _COMMAND_HEADERS)
+        key = idempotency_key(found)
+        check_json(found)
+        body = await read_body(receive, found)
+        command = self._decoder.decode(body)
+        try:
+            receipt = await self._application.execute(
+                command, command_id=key, actor=_actor(scope), traceparent=traceparent(found)
+            )
+        except InvalidMessage as error:
+            raise _invalid(error, body, self._cls) from None
+        except HistoryDiverged as error:  # no token came with it: the stores do not fit, which is for the log
+            raise problem_of(RuntimeError("the history diverged under a command")) from error
+        token = receipt.token
+        content = b'{"command_id":%b,"position":%d,"token":"%b"}' % (
+            encode(receipt.command_id),
+            receipt.position,
+            token.encode(),
+        )
+        return Reply(200, content, [(b"consistency-token", token.encode())])
+
+
+class QueryEndpoint:
+    """`GET /queries/{Query}` with the fields in the query string, and `POST /queries/{Query}` with a body."""
+
+    def __init__(self, application: Application, cls: type[Any]) -> None:
+        self._application = application
+        self._cls = cls
+        self._decoder = MessageDecoder(cls)
+        self._parameters = parameters(cls)
+        self._allowed = b"POST" if self._parameters is None else b"GET, HEAD, POST"
+
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply:
+        """Answer the query."""
+        found = select(scope["headers"], _QUERY_HEADERS)
+        token = consistency_token(found)
+        wait_s = preferred_wait_s(found)
+        data = await self._data(scope, receive, found)
+        query = self._decoder.decode(data)
+        if token is not None:
+            _check_token(token)
+        try:
+            answer = await self._application.answer(query, after=token, wait_s=WAIT_S if wait_s is None else wait_s)
+        except InvalidMessage as error:
+            raise _invalid(error, data, self._cls) from None
+        body, shown = encode(answer.value), answer.token
+        tag = entity_tag(body, shown)
+        headers: list[Header] = [(b"consistency-token", shown.encode()), (b"etag", tag.encode()), _REVALIDATE]
+        if answer.incomplete:
+            headers.append(_INCOMPLETE)
+        if wait_s is not None:
+            headers.append((b"preference-applied", b"wait=%d" % wait_s))
+        if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
+            return Reply(304, b"", headers)
+        return Reply(200, body, headers)
+
+    async def _data(self, scope: Scope, receive: Receive, found: dict[bytes, bytes]) -> bytes:
+        """The query as JSON: from the body, or from the query string."""
+        if scope["method"] == "POST":
+            check_json(found)
+            return await read_body(receive, found)
+        if self._parameters is None or scope["method"] not in ("GET", "HEAD"):
+            raise _not_allowed(self._allowed)
+        data, errors = as_json(scope["query_string"], self._parameters)
+        if errors:
+            raise self._decoder.refusal(data, tuple(errors))
+        return data
+
+
+def _not_allowed(allowed: bytes) -> Problem:
+    return Problem(METHOD_NOT_ALLOWED, f"Use {allowed.decode()}", headers=((b"allow", allowed),))
+
+
+def _check_token(token: str) -> None:
+    """Refuse what is no token at all like a token of another history: what a token holds is not for clients to know."""
+    try:
+        known = 0 <= read_token(token).high.position <= POSITION_MAX
+    except InvalidMessage:
+        known = False
+    if not known:
+        raise Problem(UNKNOWN_TOKEN, "This is no token that this history gave out")
+
+
+def _invalid(error: InvalidMessage, data: bytes, cls: type) -> Problem:
+    """The problem with a message that decodes, and is refused nevertheless: NUL in a text, a cursor that is none."""
+    if error.message == CURSOR:
+        errors = [{"path": path, "message": text} for path, text in error.problems]
+        return Problem(UNKNOWN_CURSOR, "This is no cursor that this query gave out; begin without one", errors=errors)
+    told = [(path if path.startswith("$") else f"$.{path}", text) for path, text in error.problems]
+    return invalid_message(cls, field_errors(data, cls) or told)
+
+
+def _actor(scope: Scope) -> str | None:
+    """Who an authentication middleware of Starlette says that it is."""
+    user = scope.get("user")
+    if user is None or not user.is_authenticated:
+        return None
+    try:
+        return str(user.identity)
+    except NotImplementedError:  # SimpleUser has a name only
+        return str(user.display_name)

@@ -1,0 +1,394 @@
+"""The OpenAPI 3.1 document: every command and query, their schemas, and every way in which a request can fail."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from diptych.application.application import Application
+from diptych.entrypoints.http.body import BODY_BYTES_MAX
+from diptych.entrypoints.http.examples import example_of
+from diptych.entrypoints.http.json_schemas import Json, Schemas, parameter_schemas
+from diptych.entrypoints.http.problems import ProblemType, problem_types
+from diptych.entrypoints.http.query_string import Parameter, parameters
+from diptych.entrypoints.http.reply import Reply
+from diptych.entrypoints.http.request_headers import IDEMPOTENCY_KEY_PATTERN, TOKEN_PATTERN
+from diptych.messages.codec import encode
+from diptych.messages.query import answer_type
+from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope
+
+__all__ = ["Document", "openapi"]
+
+_COMMAND_STATUSES = (400, 404, 405, 408, 409, 413, 415, 422, 500, 503)
+_GET_STATUSES = (400, 404, 405, 409, 422, 500, 503)
+_FAILURES = {
+    400: "The request cannot be read: malformed JSON or query string, or a header field that cannot be",
+    404: "No such command or query, or nothing at this path; `close` lists names that are close",
+    405: "Another method is needed, see `Allow`",
+    408: "The body took too long to arrive",
+    409: "The domain says no, with its `code` and `facts`; or the consistency token is not of this history, or "
+    "the cursor not of this query",
+    413: f"The body has more than {BODY_BYTES_MAX} bytes",
+    415: "The body is no JSON in UTF-8",
+    422: "Fields are wrong, missing or unknown, all of them listed; the idempotency key was used for another command; "
+    "or a value is too long to be stored",
+    500: "Nobody foresaw this; the server's log has more under the `id`",
+    503: "Not now; nothing was done, except for `outcome-unknown`: try again after `Retry-After`, commands with the "
+    "same Idempotency-Key",
+}
+
+
+class Document:
+    """`GET /openapi.json`: made once, when it is first asked for."""
+
+    def __init__(self, application: Application) -> None:
+        self._application = application
+        self._made: Json | None = None
+
+    async def __call__(self, scope: Scope, _receive: Receive, /) -> Reply:
+        """The document, with the place where this application is mounted."""
+        if self._made is None:
+            self._made = openapi(self._application)
+        root = str(scope.get("root_path", ""))
+        document = {**self._made, "servers": [{"url": root}]} if root else self._made
+        return Reply(200, encode(document), [(b"cache-control", b"no-cache")])
+
+
+def openapi(application: Application) -> Json:
+    """The document of an open application.
+
+    Raises:
+        StoreClosed: it is not open.
+    """
+    commands, queries = application.commands.names, application.queries.names
+    schemas = Schemas([*commands, *queries], [answer_type(query) for query in queries])
+    references = dict(zip([*commands, *queries], schemas.inputs, strict=True))
+    paths: Json = {}
+    for command, name in commands.items():
+        paths[f"/commands/{name}"] = {"post": _command(command, name, references[command])}
+    for (query, name), answer in zip(queries.items(), schemas.outputs, strict=True):
+        paths[f"/queries/{name}"] = _query(query, name, references[query], answer)
+    names = [context.name for context in application.contexts]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": " · ".join(names),
+            "version": _version(),
+            "description": _DESCRIPTION,
+        },
+        "tags": [{"name": "commands"}, {"name": "queries"}, {"name": "health"}],
+        "paths": {**paths, **_HEALTH},
+        "components": {
+            "schemas": {**schemas.components, **_own_schemas()},
+            "parameters": _PARAMETERS,
+            "headers": _HEADERS,
+            "responses": {str(status): _failure(status, types) for status, types in problem_types().items()},
+        },
+    }
+
+
+def _version() -> str:
+    try:
+        return version("diptych")
+    except PackageNotFoundError:
+        return "0"
+
+
+# ── operations ───────────────────────────────────────────────────────────────
+
+
+def _command(cls: type, name: str, reference: Json) -> Json:
+    return {
+        "operationId": f"execute-{name}",
+        "tags": ["commands"],
+        **_words(cls),
+        "parameters": [_ref("parameters", "Traceparent")],
+        "requestBody": _body(cls, reference),
+        "responses": {
+            "200": {
+                "description": "It took effect, durably; or did so before, under this Idempotency-Key",
+                "headers": {"Consistency-Token": _ref("headers", "ConsistencyToken")},
+                "content": {"application/json": {"schema": _ref("schemas", "diptych.Receipt")}},
+            },
+            **_failures(_COMMAND_STATUSES),
+        },
+    }
+
+
+def _query(cls: type, name: str, reference: Json, answer: Json) -> Json:
+    known = parameters(cls)
+    operations: Json = {
+        "post": {
+            "operationId": f"ask-{name}",
+            "tags": ["queries"],
+            **_words(cls),
+            "parameters": _query_headers(),
+            "requestBody": _body(cls, reference),
+            "responses": {**_answers(answer), **_failures(_COMMAND_STATUSES)},
+        }
+    }
+    if known is not None:
+        operations["get"] = {
+            "operationId": f"get-{name}",
+            "tags": ["queries"],
+            **_words(cls),
+            "parameters": [*_query_parameters(cls, known), *_query_headers()],
+            "responses": {**_answers(answer), **_failures(_GET_STATUSES)},
+        }
+    return operations
+
+
+def _words(cls: type) -> Json:
+    text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
+    summary, _, rest = text.partition("\n\n")
+    words = {"summary": " ".join(summary.split()) or cls.__name__}
+    return {**words, "description": text} if rest else words
+
+
+def _body(cls: type, reference: Json) -> Json:
+    content: Json = {"schema": reference}
+    example = example_of(cls)
+    if example is not None:
+        content["example"] = example
+    return {"required": True, "content": {"application/json": content}}
+
+
+def _query_headers() -> list[Json]:
+    return [_ref("parameters", name) for name in ("ConsistencyToken", "Prefer", "IfNoneMatch")]
+
+
+def _query_parameters(cls: type, known: Mapping[str, Parameter]) -> list[Json]:
+    """The fields of a query, each with its schema and, where it is required, an example."""
+    schemas, examples = parameter_schemas(cls), example_of(cls) or {}
+    found: list[Json] = []
+    for name, parameter in known.items():
+        schema = schemas[name]
+        one: Json = {"name": name, "in": "query", "required": parameter.required, "schema": schema}
+        if "description" in schema:
+            one["description"] = schema.pop("description")
+        if parameter.required and name in examples:
+            one["example"] = examples[name]
+        found.append(one)
+    return found
+
+
+def _answers(answer: Json) -> Json:
+    headers = {
+        "Consistency-Token": _ref("headers", "ConsistencyToken"),
+        "ETag": _ref("headers", "ETag"),
+        "Answer-Incomplete": _ref("headers", "AnswerIncomplete"),
+        "Preference-Applied": _ref("headers", "PreferenceApplied"),
+    }
+    return {
+        "200": {
+            "description": "The answer",
+            "headers": headers,
+            "content": {"application/json": {"schema": answer}},
+        },
+        "304": {
+            "description": "Nothing that it shows has changed since the answer in If-None-Match",
+            "headers": headers,
+        },
+    }
+
+
+def _failures(statuses: Iterable[int]) -> Json:
+    return {str(status): _ref("responses", str(status)) for status in statuses}
+
+
+def _failure(status: int, types: list[ProblemType]) -> Json:
+    found: Json = {
+        "description": _FAILURES[status],
+        "content": {"application/problem+json": {"schema": {"anyOf": [_problem_ref(type) for type in types]}}},
+    }
+    if status == 503:
+        found["headers"] = {"Retry-After": _ref("headers", "RetryAfter")}
+    if status == 405:
+        found["headers"] = {"Allow": _ref("headers", "Allow")}
+    return found
+
+
+def _ref(kind: str, name: str) -> Json:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _problem_ref(type: ProblemType) -> Json:
+    return _ref("schemas", f"problem.{type.name}")
+
+
+# ── what every application has ───────────────────────────────────────────────
+
+_MEMBER_SCHEMAS: Mapping[str, Json] = {
+    "line": {"type": "integer", "minimum": 1},
+    "column": {"type": "integer", "minimum": 1},
+    "close": {"type": "array", "items": {"type": "string"}, "description": "Names that are close, the closest first"},
+    "code": {"type": "string", "description": "A stable word; branch on it"},
+    "facts": {"type": "object", "description": "What the refusal stands on"},
+    "limit_bytes": {"type": "integer"},
+    "limit": {"type": "integer"},
+    "attempts": {"type": "integer"},
+    "wanted": {"type": "integer", "description": "The position that was asked for"},
+    "reached": {"type": "integer", "description": "The position that is shown"},
+    "keys": {"type": "array", "items": {"type": "string"}},
+    "errors": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "path": {"type": "string", "examples": ["$.lines[0].quantity"]},
+                "message": {"type": "string"},
+            },
+            "required": ["path", "message"],
+        },
+    },
+}
+_RECEIPT: Json = {
+    "type": "object",
+    "properties": {
+        "command_id": {"type": "string", "description": "The Idempotency-Key, or an id that was made for it"},
+        "position": {"type": "integer", "minimum": 0, "description": "The position of its last event"},
+        "token": {"type": "string", "description": "Ask a query with it in Consistency-Token to read what was written"},
+    },
+    "required": ["command_id", "position", "token"],
+    "additionalProperties": False,
+}
+
+
+def _own_schemas() -> Json:
+    types = [type for found in problem_types().values() for type in found]
+    return {"diptych.Receipt": _RECEIPT, **{f"problem.{type.name}": _problem_schema(type) for type in types}}
+
+
+def _problem_schema(type: ProblemType) -> Json:
+    members = {name: _MEMBER_SCHEMAS.get(name, {"type": "string"}) for name in type.members}
+    return {
+        "type": "object",
+        "title": type.title,
+        "properties": {
+            "type": {"const": type.uri},
+            "title": {"type": "string"},
+            "status": {"const": type.status},
+            "detail": {"type": "string"},
+            **members,
+        },
+        "required": ["type", "title", "status", "detail", *members],
+    }
+
+
+_DESCRIPTION = f"""\
+Commands change state and give a receipt; queries show it.
+
+An `Idempotency-Key` (1 to 128 visible characters, plain or as a quoted string) makes a command safe to send again: the
+same key gives the first outcome again, be it receipt or rejection; the same key with another command is a 422.
+
+The `Consistency-Token` of a receipt or answer, sent with a query, makes the query wait until its answer shows at least
+that, for {WAIT_S:g} seconds or as `Prefer: wait=<seconds>` says (at most {WAIT_S_MAX:g}); an older answer is
+never given.
+
+Failures are problem details (RFC 9457) with a stable `type`."""
+
+_PARAMETERS: Json = {
+    # Not among the parameters of the operations: tools that make up requests would use one key for two commands, which
+    # is refused by contract.
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Of every command: one key, one effect, one outcome. Plain, or a quoted string",
+        "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY_PATTERN},
+        "example": "order-1841",
+    },
+    "ConsistencyToken": {
+        "name": "Consistency-Token",
+        "in": "header",
+        "description": "As received with a receipt or an answer: this answer shows at least that",
+        "schema": {"type": "string", "pattern": TOKEN_PATTERN},
+    },
+    "Prefer": {
+        "name": "Prefer",
+        "in": "header",
+        "description": f"`wait=<seconds>` (RFC 7240): how long to wait, {WAIT_S:g} by default, {WAIT_S_MAX:g} at most",
+        "schema": {"type": "string"},
+        "example": "wait=10",
+    },
+    "IfNoneMatch": {
+        "name": "If-None-Match",
+        "in": "header",
+        "description": "The ETag of an answer: 304 where nothing that it shows has changed since",
+        "schema": {"type": "string"},
+    },
+    "Traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "description": "W3C trace context; kept with the events. An invalid one is ignored",
+        "schema": {"type": "string"},
+        "example": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    },
+}
+_HEADERS: Json = {
+    "ConsistencyToken": {
+        "description": "What this shows, or has written",
+        "required": True,
+        "schema": {"type": "string"},
+    },
+    "ETag": {"description": "For If-None-Match", "required": True, "schema": {"type": "string"}},
+    "AnswerIncomplete": {
+        "description": "There, as `?1`, if the answer lacks events that could not be folded",
+        "schema": {"type": "string"},
+    },
+    "PreferenceApplied": {"description": "The wait that was applied", "schema": {"type": "string"}},
+    "RetryAfter": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 0}},
+    "Allow": {"description": "The methods that there are", "required": True, "schema": {"type": "string"}},
+}
+_HEALTH: Json = {
+    "/health/live": {
+        "get": {
+            "operationId": "live",
+            "tags": ["health"],
+            "summary": "Whether the process answers",
+            "responses": {
+                "200": {
+                    "description": "It does",
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "properties": {"live": {"const": True}},
+                                "required": ["live"],
+                            }
+                        }
+                    },
+                },
+                "405": _ref("responses", "405"),
+            },
+        }
+    },
+    "/health/ready": {
+        "get": {
+            "operationId": "ready",
+            "tags": ["health"],
+            "summary": "Whether the store is reachable, and the projections run and keep up",
+            "responses": {
+                "200": {
+                    "description": "It is ready",
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "properties": {"ready": {"const": True}},
+                                "required": ["ready"],
+                            }
+                        }
+                    },
+                },
+                "405": _ref("responses", "405"),
+                "503": _ref("responses", "503"),
+            },
+        }
+    },
+}

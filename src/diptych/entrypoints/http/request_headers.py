@@ -1,0 +1,120 @@
+"""What a request says in its header fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from diptych.entrypoints.http.problems import INVALID_HEADER, UNSUPPORTED_MEDIA_TYPE, Problem
+from diptych.read_side.freshness import WAIT_S_MAX
+
+__all__ = [
+    "IDEMPOTENCY_KEY_PATTERN",
+    "TOKEN_PATTERN",
+    "check_json",
+    "consistency_token",
+    "idempotency_key",
+    "preferred_wait_s",
+    "select",
+    "traceparent",
+]
+
+# A key as it is, or as the structured-field string of draft-ietf-httpapi-idempotency-key-header: "k" and k are one key.
+IDEMPOTENCY_KEY_PATTERN = r'^(?:[!#-~][!-~]{0,127}|"(?:[!#-\[\]-~]|\\["\\]){1,128}")$'
+TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,512}$"  # noqa: S105  # how tokens look is no secret
+TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
+DELTA_SECONDS_DIGITS_MAX = 9
+"""Digits of a `Prefer: wait` that are read; more are as good as none."""
+
+_key = re.compile(IDEMPOTENCY_KEY_PATTERN)
+_token = re.compile(TOKEN_PATTERN)
+_traceparent = re.compile(TRACEPARENT_PATTERN)
+_wait = re.compile(
+    rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
+)
+_charset = re.compile(rb';\s*charset\s*=\s*"?([^";\s]+)"?', re.IGNORECASE)
+
+
+def select(headers: Iterable[tuple[bytes, bytes]], wanted: frozenset[bytes]) -> dict[bytes, bytes]:
+    """The header fields of these names; repeated ones joined by commas (RFC 9110, section 5.3)."""
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in wanted:
+            found[name] = value if name not in found else found[name] + b", " + value
+    return found
+
+
+def idempotency_key(found: dict[bytes, bytes]) -> str | None:
+    """The `Idempotency-Key`, which is the command's id.
+
+    Raises:
+        Problem: it is not 1 to 128 visible characters.
+    """
+    raw = found.get(b"idempotency-key")
+    if raw is None:
+        return None
+    key = raw.decode("latin-1")
+    if not _key.fullmatch(key):
+        raise Problem(
+            INVALID_HEADER, "An Idempotency-Key has 1 to 128 visible ASCII characters", header="Idempotency-Key"
+        )
+    return re.sub(r"\\(.)", r"\1", key[1:-1]) if key.startswith('"') else key
+
+
+def consistency_token(found: dict[bytes, bytes]) -> str | None:
+    """The `Consistency-Token`, as far as its letters tell that it is one.
+
+    Raises:
+        Problem: it has other letters than tokens have.
+    """
+    raw = found.get(b"consistency-token")
+    if raw is None:
+        return None
+    token = raw.decode("latin-1")
+    if not _token.fullmatch(token):
+        raise Problem(INVALID_HEADER, "A Consistency-Token is sent as it was received", header="Consistency-Token")
+    return token
+
+
+def preferred_wait_s(found: dict[bytes, bytes]) -> int | None:
+    """The seconds in `Prefer: wait=…` (RFC 7240), at most the longest wait there is; None where there is none to read.
+
+    A preference that cannot be read is ignored, as the RFC asks; of several, the first one counts.
+    """
+    raw = found.get(b"prefer")
+    asked = None if raw is None else _wait.search(raw.decode("latin-1"))
+    return None if asked is None else min(int(asked.group(1)), int(WAIT_S_MAX))
+
+
+def traceparent(found: dict[bytes, bytes]) -> str | None:
+    """The W3C trace context; None where there is none, or one that is invalid and so to be ignored (section 3.2)."""
+    raw = found.get(b"traceparent")
+    if raw is None:
+        return None
+    text = raw.decode("latin-1")
+    return text if _traceparent.fullmatch(text) and (text[:2] != "00" or len(text) == 55) else None
+
+
+def check_json(found: dict[bytes, bytes]) -> None:
+    """Refuse a body that says that it is something else than JSON in UTF-8, uncompressed.
+
+    Raises:
+        Problem: it does, or does not say what it is.
+    """
+    raw = found.get(b"content-type", b"")
+    if raw != b"application/json":
+        media_type = raw.partition(b";")[0].strip().lower()
+        is_json = media_type == b"application/json" or (
+            media_type.startswith(b"application/") and media_type.endswith(b"+json") and b"," not in media_type
+        )
+        charset = _charset.search(raw)
+        if not is_json or (charset is not None and charset.group(1).lower() not in (b"utf-8", b"utf8")):
+            raise Problem(
+                UNSUPPORTED_MEDIA_TYPE,
+                "Send JSON in UTF-8, with Content-Type: application/json",
+                headers=((b"accept", b"application/json"),),
+            )
+    if found.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise Problem(
+            UNSUPPORTED_MEDIA_TYPE, "Send the body uncompressed", headers=((b"accept-encoding", b"identity"),)
+        )

@@ -1,0 +1,149 @@
+"""The server: uvicorn, run inside a loop that is there already, and stopped so that whoever was being served is served.
+
+On a signal it takes no new connections, closes the idle ones, and answers the requests under way, for `STOP_S` at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from importlib import import_module
+from types import FrameType
+
+import uvicorn
+
+from diptych.application.application import Application
+from diptych.entrypoints.http.routes import http_app
+from diptych.errors import ConfigurationError
+
+__all__ = ["event_loop", "serve"]
+
+STOP_S = 10
+"""Seconds that requests under way have to end once the server is told to stop; then they are cancelled."""
+IDLE_CONNECTION_S = 75
+"""Seconds that a connection may be idle between two requests."""
+CONNECTIONS_MAX = 10_000
+"""Connections at once; past it they get a 503."""
+CONNECTIONS_WAITING_MAX = 2_048
+"""Connections that the system keeps waiting to be taken."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """A new event loop to serve on, as `loop_factory` of `asyncio.Runner`: uvloop's, where it is installed."""
+    try:
+        made: asyncio.AbstractEventLoop = import_module("uvloop").new_event_loop()
+    except ImportError:
+        return asyncio.new_event_loop()
+    return made
+
+
+async def serve(
+    application: Application, *, host: str, port: int, on_ready: Callable[[str], None] | None = None
+) -> None:
+    """Serve an open application until SIGTERM or SIGINT, or until cancelled.
+
+    The application is neither opened nor closed here. A second signal stops at once. Signals are only heard in the main
+    thread; in another one, cancel the task.
+
+    Args:
+        application: is open, and stays so.
+        host: the address to listen on.
+        port: 0 takes a free one.
+        on_ready: is told the URL, once connections are taken.
+
+    Raises:
+        ConfigurationError: this address cannot be listened on.
+    """
+    listening = _listen(host, port)
+    config = uvicorn.Config(
+        http_app(application),
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS_MAX,
+        backlog=CONNECTIONS_WAITING_MAX,
+        timeout_keep_alive=IDLE_CONNECTION_S,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    try:
+        await _Server(config, _url(host, listening), on_ready).serve(sockets=[listening])
+    finally:
+        listening.close()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, url: str, on_ready: Callable[[str], None] | None) -> None:
+        super().__init__(config)
+        self._url = url
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._on_ready is not None:
+            self._on_ready(self._url)
+
+    async def main_loop(self) -> None:
+        """Serve; cancelled, stop like on a signal."""
+        try:
+            await super().main_loop()
+        except asyncio.CancelledError:
+            await self.shutdown()
+            raise
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # past the limit: they were told, by the cancelled task
+            connection.transport.close()
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Stop on a signal, and keep it: uvicorn raises it again afterwards, before the application can be closed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket that names its protocol.
+
+    Only on those that do does asyncio send without delay (TCP_NODELAY); on others each reply waits 40 ms for an
+    acknowledgement that the client holds back.
+    """
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, address = found[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error
+    return listening
+
+
+def _url(host: str, listening: socket.socket) -> str:
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{listening.getsockname()[1]}"
