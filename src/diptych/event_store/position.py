@@ -8,7 +8,6 @@ backup may go on as another history under the same id. So whatever carries a pos
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import NewType
 
 import msgspec
@@ -20,6 +19,8 @@ __all__ = ["NOWHERE", "START", "Place", "Position", "Token", "read_token"]
 Position = NewType("Position", int)
 """The place of an event in its history: 1, 2, 3 … without gaps, in commit order. 0 is before the first."""
 
+POSITION_MAX = (1 << 63) - 1
+"""The last position that any store can hold."""
 START = Position(0)
 """Before the first event."""
 NOWHERE = b"\0" * 16
@@ -80,6 +81,9 @@ def read_token(text: str) -> Token:
     """
     try:
         raw = text.encode("ascii")
-        return _decoder.decode(base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)))
-    except (UnicodeError, binascii.Error, msgspec.MsgspecError) as error:
+        token = _decoder.decode(base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)))
+        if 0 <= token.low <= token.high.position <= POSITION_MAX:
+            return token
+        raise ValueError("positions beyond any history")
+    except (UnicodeError, ValueError, msgspec.MsgspecError) as error:
         raise InvalidMessage("consistency token", [("$", "this is no token that Diptych gave out")]) from error
