@@ -119,7 +119,7 @@ def test_mending_what_it_names_mends_the_message(value: dict[str, Any]) -> None:
         ({"shape": {"type": "oval"}}, ["$.shape.type"]),
         ({"shape": {"radius": 1}}, ["$.shape"]),
         ({"shape": {"type": "circle", "radius": 0, "r": 1}}, ["$.shape.radius", "$.shape.r"]),
-        ({"shape": {"type": "square", "side_length": 1}}, ["$.shape.sideLength"]),
+        ({"shape": {"type": "square", "side_length": 1}}, ["$.shape.sideLength", "$.shape.side_length"]),
         ({"shape": {"type": "square", "sideLength": 1}, "shapes": {"b c": 1, "d": {"type": "circle"}}},
          ['$.shapes["b c"]', "$.shapes.d.radius"]),
         ({"shape": {"type": "square", "sideLength": 1}, "pair": {"first": "a"}},
