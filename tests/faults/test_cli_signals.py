@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
@@ -184,9 +185,12 @@ def test_following_ends_at_its_limit(project: Project) -> None:
 
 
 def test_following_waits_for_a_type_that_does_not_exist_yet(project: Project) -> None:
-    """A qualified name is taken as it is; what comes first is what was asked for."""
+    """A qualified name is taken as it is; its first event is shown like any other."""
     project.enrol("python")
-    with running(project, "events", "--follow", "--json", "--type", "school.Audited", "--limit", "1") as process:
+    types = ("--type", "Enrolled", "--type", "school.Audited")
+    with running(project, "events", "--follow", "--json", *types, "--limit", "2") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["type"] == "school.Enrolled"
         project.audit("python")
         out, err = process.communicate(timeout=EXIT_WAIT_S)
     assert json.loads(out)["type"] == "school.Audited"
@@ -244,3 +248,55 @@ def test_a_demo_that_serves_answers_over_http_until_it_is_stopped(project: Proje
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=EXIT_WAIT_S)
         assert (process.returncode, out, err) == (INTERRUPTED, "", "")
+
+
+# ── the limit ────────────────────────────────────────────────────────────────
+
+STUBBORN = """
+import asyncio, sys
+from diptych.entrypoints.cli import signals
+
+signals.STOP_S_MAX = float(sys.argv[1])
+
+async def stubborn():
+    print("running", flush=True)
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            print("asked to stop", flush=True)
+
+signals.run_async(stubborn)
+"""
+
+
+@contextmanager
+def stubborn(stop_s_max: float) -> Iterator[subprocess.Popen[str]]:
+    """Work that does not stop when it is asked to, under way."""
+    program = [sys.executable, "-c", STUBBORN, str(stop_s_max)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "running\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_what_does_not_stop_is_ended_at_the_limit() -> None:
+    """A supervisor waits for so long and no longer."""
+    with stubborn(0.1) as process:
+        code, err = ended(process, signal.SIGTERM)
+    assert code == TERMINATED
+    assert err == "ended at once: stopping took more than 0.1 s; what was acknowledged is kept\n"
+
+
+def test_a_second_signal_ends_it_at_once() -> None:
+    """Ctrl-C twice is for who does not want to wait."""
+    with stubborn(3_600) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "asked to stop\n"
+        code, err = ended(process, signal.SIGINT)
+    assert code == INTERRUPTED
+    assert err == "ended at once: a second signal came; what was acknowledged is kept\n"

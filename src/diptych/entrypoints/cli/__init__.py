@@ -1,0 +1,5 @@
+"""The command line: `diptych`."""
+
+from diptych.entrypoints.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,124 @@
+"""The command line, assembled: `diptych --help`.
+
+Commands import what they need when they run, so that help, version and mistakes are answered quickly.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from cyclopts import App, CycloptsError
+
+from diptych.entrypoints.cli import screen
+from diptych.entrypoints.cli.demo import demo
+from diptych.entrypoints.cli.events import events
+from diptych.entrypoints.cli.failures import MISUSED, exit_code
+from diptych.entrypoints.cli.parked import discard, list_parked, replay
+from diptych.entrypoints.cli.rebuild import rebuild
+from diptych.entrypoints.cli.run import run
+from diptych.entrypoints.cli.status import status
+
+__all__ = ["command_line", "main", "run_command_line"]
+
+_ABOUT = """Diptych runs CQRS applications: commands decide, events are kept, queries show.
+
+Settings come from flags, then from DIPTYCH_* variables, then from diptych.toml in the working directory."""
+
+_FIRST_STEPS = """[bold]First steps[/bold]
+
+  diptych demo
+      watch a shop being run, from command to query
+  diptych run school:school --store sqlite:school.db
+      serve the bounded context `school` of school.py over HTTP
+  diptych status school:school --store sqlite:school.db
+      see how far its projections are"""
+
+_STORE = "--store sqlite:school.db"
+
+
+def command_line() -> App:
+    """The commands, their help and their options."""
+    app = App(
+        name="diptych",
+        help=_ABOUT,
+        help_epilogue=_FIRST_STEPS,
+        help_format="rich",
+        usage="Usage: diptych COMMAND",
+        version=_version,
+        exit_on_error=False,
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+    )
+    parked = App(
+        name="parked",
+        help="List, replay or discard keys whose events cannot be folded.",
+        usage="Usage: diptych parked COMMAND",
+        help_epilogue="",
+        sort_key=5,
+    )
+    _add(app, 1, demo, "demo", "diptych demo", "diptych demo --input invoices.csv.gz --data shop-data --json")
+    _add(
+        app,
+        2,
+        run,
+        "run",
+        f"diptych run school:school {_STORE} --port 9000",
+        "curl localhost:9000/commands/Enrol -H 'Content-Type: application/json' \\",
+        '     -d \'{"course": "python"}\'',
+        arguments="[APP...]",
+    )
+    _add(app, 3, status, "status", f"diptych status school:school {_STORE}", arguments="[APP...]")
+    _add(
+        app,
+        4,
+        events,
+        "events",
+        f"diptych events {_STORE} --tag course:python --type Enrolled",
+        f"diptych events {_STORE} --follow --json",
+    )
+    app.command(parked)
+    _add(parked, 1, list_parked, "list", f"diptych parked list school:school {_STORE}", arguments="[APP...]")
+    for key, command in (2, replay), (3, discard):
+        name = command.__name__
+        example = f"diptych parked {name} Seats '\\[\"python\"]' school:school"
+        _add(parked, key, command, name, example, arguments="READ_MODEL KEY [APP...]")
+    _add(app, 6, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
+    return app
+
+
+def _version() -> str:
+    try:
+        return f"diptych {version('diptych')}"
+    except PackageNotFoundError:
+        return "diptych, not installed: run from its sources"
+
+
+def _add(app: App, sort_key: int, command: Callable[..., Any], name: str, *examples: str, arguments: str = "") -> None:
+    path = "diptych" if app.name[0] == "diptych" else f"diptych {app.name[0]}"
+    app.command(
+        command,
+        name=name,
+        usage=f"Usage: {path} {name} [OPTIONS] {arguments}".rstrip(),
+        help_epilogue="\n".join(["[bold]Example[/bold]", "", *(f"  {line}" for line in examples)]),
+        sort_key=sort_key,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line, by default that of this process, and leave with its exit code."""
+    sys.exit(run_command_line(sys.argv[1:] if arguments is None else arguments))
+
+
+def run_command_line(arguments: Sequence[str]) -> int:
+    """Run a command line; its exit code. Whatever went wrong was told on stderr."""
+    try:
+        result = command_line()(arguments, error_console=screen.errors())
+        sys.stdout.flush()
+    except CycloptsError:
+        return MISUSED
+    except BaseException as error:  # noqa: BLE001  # nothing is above this but the process
+        return exit_code(error)
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,121 @@
+"""Options that several commands take, in groups. What a flag leaves open comes from the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+from diptych.entrypoints.cli.settings import DEFAULT_HOST, DEFAULT_LOG_FORMAT, DEFAULT_PORT, PORT_MAX
+
+__all__ = [
+    "ADDRESS_UNSET",
+    "EVENT_STORE_UNSET",
+    "LOGS_UNSET",
+    "STORES_UNSET",
+    "AppNames",
+    "EventStoreOptions",
+    "LogOptions",
+    "ServeOptions",
+    "StoreOptions",
+    "at_least",
+    "in_range",
+]
+
+_STORES = Group("Stores", sort_key=2)
+_HTTP = Group("HTTP", sort_key=3)
+_LOGS = Group("Logs", sort_key=4)
+
+
+def at_least(least: int) -> Parameter:
+    """A whole number that is not smaller."""
+    return in_range(least, None)
+
+
+def in_range(least: int, most: int | None) -> Parameter:
+    """A whole number between two, both included."""
+
+    def check(_: object, value: object) -> None:
+        if isinstance(value, int) and (value < least or (most is not None and value > most)):
+            raise ValueError(f"It must be {least} or more." if most is None else f"It must be {least} to {most}.")
+
+    return Parameter(validator=check)
+
+
+AppNames = Annotated[
+    str,
+    Parameter(
+        name="APP",
+        env_var="DIPTYCH_APP",
+        help="Bounded contexts, as module:context; the current directory is importable.",
+    ),
+]
+"""What to run, or whose store to look into: `*app: AppNames`."""
+
+# Named here, since cyclopts evaluates the annotations below without this module's other names.
+_STORE = Parameter(name="--store", env_var="DIPTYCH_STORE", metavar="URL", group=_STORES)
+_READ_STORE = Parameter(
+    name="--read-store",
+    env_var="DIPTYCH_READ_STORE",
+    metavar="URL",
+    show_default=lambda _: "beside the event store",
+    group=_STORES,
+)
+_HOST = Parameter(
+    name="--host", env_var="DIPTYCH_HOST", metavar="ADDRESS", show_default=lambda _: DEFAULT_HOST, group=_HTTP
+)
+_PORT = Parameter(name="--port", env_var="DIPTYCH_PORT", show_default=lambda _: str(DEFAULT_PORT), group=_HTTP)
+_PORTS = in_range(0, PORT_MAX)
+_VERBOSE = Parameter(name=["--verbose", "-v"], negative="", show_default=False, group=_LOGS)
+_LOG_FORMAT = Parameter(
+    name="--log-format", env_var="DIPTYCH_LOG_FORMAT", show_default=lambda _: DEFAULT_LOG_FORMAT, group=_LOGS
+)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class EventStoreOptions:
+    """Which event store."""
+
+    store: Annotated[str | None, _STORE] = None
+    """The event store: sqlite:shop.db (a path), or memory: to keep nothing."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StoreOptions(EventStoreOptions):
+    """Which stores."""
+
+    read_store: Annotated[str | None, _READ_STORE] = None
+    """The read models' store."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ServeOptions:
+    """Where to listen."""
+
+    host: Annotated[str | None, _HOST] = None
+    """The address to listen at; 0.0.0.0 is all of them."""
+
+    port: Annotated[int | None, _PORT, _PORTS] = None
+    """The port to listen at; 0 takes a free one."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LogOptions:
+    """How much to say, and how."""
+
+    verbose: Annotated[bool, _VERBOSE] = False
+    """Log what is done, not only problems; show tracebacks."""
+
+    log_format: Annotated[Literal["text", "json"] | None, _LOG_FORMAT] = None
+    """Logs for people, or JSON lines for machines; on stderr."""
+
+
+EVENT_STORE_UNSET = EventStoreOptions()
+STORES_UNSET = StoreOptions()
+ADDRESS_UNSET = ServeOptions()
+LOGS_UNSET = LogOptions()

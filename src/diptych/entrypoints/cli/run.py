@@ -1,0 +1,60 @@
+"""`diptych run`: bounded contexts, served over HTTP."""
+
+from __future__ import annotations
+
+from diptych.entrypoints.cli.options import (
+    ADDRESS_UNSET,
+    LOGS_UNSET,
+    STORES_UNSET,
+    AppNames,
+    LogOptions,
+    ServeOptions,
+    StoreOptions,
+)
+from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.signals import Terminated, run_async
+
+__all__ = ["run"]
+
+
+def run(
+    *app: AppNames,
+    stores: StoreOptions = STORES_UNSET,
+    http: ServeOptions = ADDRESS_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """Serve bounded contexts over HTTP, and keep their read models.
+
+    POST /commands/NAME takes commands, GET /queries/NAME answers queries, /openapi.json tells their form.
+    Without a store, events are kept in memory, and gone at the end.
+    SIGTERM and Ctrl-C let the requests under way end first.
+
+    Args:
+        app: what to serve.
+        stores: which.
+        http: where.
+        log: how.
+    """
+    settings = settled(
+        verbose=log.verbose,
+        app=app,
+        store=stores.store,
+        read_store=stores.read_store,
+        host=http.host,
+        port=http.port,
+        log_format=log.log_format,
+    )
+    try:
+        run_async(lambda: _served(settings))
+    except Terminated:
+        return  # the way in which servers are meant to end
+
+
+async def _served(settings: Settings) -> None:
+    from diptych.application.application import Application
+    from diptych.entrypoints.cli.contexts import load_contexts
+    from diptych.entrypoints.cli.http_server import serve
+
+    contexts = load_contexts(settings.app)
+    async with Application(*contexts, store=settings.store, read_store=settings.read_store) as application:
+        await serve(application, host=settings.host, port=settings.port)

@@ -1,0 +1,113 @@
+"""Settings: flag before environment before `diptych.toml` before default.
+
+Flags and environment come parsed, from `options`; here the file is read and the layers are put on each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from diptych.entrypoints.cli import logs
+from diptych.errors import ConfigurationError
+
+__all__ = ["DEFAULT_HOST", "DEFAULT_LOG_FORMAT", "DEFAULT_PORT", "PORT_MAX", "SETTINGS_FILE", "Settings", "settled"]
+
+SETTINGS_FILE = "diptych.toml"
+"""Read from the working directory, where it exists; its relative paths are relative to there as well."""
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8000
+DEFAULT_LOG_FORMAT: Literal["text", "json"] = "text"
+PORT_MAX = 65_535
+"""The greatest TCP port."""
+ENVIRONMENT_PREFIX = "DIPTYCH_"
+
+_log = logging.getLogger("diptych.cli")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a command goes by.
+
+    Attributes:
+        app: bounded contexts, each as `module:context`.
+        store: the event store's URL.
+        read_store: the read models' URL; beside the event store where there is none.
+        host: the address to serve at.
+        port: the port to serve at, 0 to 65,535; 0 takes a free one.
+        log_format: for people or machines.
+    """
+
+    app: tuple[str, ...] = ()
+    store: str | None = None
+    read_store: str | None = None
+    host: str = DEFAULT_HOST
+    port: Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)] = DEFAULT_PORT
+    log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
+
+
+def settled(*, verbose: bool, **given: Any) -> Settings:
+    """The settings of this command, with logging set up as they say.
+
+    Args:
+        verbose: whether to log more than problems.
+        given: values from flags and environment, by name; None and () leave the choice to the file.
+
+    Raises:
+        ConfigurationError: the file is no TOML, or holds a key or a value that it cannot; with the place.
+    """
+    chosen = {name: value for name, value in given.items() if value is not None and value != ()}
+    logs.configure(verbose=verbose, form=chosen.get("log_format", DEFAULT_LOG_FORMAT))
+    layers: dict[str, Any] = {**_from_file(Path(SETTINGS_FILE)), **chosen}
+    settings = Settings(**layers)
+    logs.configure(verbose=verbose, form=settings.log_format)
+    _warn_of_misspelt(os.environ)
+    return settings
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        read = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is no TOML: {error}") from error
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from error
+    for key in read:
+        if key not in Settings.__struct_fields__:
+            raise ConfigurationError(f"{path} has an unknown key {key!r}{_instead(key, Settings.__struct_fields__)}")
+    if isinstance(read.get("app"), str):
+        read["app"] = [read["app"]]
+    try:
+        checked = msgspec.convert(read, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path}: {_placed(error)}") from error
+    return {key: getattr(checked, key) for key in read}
+
+
+def _instead(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+def _placed(error: msgspec.ValidationError) -> str:
+    text, _, place = str(error).partition(" - at `$.")
+    return f"{text[0].lower()}{text[1:]} at {place.removesuffix('`')}" if place else text
+
+
+def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
+    """Say which variable was probably meant; others that begin with the prefix are somebody's own."""
+    known = [name.upper() for name in Settings.__struct_fields__]
+    for variable in environment:
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        close = difflib.get_close_matches(name, known, n=1)
+        if variable.startswith(ENVIRONMENT_PREFIX) and name not in known and close:
+            meant = ENVIRONMENT_PREFIX + close[0]
+            _log.warning("the environment variable %s is not read; did you mean %s?", variable, meant)

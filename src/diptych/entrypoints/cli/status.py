@@ -1,0 +1,103 @@
+"""`diptych status`: how far the history is, and everything that follows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diptych.entrypoints.cli import screen
+from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, AppNames, LogOptions, StoreOptions
+from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.signals import run_async
+
+if TYPE_CHECKING:
+    from diptych.application.running import ProjectionStatus, Status
+
+__all__ = ["status"]
+
+
+def status(
+    *app: AppNames,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    stores: StoreOptions = STORES_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """Show the head of the history, and how far each projection is.
+
+    Without APP it shows what the event store alone tells: the head and the history.
+
+    Args:
+        app: whose projections to show.
+        json: Print one JSON object.
+        stores: which.
+        log: how.
+    """
+    settings = settled(
+        verbose=log.verbose,
+        app=app,
+        store=stores.store,
+        read_store=stores.read_store,
+        log_format=log.log_format,
+    )
+    run_async(lambda: _status(settings, json=json))
+
+
+async def _status(settings: Settings, *, json: bool) -> None:
+    from diptych.messages.codec import encode
+
+    found = await (_of_application(settings) if settings.app else _of_store(settings))
+    if json:
+        screen.write(encode(found))
+    else:
+        _show(settings, found)
+
+
+async def _of_application(settings: Settings) -> Status:
+    from diptych.entrypoints.cli.looking import opened_application
+
+    async with opened_application(settings) as application:
+        return await application.status()
+
+
+async def _of_store(settings: Settings) -> Status:
+    from diptych.application.running import Status
+    from diptych.entrypoints.cli.looking import opened_store
+
+    async with opened_store(settings) as store:
+        head = await store.head()
+        return Status(head=head.position, history_id=store.history_id.hex(), projections=[], subscribers=[])
+
+
+def _show(settings: Settings, found: Status) -> None:
+    output = screen.output()
+    output.print(f"store    {settings.store}\nhistory  {found.history_id}\nhead     {screen.count(found.head)}")
+    for title, listed in (("Projections", found.projections), ("Subscribers", found.subscribers)):
+        if listed:
+            output.print()
+            output.print(_table(title, listed))
+    if not settings.app:
+        output.print("\nName the application to see its projections: diptych status module:context", style="dim")
+    if any(each.blocked for each in found.projections):
+        output.print("\nSome keys wait behind an event that cannot be folded: see diptych parked list")
+
+
+def _table(title: str, listed: list[ProjectionStatus]) -> object:
+    table = screen.table(title, "name", "state", "checkpoint", "behind", "for", "parked", numbers=4)
+    for each in listed:
+        table.add_row(
+            each.name,
+            _state(each),
+            screen.count(each.checkpoint),
+            screen.count(each.lag_events),
+            f"{each.lag_s:,.1f} s",
+            screen.count(each.blocked),
+            style="red" if each.stopped else "yellow" if each.blocked else "",
+        )
+    return table
+
+
+def _state(each: ProjectionStatus) -> str:
+    if each.stopped:
+        return f"stopped: {each.stopped}"
+    return "being built" if each.building else "live"
