@@ -44,7 +44,7 @@ class Shelf(enum.Enum):
     SCIENCE = "science"
 
 
-class Remark(Value, forbid_unknown_fields=True):
+class Remark(Value):
     page: Annotated[int, msgspec.Meta(ge=1)]
     text: str = ""
 

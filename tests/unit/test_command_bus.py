@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych import Application, BoundedContext, Command, ConfigurationError, Conflict, Event, Overloaded, Rejected
+from diptych import (
+    Application,
+    BoundedContext,
+    Command,
+    ConfigurationError,
+    Conflict,
+    Event,
+    Overloaded,
+    Reader,
+    Rejected,
+)
 from diptych.errors import CommandIdReused, InvalidEvent, InvalidMessage, StoreClosed, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.messages.command import CommandContext
@@ -26,6 +37,7 @@ from tests.school import (
     EnrolMany,
     EnrolmentRefused,
     OpenCourse,
+    Seats,
     StudentId,
     Touch,
     school,
@@ -138,6 +150,38 @@ async def test_g3_two_processes_on_one_file_sell_each_seat_once(tmp_path: Path) 
         )
         assert sum(isinstance(outcome, Receipt) for outcome in outcomes) == 10
         assert all(isinstance(outcome, Receipt | Rejected) for outcome in outcomes)
+
+
+async def test_g2_a_reader_never_sees_a_gap_nor_an_event_behind_it(store_url: str) -> None:
+    """Whoever follows the history while many write hears 1, 2, 3 …, each once."""
+    async with application(store_url) as app:
+        seen: list[int] = []
+
+        async def follow() -> None:
+            async for event in app.events(ALL_EVENTS, follow=True):
+                seen.append(event.position)
+                if len(seen) == 120:
+                    return
+
+        follower = asyncio.ensure_future(follow())
+        commands = [OpenCourse(course=CourseId(f"c{n % 130}"), capacity=1) for n in range(200)]
+        await asyncio.gather(*(app.execute(command) for command in commands))
+        await asyncio.wait_for(follower, 30)
+        assert seen == list(range(1, 121))
+
+
+async def test_g13_a_command_handler_cannot_ask_for_the_read_side() -> None:
+    """A read model or a `Reader` in a command handler's signature is refused when the application opens."""
+    for wanted in (Reader, Seats):
+        context = BoundedContext("school")
+
+        def peek(command: Touch, read: object) -> None:
+            raise AssertionError("this handler must not be run")
+
+        peek.__annotations__["read"] = wanted
+        context.command_handler(peek)
+        with pytest.raises(ConfigurationError, match="peek: parameter `read`"):
+            await Application(context, store="memory:").open()
 
 
 # ── idempotency ──────────────────────────────────────────────────────────────
@@ -429,6 +473,28 @@ async def test_closing_finishes_what_was_submitted(store_url: str) -> None:
     await checkpoint()
     await app.close()
     assert [(await caller).position for caller in callers] == [1, 2, 3, 4, 5]
+
+
+async def test_a_cold_hot_model_is_folded_once_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that want the same model at the same time share one reading of its history."""
+    url = f"sqlite:{tmp_path}/events.db"
+    async with application(url) as app:
+        await app.execute(OpenCourse(course=PYTHON, capacity=99))
+        await asyncio.gather(*(app.execute(Enrol(course=PYTHON, student=StudentId(f"s{n}"))) for n in range(20)))
+    monkeypatch.setattr("diptych.write_side.command_bus.FOLD_PAGE_EVENTS", 2)  # several readings, the others meanwhile
+    async with application(url) as app:
+        reads = 0
+        store = app._open_parts().store
+        read = store.read
+
+        async def counted(*arguments: Any, **options: Any) -> Any:
+            nonlocal reads
+            reads += 1
+            return await read(*arguments, **options)
+
+        monkeypatch.setattr(store, "read", counted)
+        await asyncio.gather(*(app.execute(Touch(course=PYTHON)) for _ in range(30)))
+        assert reads <= 12
 
 
 async def test_the_envelope_travels_with_the_events(store_url: str) -> None:

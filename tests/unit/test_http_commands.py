@@ -132,6 +132,13 @@ async def test_every_field_error_is_listed(client: httpx2.AsyncClient) -> None:
     ]
 
 
+async def test_unknown_fields_of_nested_values_are_refused(client: httpx2.AsyncClient) -> None:
+    """Also where they are all that is wrong: nothing that was sent is left out silently."""
+    lend = {"book": "b", "reader": "ada", "fee": "1", "until": "2026-01-31", "remarks": [{"page": 1, "texts": "x"}]}
+    errors = problem(await client.post("/commands/Lend", json=lend), 422, "invalid-message")["errors"]
+    assert errors == [{"path": "$.remarks[0].texts", "message": "There is no such field; did you mean text?"}]
+
+
 async def test_nul_is_refused_where_it_is(client: httpx2.AsyncClient) -> None:
     """Text with NUL is named by its path."""
     lend = {"book": "a\0", "reader": "ada", "remarks": [{"page": 1, "text": "\0"}]}

@@ -596,6 +596,39 @@ async def test_a_new_projection_is_built_from_the_beginning(tmp_path: Path) -> N
         assert await app.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=2)
 
 
+async def test_a_rebuild_by_another_process_is_followed(tmp_path: Path) -> None:
+    """The projector whose generation was replaced goes on with the new one, and answers from it."""
+    url = f"sqlite:{tmp_path}/events.db"
+    async with (
+        Application(with_seats(), store=url) as app,
+        Application(with_seats(), store=url, projecting=False) as cli,
+    ):
+        await enter(app, "python", "python")
+        await app.projected()
+        await cli.rebuilds.rebuild("school.Seats")
+        for taken in (3, 4):
+            receipt = await app.execute(Enter(course=PYTHON, student=StudentId("ada")))
+            assert await app.query(SeatsOf(course=PYTHON), after=receipt) == Seats(course=PYTHON, taken=taken)
+        assert (await app.health()).ready
+
+
+async def test_a_changed_fold_can_be_rebuilt_where_nobody_projects(tmp_path: Path) -> None:
+    """A rebuild ends by itself, and what it built answers."""
+    url = f"sqlite:{tmp_path}/events.db"
+    async with Application(with_seats(), store=url) as app:
+        await enter(app, "python", "python")
+        await app.projected()
+    context = entries()
+
+    @context.projection
+    def seats(row: Seats, event: Enrolled) -> Seats:
+        return replace(row, taken=row.taken + 10)
+
+    async with Application(context, store=url, projecting=False) as app:
+        assert await app.rebuilds.rebuild("school.Seats") == 2
+        assert await app.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=20)
+
+
 # ── queries ──────────────────────────────────────────────────────────────────
 
 
@@ -755,7 +788,7 @@ async def test_readers_find_count_and_search(store_url: str, what: str, isbns: l
         assert await app.query(Ask(what=what)) == isbns
 
 
-async def test_sql_is_read_only_and_typed(tmp_path: Path) -> None:
+async def test_g13_sql_is_read_only_and_typed(tmp_path: Path) -> None:
     """SQL over the read models gives typed rows; what would write is refused by the connection (G13)."""
     async with Application(library(), store=f"sqlite:{tmp_path}/events.db") as app:
         await publish_all(app)
@@ -840,6 +873,9 @@ async def test_subscribers_hear_every_event_in_order_and_go_on_where_they_were(t
         complete.clear()
         await enter(app, "f")
         await asyncio.wait_for(complete.wait(), 10)
+    async with Application(mailing(), store=url, projecting=False) as app:
+        (status,) = (await app.status()).subscribers
+        assert (status.name, status.checkpoint) == ("school.mail", 6)
     assert heard == [1, 2, 3, 4, 5, 6]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from diptych.entrypoints.http.field_errors import REFUSALS, FieldError, refusal
+from diptych.entrypoints.http.field_errors import REFUSALS, FieldError, invalid_message, refusal, unknown_fields
 from diptych.messages.codec import Codec
+from diptych.messages.message import held_types
 
 __all__ = ["MessageDecoder"]
 
@@ -23,6 +24,7 @@ class MessageDecoder:
     def __init__(self, cls: type[Any]) -> None:
         self.cls = cls
         self._decode: Callable[[bytes], Any] = Codec(cls).decode_unchecked
+        self._is_lenient = any(_ignores_unknown_fields(held) for held in held_types(cls))
 
     def decode(self, data: bytes) -> Any:
         """The message.
@@ -31,18 +33,30 @@ class MessageDecoder:
             Problem: it is none; with every error in it.
         """
         try:
-            return self._decode(data)
+            return self._complete(self._decode(data), data)
         except REFUSALS:
             pass
         read = _with_integers(data)
         try:
-            return self._decode(read)
+            return self._complete(self._decode(read), read)
         except REFUSALS:
             raise self.refusal(read) from None
+
+    def _complete(self, message: Any, data: bytes) -> Any:
+        """The message, if all that was sent is in it: the decoder leaves out what a nested value does not have."""
+        if self._is_lenient and (errors := list(unknown_fields(msgspec.json.decode(data), message, "$"))):
+            raise invalid_message(self.cls, errors)
+        return message
 
     def refusal(self, data: bytes, others: tuple[FieldError, ...] = ()) -> Exception:
         """The problem with what is no message of this class."""
         return refusal(data, self.cls, others)
+
+
+def _ignores_unknown_fields(held: Any) -> bool:
+    return (
+        isinstance(held, type) and issubclass(held, msgspec.Struct) and not held.__struct_config__.forbid_unknown_fields
+    )
 
 
 def _with_integers(data: bytes) -> bytes:

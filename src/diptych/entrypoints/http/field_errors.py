@@ -19,8 +19,9 @@ import msgspec
 
 from diptych.entrypoints.http.problems import INVALID_MESSAGE, MALFORMED_JSON, Problem
 from diptych.messages.annotations import members, unwrap
+from diptych.messages.message import Value
 
-__all__ = ["REFUSALS", "FieldError", "field_errors", "invalid_message", "refusal"]
+__all__ = ["REFUSALS", "FieldError", "field_errors", "invalid_message", "refusal", "unknown_fields"]
 
 FIELD_ERRORS_MAX = 1_000
 """Field errors that one problem lists."""
@@ -81,6 +82,23 @@ def field_errors(data: bytes, cls: type) -> list[FieldError]:
     return collector.errors
 
 
+def unknown_fields(sent: Any, read: Any, path: str) -> Iterator[FieldError]:
+    """What was sent and is not in what was read from it: fields that a nested value does not have."""
+    if isinstance(read, msgspec.Struct):
+        names = dict(zip(read.__struct_encode_fields__, read.__struct_fields__, strict=True))
+        for name, held in sent.items() if isinstance(sent, dict) else ():
+            if name in names:
+                yield from unknown_fields(held, getattr(read, names[name]), _child(path, name))
+            elif name != read.__struct_config__.tag_field:
+                yield FieldError(_child(path, name), unknown_field(name, names))
+    elif isinstance(read, Mapping) and isinstance(sent, dict):
+        for (name, held), value in zip(sent.items(), read.values(), strict=False):
+            yield from unknown_fields(held, value, _child(path, name))
+    elif isinstance(read, list | tuple) and isinstance(sent, list):
+        for index, (held, value) in enumerate(zip(sent, read, strict=False)):
+            yield from unknown_fields(held, value, f"{path}[{index}]")
+
+
 # ── taking apart ─────────────────────────────────────────────────────────────
 
 
@@ -130,7 +148,7 @@ class _Collector:
                 self._part(held[field.encode_name], field.type, _child(path, field.encode_name), depth)
             elif field.required:
                 self.errors.append(FieldError(_child(path, field.encode_name), "This field is required"))
-        if config.forbid_unknown_fields:
+        if config.forbid_unknown_fields or issubclass(typing.get_origin(cls) or cls, Value):
             known = [field.encode_name for field in fields]
             self._unknown([name for name in held if name not in known and name != config.tag_field], known, path)
 

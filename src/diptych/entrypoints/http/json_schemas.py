@@ -93,7 +93,9 @@ def _settled(schema: Json) -> Json:
 
 
 def _as_input(schema: Json) -> Json:
-    """What the decoder takes: no NUL in texts, decimals as text or as numbers, base64 as such."""
+    """What is taken: no unknown fields, no NUL in texts, decimals as text or as numbers, base64 as such."""
+    if "properties" in schema:
+        return {**schema, "additionalProperties": False}
     if schema.get("type") != "string":
         return schema
     if schema.get("format") == "decimal":
