@@ -19,10 +19,10 @@ async def nothing(request: Request) -> JSONResponse:
 starlette = Starlette(routes=[Route("/nothing", nothing, methods=["GET", "POST"])])
 
 if importlib.util.find_spec("fastapi"):
-    from fastapi import FastAPI
-    from pydantic import BaseModel
+    from fastapi import FastAPI  # type: ignore[import-not-found]
+    from pydantic import BaseModel  # type: ignore[import-not-found]
 
-    class Nothing(BaseModel):
+    class Nothing(BaseModel):  # type: ignore[misc]
         """What the measured command holds."""
 
         account: str
@@ -30,12 +30,12 @@ if importlib.util.find_spec("fastapi"):
 
     fastapi = FastAPI()
 
-    @fastapi.post("/nothing")
+    @fastapi.post("/nothing")  # type: ignore[untyped-decorator]
     async def do_nothing(body: Nothing) -> dict[str, bool]:
         """Answer."""
         return {"done": True}
 
-    @fastapi.get("/nothing")
+    @fastapi.get("/nothing")  # type: ignore[untyped-decorator]
     async def get_nothing() -> dict[str, bool]:
         """Answer."""
         return {"done": True}

@@ -252,10 +252,12 @@ class HistoryDiverged(HistoryError):
 
     Attributes:
         what: what carried the other history.
+        reason: how that shows.
     """
 
     def __init__(self, what: str, reason: str) -> None:
         self.what = what
+        self.reason = reason
         super().__init__(f"{what} belongs to another history: {reason}")
 
 
@@ -307,6 +309,6 @@ class TagsChanged(HistoryError):
         self.coded = tuple(coded)
         super().__init__(
             f"stored events of {type} (version {version}) are tagged {list(stored)}, the code would tag them "
-            f"{list(coded)}: decisions over old events would miss some. Keep the fields' identities "
-            "(Identity tag=, Untagged), give the event a new version, or run `diptych retag`"
+            f"{list(coded)}: decisions over old events would miss some. Keep what the fields' identities were "
+            "(Identity tag=, Untagged); a stored history cannot be tagged anew yet"
         )

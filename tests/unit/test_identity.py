@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from diptych import Identity, Untagged, Value
-from diptych.messages.identity import tag_name
+from diptych.messages.identity import IdentityMeta, tag_name
 
 
 class CourseId(Identity): ...
@@ -74,7 +74,7 @@ def test_tag_names_follow_from_class_names(identity: type, name: str) -> None:
 def test_tag_names_hold_no_separators(tag: str) -> None:
     """A tag is `name:value`, so a name with a colon could be read in two ways: it is refused."""
     with pytest.raises(TypeError, match="letters, digits, - and _ only"):
-        type(Identity)("BadId", (Identity,), {}, tag=tag)
+        IdentityMeta("BadId", (Identity,), {}, tag=tag)
 
 
 def test_a_tag_name_is_not_inherited() -> None:

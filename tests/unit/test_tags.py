@@ -53,7 +53,7 @@ class Boxed(Value, Generic[T]):
 
 class Pair(NamedTuple):
     course: CourseId
-    count: int
+    number: int
 
 
 class Partial(TypedDict, total=False):
@@ -137,8 +137,8 @@ class OptedOut(Event):
 
 
 class Forward(Event):
-    listed: list["Later"] = []  # noqa: UP037 — as in a module without `from __future__ import annotations`
-    optional: Optional["Later"] = None  # noqa: UP037, UP045
+    listed: list["Later"] = []
+    optional: Optional["Later"] = None
 
 
 class Later(Value):

@@ -16,7 +16,7 @@ from diptych.messages.event import Event
 from diptych.messages.registry import EventType, EventTypes
 from diptych.read_side.projection import Projection, compile_projections, projected_events
 from diptych.read_side.query_bus import query_of
-from diptych.read_side.subscriber import subscribed_events
+from diptych.read_side.subscriber import Subscriber, compile_subscriber, subscribed_events
 from diptych.write_side.command_handler import (
     CommandHandler,
     command_of,
@@ -26,7 +26,7 @@ from diptych.write_side.command_handler import (
 )
 from diptych.write_side.decision_model import ModelFold, folded_events
 
-__all__ = ["command_handlers", "event_types", "handled_commands", "handled_queries", "projections"]
+__all__ = ["command_handlers", "event_types", "handled_commands", "handled_queries", "projections", "subscribers"]
 
 
 def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
@@ -38,7 +38,8 @@ def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
     published = [(context, set(_published(context))) for context in contexts]
     folded = [(context, set(_folded(context))) for context in contexts]
     found: dict[type[Event], EventType] = {}
-    for cls in sorted(set().union(*(events for _, events in published + folded)), key=lambda cls: cls.__qualname__):
+    every = {cls for _, events in published + folded for cls in events}
+    for cls in sorted(every, key=lambda cls: cls.__qualname__):
         if cls is not Event:
             owners = [context for context, events in published if cls in events]
             owners = owners or [context for context, events in folded if cls in events]
@@ -108,9 +109,11 @@ def projections(contexts: Sequence[BoundedContext], types: EventTypes) -> list[P
     """The compiled projections of all contexts.
 
     Raises:
-        ConfigurationError: a signature does not fit, or two contexts feed one read model.
+        ConfigurationError: a signature does not fit, two contexts feed one read model, or two read models would be kept
+            under one name.
     """
     found: dict[type, Projection] = {}
+    kept: dict[str, Projection] = {}
     for context in contexts:
         for projection in compile_projections(context.name, context.projections, types):
             other = found.setdefault(projection.form.cls, projection)
@@ -119,7 +122,37 @@ def projections(contexts: Sequence[BoundedContext], types: EventTypes) -> list[P
                     f"{projection.form.name} is fed by two contexts ({other.name}, {projection.name}): give each its "
                     "own read model"
                 )
+            for name in (projection.name, projection.form.table.name):
+                _check_name(name, projection, kept.setdefault(name, projection))
     return list(found.values())
+
+
+def subscribers(
+    contexts: Sequence[BoundedContext],
+    services: Mapping[type[Any], object],
+    types: EventTypes,
+    projections: Iterable[Projection],
+) -> list[Subscriber]:
+    """The compiled subscribers of all contexts.
+
+    Raises:
+        ConfigurationError: a signature does not fit, or the progress of two would be kept under one name.
+    """
+    kept: dict[str, object] = {projection.name: projection for projection in projections}
+    found: list[Subscriber] = []
+    for context in contexts:
+        for declaration in context.subscribers:
+            subscriber = compile_subscriber(context.name, declaration, services, types)
+            _check_name(subscriber.name, subscriber, kept.setdefault(subscriber.name, subscriber))
+            found.append(subscriber)
+    return found
+
+
+def _check_name(name: str, mine: object, other: object) -> None:
+    if other is not mine:
+        raise ConfigurationError(
+            f"two read models or subscribers would both be kept under {name!r}, by context and name: rename one of them"
+        )
 
 
 def handled_queries(

@@ -15,7 +15,7 @@ from diptych.errors import DiptychError, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import Position
+from diptych.event_store.position import START, Position
 from diptych.messages.registry import MessageTypes
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
@@ -23,7 +23,7 @@ from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import QueryBus, compile_query_handlers
 from diptych.read_side.read_store import ReadStore
 from diptych.read_side.rebuild import Rebuilds
-from diptych.read_side.subscriber import Subscription, compile_subscriber
+from diptych.read_side.subscriber import Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
 
 __all__ = ["Health", "ProjectionStatus", "Running", "Status", "wire"]
@@ -110,6 +110,7 @@ class Running:
             for subscription in self.subscriptions:
                 await subscription.open()
                 subscription.start()
+            await self.projector.retry_stopped()
             self.projector.start()
 
     async def close(self) -> None:
@@ -125,7 +126,7 @@ class Running:
         """How far the history is, and how far everything that follows it."""
         head = (await self.store.head()).position
         known = {(found.name, found.number): found for found in await self.read_store.generations()}
-        projections = []
+        projections: list[ProjectionStatus] = []
         for slice in self.projector.slices:
             name = slice.projection.name
             found = known.get((name, slice.generation.number), slice.generation)
@@ -142,7 +143,11 @@ class Running:
                     stopped=slice.stopped or found.stopped,
                 )
             )
-        subscribers = [await self._subscriber_status(found, head) for found in self.subscriptions]
+        delivered = {found.name: found.checkpoint.position for found in known.values() if found.table is None}
+        subscribers = [
+            await self._subscriber_status(found, delivered.get(found.subscriber.name, START), head)
+            for found in self.subscriptions
+        ]
         return Status(
             head=head,
             history_id=self.store.history_id.hex(),
@@ -150,12 +155,14 @@ class Running:
             subscribers=sorted(subscribers, key=lambda found: found.name),
         )
 
-    async def _subscriber_status(self, subscription: Subscription, head: Position) -> ProjectionStatus:
+    async def _subscriber_status(
+        self, subscription: Subscription, checkpoint: Position, head: Position
+    ) -> ProjectionStatus:
         return ProjectionStatus(
             name=subscription.subscriber.name,
-            checkpoint=subscription.position,
-            lag_events=head - subscription.position,
-            lag_s=await self._lag_s(subscription.position),
+            checkpoint=checkpoint,
+            lag_events=head - checkpoint,
+            lag_s=await self._lag_s(checkpoint),
             stopped=subscription.failure,
         )
 
@@ -236,9 +243,8 @@ def wire(
         freshness=freshness,
         projector=projector,
         subscriptions=[
-            Subscription(compile_subscriber(context.name, found, services, types), store, history, read_store)
-            for context in contexts
-            for found in context.subscribers
+            Subscription(found, store, history, read_store)
+            for found in registration.subscribers(contexts, services, types, projections)
         ],
         command_types=MessageTypes("command", registration.handled_commands(contexts)),
         query_types=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),

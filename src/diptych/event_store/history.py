@@ -47,7 +47,7 @@ class History:
             event: Event = found.codec.decode(recorded.data)
         except InvalidMessage as error:
             raise self._unreadable(
-                recorded, f"{error}. Give new fields a default, or the changed class a new version"
+                recorded, f"{error}. Give new fields a default, and keep the fields that stored events have"
             ) from error
         return event
 

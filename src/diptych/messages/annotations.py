@@ -35,7 +35,7 @@ Scope = Mapping[str, Any]
 
 def scope_of_caller(depth: int = 1) -> Scope:
     """The names local to the function that calls the caller; empty where that is a module's top level."""
-    frame = sys._getframe(depth + 1)  # noqa: SLF001 — how typing and namedtuple find their caller
+    frame = sys._getframe(depth + 1)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] — as typing finds its caller
     return {} if frame.f_locals is frame.f_globals else dict(frame.f_locals)
 
 
@@ -43,7 +43,8 @@ def evaluate(annotation: Any, where: Mapping[str, Any], scope: Scope, owner: str
     """The type that `annotation` means, read in module names `where` and local names `scope`.
 
     Raises:
-        ConfigurationError: a name in it cannot be found; names imported only under TYPE_CHECKING are why, mostly.
+        ConfigurationError: a name in it cannot be found; names imported only under TYPE_CHECKING are why, mostly. Or
+            it is no expression that can be evaluated.
     """
     if isinstance(annotation, typing.ForwardRef):
         annotation = annotation.__forward_arg__
@@ -58,6 +59,8 @@ def evaluate(annotation: Any, where: Mapping[str, Any], scope: Scope, owner: str
             f"If it is imported under `if TYPE_CHECKING:`, import it normally (ruff keeps it there with "
             f"lint.flake8-type-checking.runtime-evaluated-decorators and -base-classes, see the docs)"
         ) from error
+    except (SyntaxError, TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
+        raise ConfigurationError(f"{owner}: the annotation {annotation!r} cannot be evaluated: {error}") from error
 
 
 def parameter_types(
@@ -98,8 +101,12 @@ def type_arguments(cls: Any) -> dict[type, dict[Any, Any]]:
     found: dict[type, dict[Any, Any]] = {origin: own}
     for base in origin.__dict__.get("__orig_bases__", ()):
         if isinstance(typing.get_origin(base), type):
-            found.update(type_arguments(mapped(base, lambda part: own.get(part, part) if isinstance(part, typing.TypeVar) else part)))
+            found.update(type_arguments(mapped(base, lambda part: _argument(own, part))))
     return found
+
+
+def _argument(own: Mapping[Any, Any], part: Any) -> Any:
+    return own.get(part, part) if isinstance(part, typing.TypeVar) else part
 
 
 def unwrap(annotation: Any) -> tuple[Any, tuple[Any, ...]]:

@@ -85,8 +85,8 @@ def _aware(annotation: Any) -> Any:
 # Here as well as on the metaclass: mypy asks the base classes first, and finds the transform of msgspec.Struct, which
 # makes nothing frozen or keyword-only.
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Value(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A nested value: immutable, equal by its fields. One read with a field that it does not have is refused."""
+class Value(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
+    """A nested value: immutable, equal by its fields."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))

@@ -20,8 +20,17 @@ _lock = threading.Lock()
 _last_time = 0
 _pool: list[bytes] = []
 """Random bytes to come, eight at a time: a system call for each id would cost more than all the rest of it."""
+
+
+def _begin_anew() -> None:
+    """In a forked process: draw random bytes of its own, and hold no lock of a thread that was left behind."""
+    global _lock  # noqa: PLW0603
+    _pool.clear()
+    _lock = threading.Lock()
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
-    os.register_at_fork(after_in_child=_pool.clear)
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 def unique_bytes() -> bytes:

@@ -72,7 +72,7 @@ def plan_steps(projection: Projection, events: Iterable[DecodedEvent]) -> Planne
 def keys_to_load(steps: Iterable[Step], blocked: Collection[str]) -> list[Key]:
     """The keys whose rows the steps start from, each once."""
     keys = dict.fromkeys(step.key for step in steps if step.key is not None)
-    return [key for key in keys if key is not None and (not blocked or key_text(key) not in blocked)]
+    return [key for key in keys if not blocked or key_text(key) not in blocked]
 
 
 def fold_steps(
@@ -84,7 +84,9 @@ def fold_steps(
 ) -> FoldedBatch:
     """Fold the steps in order, leaving out discarded ones and those of blocked keys.
 
-    A step whose function raises is tried once more, alone; then its key is blocked from there on.
+    A step whose function raises is tried once more, alone; then its key is blocked from there on, with the row as it
+    was before that event. So it is where the row that a step gives cannot be stored: also where a later step would
+    mend it, or else the result would depend on how the events were cut into batches.
 
     Raises:
         KeyNotFound: a step failed of which only the row that it creates would tell the key.
@@ -92,10 +94,13 @@ def fold_steps(
     form = projection.form
     rows: dict[Key, Any] = {}
     block: dict[str, BlockedKey] = {}
+    begun: dict[Key, tuple[int, Any]] = {}  # rows as they were before the event whose parts are being folded
     for step in steps:
         if (blocked or discards or block) and _is_left_out(step, step.key, blocked, discards, block):
             continue
         before = _row_before(step.key, rows, loaded, form.model)
+        if step.part is not None and step.key is not None and begun.get(step.key, (0,))[0] != step.position:
+            begun[step.key] = (step.position, before)
         try:
             key, after = _apply(step, before)
         except Exception:  # noqa: BLE001  # the user's fold failed: tried once more below, then its key waits
@@ -108,6 +113,8 @@ def fold_steps(
                     ) from error
                 text = key_text(step.key)
                 block[text] = BlockedKey(projection.name, text, Position(step.position), told(error))
+                if step.key in rows and begun.get(step.key, (0,))[0] == step.position:
+                    rows[step.key] = begun[step.key][1]
                 continue
         if step.key is None and _is_left_out(step, key, blocked, discards, block):
             continue
@@ -177,4 +184,6 @@ def _apply(step: Step, before: Any) -> tuple[Key, Any]:
             f"{step.fold.declaration.name} returned a row with the key {key!r} for the row {step.key!r}: to move a "
             "row, return None for the old key and a row for the new one, with keys="
         )
+    if (reason := form.refusal(after)) is not None:
+        raise ValueError(f"{step.fold.declaration.name} returned a row that cannot be stored: {reason}")
     return key, after

@@ -6,6 +6,8 @@ writes the row, the end of the blockade and a new epoch in one transaction, so t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import Position
@@ -36,7 +38,7 @@ class BlockedKeys:
         found: list[BlockedKey] = []
         async with self._read_store.snapshot() as snapshot:
             for slice in self._projector.slices:
-                found += await snapshot.blocked(slice.projection.name)
+                found += await snapshot.blocked(slice.projection.name, slice.generation.number)
         return found
 
     async def replay(self, name: str, key: str) -> BlockedKey | None:
@@ -70,7 +72,10 @@ class BlockedKeys:
                 blocked = slice.blocked.get(key)
                 if blocked is None:
                     raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
-                write = await self._folded(slice, blocked, discard=discard)
+                steps, unreadable = await self._steps(slice, blocked)
+                if unreadable:
+                    return BlockedKey(name, key, blocked.position, unreadable)
+                write = await self._folded(slice, blocked, steps, discard=discard)
                 (result,) = await self._read_store.write([write])
                 if isinstance(result, Fenced):
                     continue
@@ -80,11 +85,10 @@ class BlockedKeys:
                 return slice.blocked.get(key)
         raise Unavailable(f"{name} was written by others {REPLAY_ATTEMPTS_MAX} times meanwhile; try again")
 
-    async def _folded(self, slice: Slice, blocked: BlockedKey, *, discard: bool) -> SliceWrite:
+    async def _folded(self, slice: Slice, blocked: BlockedKey, steps: Sequence[Step], *, discard: bool) -> SliceWrite:
         """What replaying a key writes: its row, and either the end of the blockade or the new one."""
         name, number = slice.projection.name, slice.generation.number
         discards = [Discard(name, blocked.key, blocked.position)] if discard else []
-        steps = await self._steps(slice, blocked)
         keys = list(dict.fromkeys(step.key for step in steps if step.key is not None))
         async with self._read_store.snapshot() as snapshot:
             loaded = await snapshot.get_many(name, keys, number) if keys else {}
@@ -103,8 +107,11 @@ class BlockedKeys:
             by_hand=True,
         )
 
-    async def _steps(self, slice: Slice, blocked: BlockedKey) -> list[Step]:
-        """The steps of one key, from the event that failed to the checkpoint."""
+    async def _steps(self, slice: Slice, blocked: BlockedKey) -> tuple[list[Step], str]:
+        """The steps of one key, from the event that failed to the checkpoint; and why they are not all, if so.
+
+        An event that cannot be read may concern the key: to go on behind it would be to skip it.
+        """
         steps: list[Step] = []
         after, more = Position(blocked.position - 1), True
         while more:
@@ -113,8 +120,10 @@ class BlockedKeys:
             )
             planned = plan_steps(slice.projection, self._projector.decoded(found.events, [slice]))
             steps += [step for step in planned.steps if step.key is None or key_text(step.key) == blocked.key]
-            after, more = found.through, found.more and not planned.stopped
-        return steps
+            if planned.stopped:
+                return steps, planned.stopped
+            after, more = found.through, found.more
+        return steps, ""
 
 
 def _only(folded: FoldedBatch, key: str) -> FoldedBatch:

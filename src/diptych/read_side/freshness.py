@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+import math
+from datetime import UTC, datetime, timedelta
 
 from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
@@ -77,8 +78,17 @@ class Freshness:
         return Requirement((await self._store.head()).position)
 
     def within(self, seconds: float) -> Requirement:
-        """Everything that is in the history for that many seconds or longer."""
-        return Requirement(recorded_before=self._clock.now() - timedelta(seconds=seconds))
+        """Everything that is in the history for that many seconds or longer.
+
+        Raises:
+            InvalidMessage: it is negative, or no finite number.
+        """
+        if not (seconds >= 0 and math.isfinite(seconds)):
+            raise InvalidMessage("query", [("$.within_s", f"an age is 0 seconds or more, not {seconds!r}")])
+        try:
+            return Requirement(recorded_before=self._clock.now() - timedelta(seconds=seconds))
+        except OverflowError:  # before the calendar begins: nothing is as old
+            return Requirement(recorded_before=datetime.min.replace(tzinfo=UTC))
 
     async def is_met(self, requirement: Requirement, generation: Generation) -> bool:
         """Whether a read model at this checkpoint shows what it has to."""

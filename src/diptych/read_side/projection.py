@@ -18,11 +18,11 @@ from diptych.errors import ConfigurationError, DiptychError
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.messages.annotations import Scope, members, parameter_types
 from diptych.messages.event import Event, EventContext, event_classes
-from diptych.messages.message import field_types
+from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
 from diptych.read_side.fingerprint import fingerprint
-from diptych.read_side.read_model import ReadModel, RowForm
-from diptych.read_side.read_store import Key
+from diptych.read_side.read_model import ReadModel, RowForm, column_kind
+from diptych.read_side.read_store import Key, value_refusal
 
 __all__ = [
     "KeyNotFound",
@@ -182,7 +182,8 @@ class Projection:
             if function is not None
         ]
         schema = msgspec.to_builtins((self.form.table, sorted(self.types)))
-        return fingerprint(functions, schema, max(declaration.version for declaration in declarations))
+        values = {held for cls in (self.form.cls, *self._folds) for held in held_types(cls)}
+        return fingerprint(functions, schema, max(declaration.version for declaration in declarations), values)
 
     def steps(self, position: int, event: Event, context: EventContext | None) -> list[Step]:
         """What an event does to the rows, in order; empty where this projection does not fold it.
@@ -255,8 +256,14 @@ class _Compiler:
         self._declaration = declaration
         self._name = declaration.name
         types = parameter_types(declaration.function, declaration.scope, self._name)
-        names = list(inspect.signature(declaration.function).parameters)
-        annotated = [(name, types.get(name)) for name in names]
+        parameters = inspect.signature(declaration.function).parameters
+        for name, parameter in parameters.items():
+            if parameter.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+                raise ConfigurationError(
+                    f"{self._name}: parameter `{name}` cannot be given by position; write it as a plain one, "
+                    "without `*`"
+                )
+        annotated = [(name, types.get(name)) for name in parameters]
         self.mode = _row_mode(annotated[0][1]) if annotated else RowMode.CREATES
         self._part: Any = None
         rest = annotated if self.mode is RowMode.CREATES else annotated[1:]
@@ -285,6 +292,8 @@ class _Compiler:
             raise ConfigurationError(f"{self._name}: a projection takes {form} and, if it asks, context: EventContext")
         if expected == 2:
             self._part = rest[1][1]
+        if rest[0][1] is None:
+            raise ConfigurationError(f"{self._name}: annotate `{rest[0][0]}` with the events that it folds")
         return event_classes(rest[0][1], self._name), takes_context
 
     def _plan(self, form: RowForm, event: type[Event]) -> _Plan:
@@ -302,8 +311,9 @@ class _Compiler:
 
     def _by_fields(self, form: RowForm, event: type[Event]) -> Callable[[Any, Any], Key | None]:
         event_fields = field_types(event)
-        is_struct = isinstance(self._part, type) and issubclass(self._part, msgspec.Struct)
-        part_fields = self._part.__struct_fields__ if is_struct else ()
+        part: Any = self._part
+        is_struct = isinstance(part, type) and issubclass(part, msgspec.Struct)
+        part_fields: tuple[str, ...] = tuple(field_types(part)) if is_struct else ()
         missing = [name for name in form.key_fields if name not in event_fields and name not in part_fields]
         if missing and self.mode is RowMode.CREATES:
             return lambda event, part: None
@@ -313,6 +323,8 @@ class _Compiler:
                 "a field so, or compute the key with key=function"
             )
         sources = [(name, name in part_fields) for name in form.key_fields]
+        for name, of_part in sources:
+            self._check_kind(form, name, part if of_part else event)
         if not any(of_part for _, of_part in sources):
             return lambda event, part: form.column_key(form.key_of(event))
         if all(of_part for _, of_part in sources):
@@ -322,6 +334,14 @@ class _Compiler:
             return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))
 
         return key_of
+
+    def _check_kind(self, form: RowForm, name: str, source: type) -> None:
+        wanted, kind = form.columns[name].kind, column_kind(field_types(source)[name])[0]
+        if kind is not wanted:
+            raise ConfigurationError(
+                f"{self._name}: {source.__name__}.{name} is no {wanted.value} as {form.name}.{name} is, so it cannot "
+                "tell the row; give them one type, or compute the key with key=function"
+            )
 
 
 def _row_mode(annotation: Any) -> RowMode:
@@ -343,4 +363,8 @@ def _checked(form: RowForm, found: object) -> Key:
     key = found if isinstance(found, tuple) else (found,)
     if len(key) != len(form.key_fields) or None in key:
         raise ValueError(f"{found!r} is no key of {form.name}, which has {', '.join(form.key_fields)}")
-    return form.column_key(key)
+    held = form.column_key(key)
+    for name, value in zip(form.key_fields, held, strict=True):
+        if (reason := value_refusal(form.columns[name], value)) is not None:
+            raise ValueError(f"{found!r} is no key of {form.name}: {reason}")
+    return held

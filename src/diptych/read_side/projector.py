@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 
 from diptych.clock import pause
-from diptych.errors import DiptychError, HistoryDiverged, Unavailable, UnreadableEvent
+from diptych.errors import HistoryDiverged, Unavailable, UnreadableEvent
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
@@ -23,7 +23,6 @@ from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.event import Event
 from diptych.read_side.batch import (
     DecodedEvent,
-    FoldedBatch,
     discarded,
     fold_steps,
     keys_to_load,
@@ -58,6 +57,9 @@ IDLE_WAIT_S = 5.0
 """Seconds after which an idle projector looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """Seconds between tries while a store is unavailable: doubled each time, up to the second."""
+
+_POISON = (KeyNotFound, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RecursionError)
+"""What reading, folding and encoding an event may raise; whatever a store raises is none of it."""
 
 _log = logging.getLogger("diptych.projector")
 
@@ -118,6 +120,15 @@ class Projector:
             await self._check_history(found)
             self.slices.append(await self.loaded(Slice(projection, found, START if found.live else head.position)))
 
+    async def retry_stopped(self) -> None:
+        """Let what an earlier process stopped at be tried again: its code may be mended, and answers wait for that."""
+        for slice in self.slices:
+            found = slice.generation
+            if found.stopped:
+                (result,) = await self._read_store.write([SliceWrite(found, found.checkpoint)])
+                if isinstance(result, Written):
+                    slice.generation = result.generation
+
     def start(self) -> None:
         """Follow the history from now on, in a task of its own."""
         self._task = asyncio.get_running_loop().create_task(self._follow(), name="diptych projector")
@@ -157,7 +168,9 @@ class Projector:
             )
         except HistoryDiverged as error:
             raise HistoryDiverged(
-                error.what, f"{error}. Remove the read store, or point --read-store elsewhere: it is built anew from the history"
+                error.what,
+                f"{error.reason} Remove the read store, or point --read-store elsewhere: it is built anew from the "
+                "history",
             ) from error
 
     async def loaded(self, slice: Slice) -> Slice:
@@ -165,7 +178,12 @@ class Projector:
         name = slice.projection.name
         async with self._read_store.snapshot() as snapshot:
             generation = await snapshot.generation(name, slice.generation.number)
-            blocked = await snapshot.blocked(name, slice.generation.number)
+            if generation is None:  # rebuilt by another process: the new one is followed, if it is of the same fold
+                live = await snapshot.generation(name)
+                same = live is not None and live.fingerprint == slice.generation.fingerprint
+                generation = live if same else None
+            number = slice.generation.number if generation is None else generation.number
+            blocked = await snapshot.blocked(name, number)
         if generation is None:
             slice.stopped = "its generation was replaced by another process; open the application again"
         else:
@@ -177,11 +195,14 @@ class Projector:
     # ── following ────────────────────────────────────────────────────────────
 
     async def _follow(self) -> None:
-        backoff = BACKOFF_FIRST_S
+        backoff, stale = BACKOFF_FIRST_S, False
         try:
             while True:
                 try:
                     async with self.lock:
+                        for slice in self.slices if stale else ():
+                            await self.loaded(slice)
+                        stale = False
                         progressed = await self.advance(self.slices)
                     backoff = BACKOFF_FIRST_S
                     if not progressed:
@@ -189,6 +210,7 @@ class Projector:
                 except Unavailable as error:
                     _log.warning("projections wait %.2f s: %s", backoff, error)
                     await pause(backoff)
+                    stale = True
                     backoff = min(backoff * 2, BACKOFF_MAX_S)
         except Exception as error:  # noqa: BLE001 — whatever it is, health and status tell of it
             self.failure = told(error)
@@ -261,7 +283,7 @@ class Projector:
             for slice in group:
                 try:
                     writes.append((slice, await self._write_of(slice, events, end, snapshot)))
-                except (KeyNotFound, ValueError, TypeError, AttributeError) as error:
+                except _POISON as error:
                     failed.append((slice, told(error)))
                 await pause()  # between the folds of two projections, queries and commands go on
         results = await self._read_store.write([write for _, write in writes])
@@ -286,7 +308,7 @@ class Projector:
         keys = keys_to_load(planned.steps, slice.blocked)
         loaded = await snapshot.get_many(generation.name, keys, generation.number) if keys else {}
         folded = fold_steps(slice.projection, planned.steps, loaded, slice.blocked, slice.discards)
-        stopped = planned.stopped or _too_many_blocked(slice, folded)
+        stopped = planned.stopped or _too_many_blocked(slice, folded.block)
         return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped)
 
     async def _written(self, slice: Slice, write: SliceWrite, generation: Generation) -> None:
@@ -316,15 +338,15 @@ class Projector:
             middle = len(events) // 2
             first, rest = events[:middle], events[middle:]
             await self._fold([slice], first, self._place_of(first[-1]))
-            if not slice.stopped:
+            if not slice.stopped and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
                 await self._fold([slice], rest, end)
             return
-        keys = _keys(slice.projection, events)
-        block = [BlockedKey(slice.projection.name, key_text(key), events[0].position, reason) for key in keys]
+        keys = [key_text(key) for key in _keys(slice.projection, events)]
+        name, position = slice.projection.name, events[0].position
+        block = [BlockedKey(name, key, position, reason) for key in keys if key not in slice.blocked]
         checkpoint = end if keys else slice.generation.checkpoint
-        write = SliceWrite(
-            generation=slice.generation, checkpoint=checkpoint, block=block, stopped="" if keys else reason
-        )
+        stopped = _too_many_blocked(slice, block) if keys else reason
+        write = SliceWrite(generation=slice.generation, checkpoint=checkpoint, block=block, stopped=stopped)
         (result,) = await self._read_store.write([write])
         if isinstance(result, Written):
             await self._written(slice, write, result.generation)
@@ -338,10 +360,10 @@ def _keys(projection: Projection, events: Sequence[DecodedEvent]) -> list[Key]:
     """The keys that one event concerns; none where they cannot be told."""
     try:
         return keys_to_load(plan_steps(projection, events).steps, ())
-    except DiptychError:
+    except _POISON:
         return []
 
 
-def _too_many_blocked(slice: Slice, folded: FoldedBatch) -> str:
-    count = len(slice.blocked) + len(folded.block)
+def _too_many_blocked(slice: Slice, block: Sequence[BlockedKey]) -> str:
+    count = len(slice.blocked) + len(block)
     return "" if count <= BLOCKED_KEYS_MAX else f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"

@@ -26,10 +26,13 @@ from diptych.read_side.freshness import Behind, Freshness, Requirement, check_wa
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.read_store import ReadStore
-from diptych.read_side.reader import FIND_ROWS_MAX, Reader
+from diptych.read_side.reader import Page, Reader
 from diptych.read_side.snapshot_reader import SnapshotReader
 
 __all__ = ["Answer", "QueryBus", "QueryDeclaration", "compile_query_handlers", "query_of"]
+
+LISTED_ROWS_MAX = 5_000
+"""Rows that a query without handler lists; where more match it is refused rather than cut short."""
 
 R = TypeVar("R")
 Handle = Callable[[Any, Reader], Awaitable[Any]]
@@ -103,12 +106,25 @@ class QueryBus:
             try:
                 async with self._read_store.snapshot() as snapshot:
                     reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
-                    value = await handle(settled, reader)
+                    value = await _handled(handle, settled, reader)
                     token = reader.token(self._store.history_id)
                     return Answer(value=value, shows=token, incomplete=reader.incomplete)
             except Behind as behind:
                 _, fingerprint = self._projections[behind.projection.form.cls]
                 await self._freshness.wait(behind, fingerprint, requirement, deadline)
+
+
+async def _handled(handle: Handle, query: Query[Any], reader: SnapshotReader) -> Any:
+    """What the handler gives; `Behind` where it met a read model that is, whatever it made of that itself."""
+    try:
+        value = await handle(query, reader)
+    except Exception:
+        if reader.behind is None:
+            raise
+        value = None
+    if reader.behind is not None:
+        raise reader.behind
+    return value
 
 
 # ── compiling ────────────────────────────────────────────────────────────────
@@ -227,12 +243,10 @@ def _by_filter(query: type, projection: Projection) -> Handle:
     async def handle(query: Any, reader: Reader) -> list[Any]:
         given = {name: getattr(query, name) for name in fields}
         where = {name: value for name, value in given.items() if value is not None or name not in optional}
-        rows: list[Any] = (await reader.page(form.cls, limit=FIND_ROWS_MAX - 1, **where)).items
-        if len(rows) == FIND_ROWS_MAX - 1:
-            raise InvalidMessage(
-                type(query).__name__,
-                [("$", f"more than {len(rows) - 1} rows match; narrow it, or page it in a handler")],
-            )
-        return rows
+        page: Page[Any] = await reader.page(form.cls, limit=LISTED_ROWS_MAX, **where)  # pyright: ignore[reportArgumentType] — columns only
+        if page.next is not None:
+            problem = f"more than {LISTED_ROWS_MAX} rows match; narrow it, or page it in a handler"
+            raise InvalidMessage(type(query).__name__, [("$", problem)])
+        return page.items
 
     return handle

@@ -18,7 +18,7 @@ from diptych.errors import ConfigurationError
 from diptych.messages.annotations import members, snake_case, unwrap
 from diptych.messages.codec import encode
 from diptych.messages.message import MessageMeta, field_types, required_fields
-from diptych.read_side.read_store import Column, ColumnKind, Table
+from diptych.read_side.read_store import Column, ColumnKind, Table, value_refusal
 
 __all__ = ["Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
 
@@ -99,6 +99,7 @@ class RowForm:
         self._keys_are_plain = all(conversions[name].write is None for name in self.key_fields)
         self._writes = [(i, write) for i, n in enumerate(types) if (write := conversions[n].write) is not None]
         self._reads = [(i, read) for i, n in enumerate(types) if (read := conversions[n].read) is not None]
+        self._checks = [(i, _surely_storable(c)) for i, c in enumerate(columns) if c.name not in self.key_fields]
 
     @property
     def name(self) -> str:
@@ -126,6 +127,20 @@ class RowForm:
             row = tuple(changed)
         return self.cls(**dict(zip(self._names, row, strict=True)))
 
+    def refusal(self, model: Any) -> str | None:
+        """Why no store takes this instance with its key, naming the column; None where every store does.
+
+        Documents are left to the write: encoding each step of a row that grows would cost its square.
+        """
+        values = self._values(model)
+        for index, surely_storable in self._checks:
+            if not surely_storable(values[index]):
+                column = self.table.columns[index]
+                reason = value_refusal(column, self.column_value(column.name, values[index]))
+                if reason is not None:
+                    return reason
+        return None
+
     def key_of(self, model: Any) -> tuple[Any, ...]:
         """The values of the key fields, of an instance or of whatever has fields of those names."""
         return self._keys(model)
@@ -149,6 +164,17 @@ class RowForm:
         """A field's value as the column holds it."""
         write = self._conversions[field].write
         return value if write is None or value is None else write(value)
+
+
+def _surely_storable(column: Column) -> Callable[[Any], bool]:
+    """A quick check that says yes to nearly every value; where it says no, the value is looked at more closely."""
+    if column.kind is ColumnKind.TEXT:
+        return lambda value: type(value) is str and value.isascii() and "\0" not in value
+    if column.kind is ColumnKind.INTEGER:
+        return lambda value: type(value) is int and -(2**63) <= value < 2**63
+    if column.kind is ColumnKind.DOCUMENT:
+        return lambda value: value is not None
+    return lambda value: False
 
 
 def key_text(key: tuple[Any, ...]) -> str:

@@ -52,7 +52,7 @@ class Rebuilds:
             StoreUnavailable: the fold stops at an event that it cannot get past; the live one stays.
         """
         live = self._slice(name)
-        fresh = await self._built(live, progress)
+        fresh = await self._built(live, await self._answering(live), progress)
         while True:
             async with self._projector.lock:
                 if await self._projector.switch(fresh):
@@ -60,7 +60,7 @@ class Rebuilds:
                     self._projector.slices[index] = fresh
                     return fresh.position
                 await self._projector.loaded(live)
-                await self._advance(fresh, live.position)
+                await self._advance(fresh, await self._answering(live))
 
     async def verify(self, name: str, progress: Progress | None = None) -> Difference | None:
         """Compare a read model, row by row, with a fresh fold of the history at the same position.
@@ -69,7 +69,7 @@ class Rebuilds:
         """
         live = self._slice(name)
         name = live.projection.name
-        fresh = await self._built(live, progress)
+        fresh = await self._built(live, live.position, progress)
         try:
             while True:
                 async with self._projector.lock:
@@ -92,16 +92,22 @@ class Rebuilds:
             raise ConfigurationError(f"no read model is named {name!r}; there are {known}")
         return candidates[0]
 
-    async def _built(self, live: Slice, progress: Progress | None) -> Slice:
-        """A new generation, folded up to where the live one is."""
+    async def _answering(self, live: Slice) -> Position:
+        """Where the generation is that answers queries: another one than the slice's, while that is being built."""
+        known = await self._read_store.generations()
+        answering = [found for found in known if found.live and found.name == live.projection.name]
+        return max([live.position, *(found.checkpoint.position for found in answering)])
+
+    async def _built(self, live: Slice, until: Position, progress: Progress | None) -> Slice:
+        """A new generation, folded up to a position."""
         await self._clear(live)
         generation = await self._projector.create(live.projection, live=False, anew=True)
         fresh = await self._projector.loaded(Slice(live.projection, generation, target=Position(1 << 62)))
-        while fresh.position < live.position:
+        while fresh.position < until:
             async with self._projector.lock:
-                await self._advance(fresh, live.position)
+                await self._advance(fresh, until)
             if progress is not None:
-                progress(fresh.position, live.position)
+                progress(fresh.position, until)
         return fresh
 
     async def _clear(self, live: Slice) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -62,6 +63,7 @@ class SnapshotReader:
 
     Attributes:
         incomplete: whether something that was touched waits behind a blocked key.
+        behind: that something that was touched is behind, also where the handler caught it.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SnapshotReader:
         requirement: Requirement,
     ) -> None:
         self.incomplete = False
+        self.behind: Behind | None = None
         self._snapshot = snapshot
         self._projections = projections
         self._freshness = freshness
@@ -126,7 +129,7 @@ class SnapshotReader:
         if len(rows) <= limit:
             return Page(items)
         names = [column.name for column in form.table.columns]
-        last = [rows[limit - 1][names.index(by.column)] for by in order]
+        last = [_said(rows[limit - 1][names.index(by.column)]) for by in order]
         return Page(items, _text(_Cursor(question, history_id, last)))
 
     async def count(self, model: type[M], /, **where: object) -> int:
@@ -163,10 +166,13 @@ class SnapshotReader:
         projection, fingerprint = found
         if projection.name not in self._touched:
             generation = await self._snapshot.generation(projection.name)
-            if generation is None or generation.fingerprint != fingerprint:
-                raise Behind(projection)
-            if not await self._freshness.is_met(self._requirement, generation):
-                raise Behind(projection)
+            if (
+                generation is None
+                or generation.fingerprint != fingerprint
+                or not await self._freshness.is_met(self._requirement, generation)
+            ):
+                self.behind = Behind(projection)
+                raise self.behind
             self._touched[projection.name] = generation
             self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
             if generation.stopped:
@@ -253,5 +259,12 @@ def _after(form: RowForm, text: str, question: bytes, history_id: bytes, order: 
     raise InvalidMessage("cursor", [("$.cursor", "this is no cursor of this query; begin without one")])
 
 
+def _said(value: Any) -> Any:
+    """A column's value as a cursor says it: JSON has no infinity, and would write null."""
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
 def _value(value: Any, kind: ColumnKind) -> Any:
+    if kind is ColumnKind.REAL and value in ("inf", "-inf"):
+        return float(value)
     return None if value is None else msgspec.convert(value, _KIND_TYPES[kind])

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import ConfigurationError, Unavailable
+from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
@@ -123,7 +123,7 @@ class Subscription:
 
     @property
     def position(self) -> Position:
-        """The position up to which everything was delivered."""
+        """The position up to which everything was delivered, as far as is known here."""
         return START if self._generation is None else self._generation.checkpoint.position
 
     async def open(self) -> None:
@@ -173,7 +173,8 @@ class Subscription:
         place = await self._store.place_at(found.through)
         assert place is not None, "the store said that this position was read"
         (result,) = await self._read_store.write([SliceWrite(generation, place)])
-        if not isinstance(result, Written):
-            raise Unavailable(f"another process delivers to {self.subscriber.name} as well")
-        self._generation = result.generation
+        if isinstance(result, Written):
+            self._generation = result.generation
+        else:
+            await self.open()  # another process delivers as well: go on where it is, not with this batch for ever
         return True

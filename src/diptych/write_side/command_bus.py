@@ -26,7 +26,7 @@ from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
 from diptych.write_side.command_handler import CommandHandler, ModelKey
 from diptych.write_side.decision_model import Folded
-from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost
+from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost, Outdated
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
 from diptych.write_side.model_cache import ModelCache
 
@@ -75,6 +75,7 @@ class CommandBus:
         self._group = GroupCommit(store, history.types, self._cache, waiting_max=waiting_max)
         self._waiting_max = waiting_max
         self._under_way = 0
+        self._folding: dict[ModelKey, asyncio.Future[Folded | None]] = {}
         self._in_flight: dict[str, asyncio.Future[tuple[bytes, Receipt | BaseException]]] = {}
 
     async def open(self) -> None:
@@ -158,14 +159,16 @@ class CommandBus:
         ended: Receipt | BaseException = asyncio.CancelledError()
         try:
             kept = await self._store.outcome(command_id)
-            ended = await (self._decide(attempt) if kept is None else self._kept(kept, attempt.payload_hash))
+            found = await (self._decide(attempt) if kept is None else self._kept(kept, attempt.payload_hash))
         except Exception as error:
             ended = error
             raise
+        else:
+            ended = found
+            return found
         finally:
             del self._in_flight[command_id]
             mine.set_result((attempt.payload_hash, ended))
-        return ended
 
     async def _kept(self, kept: KeptOutcome, payload_hash: bytes) -> Receipt:
         check_payload(kept, payload_hash)
@@ -179,21 +182,23 @@ class CommandBus:
 
     async def _decide(self, attempt: Attempt) -> Receipt:
         keys = attempt.handler.models(attempt.command)
-        lost = Lost(START)
-        for _ in range(CONFLICTS_MAX):
+        conflicts = 0
+        while True:  # at most CONFLICTS_MAX conflicts, and CHAIN_ATTEMPTS_MAX broken chains
             attempt.stands = await self._stands(keys)
             if not attempt.handler.pure:
                 await self._decide_impure(attempt)
             self._group.submit(attempt)
             outcome = await attempt.outcome
-            if not isinstance(outcome, Lost):
+            if isinstance(outcome, Lost):
+                conflicts += 1
+                if conflicts >= CONFLICTS_MAX or not attempt.handler.idempotent:
+                    raise Conflict(attempt.handler.command.__name__, conflicts, outcome.position)
+            elif not isinstance(outcome, Outdated):
                 return await self._outcome(outcome, attempt.payload_hash)
-            lost = outcome
-            if not attempt.handler.idempotent:
-                raise Conflict(attempt.handler.command.__name__, 1, lost.position)
-            await self._catch_up(keys)
+            known_here = outcome.position if isinstance(outcome, Lost) else self._group.tail.committed
+            for key in keys:
+                await self._folded(key, known_here)
             attempt.outcome = asyncio.get_running_loop().create_future()
-        raise Conflict(attempt.handler.command.__name__, CONFLICTS_MAX, lost.position)
 
     async def _outcome(self, outcome: Receipt | Rejected | KeptOutcome, payload_hash: bytes) -> Receipt:
         if isinstance(outcome, KeptOutcome):
@@ -215,18 +220,32 @@ class CommandBus:
         for key in keys:
             known = self._cache.get(key)
             if known is None or known.position < self._group.tail.start:
-                known = await self._fold(key, known)
+                known = await self._folded(key)
             stands[key] = known
         return stands
 
-    async def _catch_up(self, keys: Sequence[ModelKey]) -> None:
-        for key in keys:
-            await self._fold(key, self._cache.get(key))
+    async def _folded(self, key: ModelKey, at_least: Position = START) -> Folded:
+        """A model folded from the store up to a position or further; whoever wants the same at the same time joins."""
+        while True:
+            under_way = self._folding.get(key)
+            folded = await (self._lead_fold(key) if under_way is None else asyncio.shield(under_way))
+            if folded is not None and folded.position >= at_least:
+                return folded
 
-    async def _fold(self, key: ModelKey, known: Folded | None) -> Folded:
-        """Fold what the store holds onto a known state, or from the beginning."""
+    async def _lead_fold(self, key: ModelKey) -> Folded:
+        """Fold for oneself and for those who join; they do it themselves where this fails or is cancelled."""
+        self._folding[key] = asyncio.get_running_loop().create_future()
+        folded: Folded | None = None
+        try:
+            folded = await self._fold(key)
+            return folded
+        finally:
+            self._folding.pop(key).set_result(folded)
+
+    async def _fold(self, key: ModelKey) -> Folded:
+        """Fold what the store holds onto the state that is known, or from the beginning."""
         fold, ids = key
-        folded = known or Folded(fold.item(ids), fold.initial(ids), START)
+        folded = self._cache.get(key) or Folded(fold.item(ids), fold.initial(ids), START)
         query = EventQuery((folded.item,))
         more = True
         while more:

@@ -6,11 +6,14 @@ import collections.abc
 import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date, timedelta
+from decimal import Decimal
+from enum import Enum
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from diptych.errors import ConfigurationError
-from diptych.messages.annotations import Scope, parameter_types, unwrap
+from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.event import Event
 from diptych.messages.identity import tag_name
@@ -31,6 +34,9 @@ __all__ = [
     "decision_models",
     "published_events",
 ]
+
+_PLAIN = (type(None), bool, int, float, str, bytes, Decimal, date, timedelta, Enum)
+"""Types of defaults that are values and no services: a handler that has one may still be run again at will."""
 
 ModelKey = tuple[ModelFold, tuple[str, ...]]
 """One model of one entity: what states are cached and conditions are made by."""
@@ -171,7 +177,7 @@ def command_of(declaration: Declaration) -> type[Command]:
 
 
 def published_events(declaration: Declaration) -> tuple[Any, ...]:
-    """The types in a handler's return annotation, iterables opened; not checked to be events."""
+    """The events in a handler's return annotation, iterables opened, a base class standing for its subclasses."""
     types = parameter_types(declaration.function, declaration.scope, declaration.name, only=["return"])
     return tuple(_opened(types.get("return")))
 
@@ -191,7 +197,8 @@ def _opened(annotation: Any) -> Iterable[Any]:
         for argument in arguments:
             yield from _opened(argument)
     elif isinstance(bare, type) and issubclass(bare, Event):
-        yield bare
+        # `-> Event` says nothing: it would publish what other contexts have.
+        yield from (bare,) if bare is Event else subclasses(bare)
 
 
 def compile_handler(
@@ -215,13 +222,12 @@ def compile_handler(
     annotations = parameter_types(declaration.function, declaration.scope, declaration.name)
     compiler = _SignatureCompiler(declaration, command, models, services)
     signature = inspect.signature(declaration.function).parameters
-    arguments = [compiler.argument(name, annotations, signature[name]) for name in _parameters(declaration)[1:]]
+    arguments = [compiler.argument(name, annotations, signature[name]) for name in list(signature)[1:]]
     for event in published_events(declaration):
         types.of(event)
-    plain = all(isinstance(argument, _Binding) or argument is CommandContext for argument in arguments)
     function = declaration.function
     is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-    return CommandHandler(declaration, command, arguments, pure=plain and not is_async)
+    return CommandHandler(declaration, command, arguments, pure=not compiler.takes_services and not is_async)
 
 
 def _parameters(declaration: Declaration) -> list[str]:
@@ -231,6 +237,10 @@ def _parameters(declaration: Declaration) -> list[str]:
         for name, parameter in inspect.signature(declaration.function).parameters.items()
         if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
     ]
+
+
+def _is_model(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, DecisionModel)
 
 
 class _SignatureCompiler:
@@ -248,33 +258,40 @@ class _SignatureCompiler:
         self._models = models
         self._services = services
         self._fields = {name: unwrap(annotation)[0] for name, annotation in field_types(command).items()}
+        self.takes_services = False
 
     def argument(self, name: str, annotations: Mapping[str, Any], parameter: inspect.Parameter) -> Any:
-        """Where the value of a parameter comes from: a binding, the command's context, or a service."""
+        """Where the value of a parameter comes from: a binding, the command's context, a service or its default."""
+        if parameter.kind not in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD):
+            raise self._error(name, "cannot be given by position", "write it as a plain parameter, without `*`")
         if name not in annotations:
             raise self._error(name, "has no annotation", "say which model, service or context it takes")
         bare, marks = unwrap(annotations[name])
         if bare is CommandContext:
             return CommandContext
-        if isinstance(bare, type) and issubclass(bare, DecisionModel):
+        if _is_model(bare):
             by = next((mark for mark in marks if isinstance(mark, By)), None)
             return self._one(name, self._models(bare), by)
-        if typing.get_origin(bare) is collections.abc.Mapping and self._maps_models(bare):
+        if typing.get_origin(bare) is collections.abc.Mapping and _is_model(typing.get_args(bare)[1]):
             return self._many(name, *typing.get_args(bare))
-        if bare in self._services:
-            return self._services[bare]
+        for member in members(bare):
+            if member in self._services:
+                self.takes_services = True
+                return self._services[member]
         if parameter.default is not inspect.Parameter.empty:
+            self.takes_services |= not isinstance(parameter.default, _PLAIN)
             return parameter.default
+        model = next((part for part in typing.get_args(bare) if _is_model(part)), None)
+        if model is not None:
+            identities = ", ".join(kind.__name__ for kind in self._models(model).identities)
+            remedy = f"to fold several of a model, say Mapping[{identities}, {model.__name__}]"
+            raise self._error(name, f"is a {bare}", remedy)
         offered = ", ".join(service.__name__ for service in self._services) or "none"
         raise self._error(
             name,
             f"is a {getattr(bare, '__name__', bare)}, which is no decision model and no service (offered: {offered})",
             f"pass it as Application(services={{{getattr(bare, '__name__', bare)}: ...}})",
         )
-
-    def _maps_models(self, bare: Any) -> bool:
-        model = typing.get_args(bare)[1]
-        return isinstance(model, type) and issubclass(model, DecisionModel)
 
     def _one(self, name: str, fold: ModelFold, by: By | None) -> _Binding:
         fields = self._named_by(name, fold, by) if by else [self._field(name, fold, kind) for kind in fold.identities]
@@ -319,7 +336,9 @@ class _SignatureCompiler:
         fold = self._models(model)
         if fold.identities != (identity,):
             raise self._error(
-                name, f"maps {identity!r} to {fold.name}", f"{fold.name} must be a DecisionModel[{identity!r}]"
+                name,
+                f"maps {identity.__name__} to {fold.name}",
+                f"{fold.name} must be a DecisionModel[{identity.__name__}]",
             )
         reader = tag_reader(self._command)
         if tag_name(identity) not in reader.names:

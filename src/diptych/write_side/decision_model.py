@@ -144,7 +144,7 @@ def _evolve_signature(cls: type[Any]) -> tuple[tuple[type[Event], ...], bool]:
 
 def _identity_fields(cls: type[Any], identities: tuple[type, ...]) -> Iterable[tuple[str, int]]:
     types = field_types(cls)
-    filled = []
+    filled: list[tuple[str, int]] = []
     for name in sorted(required_fields(cls)):
         bare, _ = unwrap(types[name])
         if bare not in identities:

@@ -41,7 +41,7 @@ from diptych.write_side.decision_model import Folded
 from diptych.write_side.idempotency import Receipt, encode_rejection, rejection
 from diptych.write_side.model_cache import ModelCache, RecentEvent, Tail
 
-__all__ = ["Attempt", "GroupCommit", "Lost"]
+__all__ = ["Attempt", "GroupCommit", "Lost", "Outdated"]
 
 COMMANDS_WAITING_MAX = 10_000
 """Commands that wait for their commit; past it, `Overloaded`."""
@@ -57,13 +57,18 @@ class Lost(NamedTuple):
     position: Position
 
 
+class Outdated(NamedTuple):
+    """The command was not decided: its models changed, or may have, in a way that cannot be told without reading."""
+
+
 class Attempt:
     """One command on its way to its outcome.
 
     Attributes:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
         decided: where it was decided before it was submitted (handlers that are not pure).
-        outcome: a `Receipt`, `Rejected`, `KeptOutcome` (a duplicate) or `Lost`; or an exception, where it failed.
+        outcome: a `Receipt`, `Rejected`, `KeptOutcome` (a duplicate), `Lost` or `Outdated`; or an exception, where it
+            failed.
     """
 
     __slots__ = (
@@ -89,7 +94,7 @@ class Attempt:
         self.caller_gave_id = caller_gave_id
         self.stands: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
-        self.outcome: asyncio.Future[Receipt | Rejected | KeptOutcome | Lost] = asyncio.Future()
+        self.outcome: asyncio.Future[Receipt | Rejected | KeptOutcome | Lost | Outdated] = asyncio.Future()
         self.broken = 0
 
     def fail(self, error: BaseException) -> None:
@@ -97,7 +102,7 @@ class Attempt:
         if not self.outcome.done():
             self.outcome.set_exception(error)
 
-    def end(self, outcome: Receipt | Rejected | KeptOutcome | Lost) -> None:
+    def end(self, outcome: Receipt | Rejected | KeptOutcome | Lost | Outdated) -> None:
         """End it, unless its caller has gone."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
@@ -128,6 +133,7 @@ class GroupCommit:
         self._cache = cache
         self._waiting_max = waiting_max
         self._waiting: deque[Attempt] = deque()
+        self._deferred: list[Attempt] = []
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._observed = START
@@ -182,17 +188,19 @@ class GroupCommit:
             self.tail.restart(self._observed)
         base = self.tail.end
         states: dict[ModelKey, Folded] = {}
+        self._deferred = []
         drafts = [draft for attempt in batch if (draft := self._draft(attempt, states)) is not None]
         if not drafts:
             return
         try:
             results = await self._store.append([draft.commit for draft in drafts], base)
+            await self._remember(base, drafts, results, states)
         except BaseException:
             self.tail.restart(base)  # what became of the pending events is not known
             raise
-        await self._remember(base, drafts, results, states)
         for draft, result in zip(drafts, results, strict=True):
             self._answer(draft, result)
+        self._waiting.extendleft(reversed(self._deferred))
 
     async def _remember(
         self, base: Position, drafts: Sequence[_Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
@@ -221,9 +229,12 @@ class GroupCommit:
             if attempt.decided is not None:
                 draft = self._encode(attempt, attempt.decided, attempt.stands)
             else:
+                if self._is_outdated(attempt, states):
+                    self._again(attempt, Outdated())
+                    return None
                 stands = self._current(attempt, states)
                 if stands is None:  # a model needs to know when a pending event was recorded: next batch
-                    self._waiting.appendleft(attempt)
+                    self._deferred.append(attempt)
                     return None
                 seen = {key: folded.state for key, folded in stands.items()}
                 decided = attempt.handler.decide(attempt.command, seen, attempt.context)
@@ -238,14 +249,28 @@ class GroupCommit:
         """What a decision stands on now, pending events included; None where it has to wait for those."""
         stands: dict[ModelKey, Folded] = {}
         for key, loaded in attempt.stands.items():
-            known = states.get(key) or self._cache.get(key)
-            newest = loaded if known is None or known.position < loaded.position else known
-            folded = self.tail.fold(key, newest, pending=True)
+            folded = self.tail.fold(key, self._newest(key, loaded, states), pending=True)
             if folded is None:
                 return None
             states[key] = folded
             stands[key] = folded
         return stands
+
+    def _newest(self, key: ModelKey, loaded: Folded, states: dict[ModelKey, Folded]) -> Folded:
+        known = states.get(key) or self._cache.get(key)
+        return loaded if known is None or known.position < loaded.position else known
+
+    def _is_outdated(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> bool:
+        """Whether a model is older than the tail, and what it lacks would make the decision a conflict for sure.
+
+        It would where the tail has an event of it, and very likely where a chain has broken under it: such a decision
+        would only lose to others of this process, so it is read anew instead of counting as a conflict of its own.
+        """
+        for key, loaded in attempt.stands.items():
+            newest = self._newest(key, loaded, states)
+            if newest.position < self.tail.start and (attempt.broken or self.tail.knows_of(newest.item)):
+                return True
+        return False
 
     def _encode(self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded]) -> _Draft:
         metadata = encode(attempt.envelope)
@@ -288,10 +313,12 @@ class GroupCommit:
             case Refused(reason=reason):
                 attempt.fail(InvalidEvent(attempt.handler.name, _names(draft.events), reason))
 
-    def _again(self, attempt: Attempt) -> None:
+    def _again(self, attempt: Attempt, outdated: Outdated | None = None) -> None:
         attempt.broken += 1
         if attempt.broken > CHAIN_ATTEMPTS_MAX:
             attempt.end(Lost(self.tail.end))
+        elif outdated is not None:
+            attempt.end(outdated)
         else:
             self._waiting.append(attempt)
 

@@ -122,6 +122,14 @@ class Tail:
                 state = fold.evolve(state, recent.event, context)
         return Folded(item, state, until)
 
+    def knows_of(self, item: QueryItem) -> bool:
+        """Whether any event here matches, a pending one included."""
+        return any(
+            item.matches(recent.type, recent.new.tags)
+            for position in self._candidates(item, self.start, self.end)
+            for recent, _ in (self._events[position - self.start - 1],)
+        )
+
     def _candidates(self, item: QueryItem, after: int, until: int) -> Iterable[int]:
         """Positions of events that may match, in order: by the first tag where there is one."""
         if not item.tags:

@@ -1,0 +1,347 @@
+"""Any interleaving of concurrent commands equals some serial execution (G2, G3, G4).
+
+Whatever runs at the same time, on one bus or on two that share a store: the history that comes out is replayed through
+plain Python that knows nothing of the framework, and every outcome has to be the one of its place in that history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from anyio.lowlevel import checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diptych import BoundedContext, Command, Conflict, DecisionModel, Event, EventContext, Rejected
+from diptych.adapters.memory.event_store import MemoryEventStore
+from diptych.adapters.sqlite.event_store import SqliteEventStore
+from diptych.application.registration import command_handlers, event_types
+from diptych.clock import SystemClock
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.history import History
+from diptych.event_store.position import START
+from diptych.write_side import model_cache
+from diptych.write_side.command_bus import CommandBus, Sender
+from diptych.write_side.idempotency import Receipt
+from tests.school import (
+    STUDENT_COURSES_MAX,
+    Audit,
+    Audited,
+    Auditor,
+    CourseId,
+    CourseOpened,
+    Enrol,
+    Enrolled,
+    EnrolMany,
+    EnrolmentRefused,
+    OpenCourse,
+    StudentId,
+    Touch,
+    school,
+)
+
+READ_MAX = 10_000
+
+
+class Tally(Command):
+    course: CourseId
+
+
+class Tallied(Event):
+    course: CourseId
+    before: tuple[int, ...]
+
+
+class Tallies(DecisionModel[CourseId]):
+    """Asks for the context: what is pending cannot be folded into it."""
+
+    positions: tuple[int, ...] = ()
+
+    def evolve(self, event: Tallied, context: EventContext) -> Tallies:
+        return Tallies(positions=(*self.positions, context.position))
+
+
+class Slow:
+    """An auditor that lets others go on meanwhile."""
+
+    async def look(self, taken: int) -> None:
+        for _ in range(3):
+            await checkpoint()
+
+
+def contexts() -> list[BoundedContext]:
+    tallying = BoundedContext("tallying")
+
+    @tallying.command_handler
+    def tally(command: Tally, tallies: Tallies) -> Tallied:
+        return Tallied(course=command.course, before=tallies.positions)
+
+    return [school(), tallying]
+
+
+# ── the same in plain Python ─────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command gives: events, or a refusal and perhaps its fact."""
+
+    events: tuple[Event, ...] = ()
+    code: str = ""
+    facts: tuple[tuple[str, object], ...] = ()
+
+
+def enrolled(history: Sequence[Event], course: str | None = None, student: str | None = None) -> int:
+    return sum(
+        isinstance(event, Enrolled) and course in (None, event.course) and student in (None, event.student)
+        for event in history
+    )
+
+
+def capacity(history: Sequence[Event], course: str) -> int:
+    opened = [event.capacity for event in history if isinstance(event, CourseOpened) and event.course == course]
+    return opened[-1] if opened else 0
+
+
+def serial(history: Sequence[Event], command: Command) -> Outcome:
+    """What a command gives where it is executed alone, after this history."""
+    match command:
+        case OpenCourse(course=course, capacity=wanted):
+            return Outcome(() if capacity(history, course) else (CourseOpened(course=course, capacity=wanted),))
+        case Enrol(course=course, student=student):
+            return serial_enrol(history, course, student)
+        case EnrolMany(courses=courses, student=student):
+            for course in courses:
+                if enrolled(history, course) >= capacity(history, course):
+                    return Outcome(code="course-full", facts=(("course", course),))
+            return Outcome(tuple(Enrolled(course=course, student=student) for course in courses))
+        case Audit(course=course):
+            return Outcome((Audited(course=course, taken=enrolled(history, course)),))
+        case Tally(course=course):
+            at = [n for n, event in enumerate(history, 1) if isinstance(event, Tallied) and event.course == course]
+            return Outcome((Tallied(course=course, before=tuple(at)),))
+        case _:
+            return Outcome()
+
+
+def serial_enrol(history: Sequence[Event], course: CourseId, student: StudentId) -> Outcome:
+    if enrolled(history, course, student):
+        return Outcome(code="already-enrolled")
+    if (courses := enrolled(history, None, student)) >= STUDENT_COURSES_MAX:
+        return Outcome(code="too-many-courses", facts=(("courses", courses),))
+    if enrolled(history, course) >= (room := capacity(history, course)):
+        refused = EnrolmentRefused(course=course, student=student)
+        return Outcome((refused,), "course-full", (("capacity", room),))
+    return Outcome((Enrolled(course=course, student=student),))
+
+
+# ── what is executed ─────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command on its way.
+
+    Attributes:
+        bus: which of two buses executes it.
+        turns: how many turns of the event loop it comes later.
+        with_id: whether the caller gives it an id; its outcome is kept then, and asked for again at the end.
+        repeated: whether it is sent twice at the same time, where it has an id.
+    """
+
+    command: Command
+    bus: int
+    turns: int
+    with_id: bool
+    repeated: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    call: Call
+    number: int
+    before: int
+    after: int
+    outcome: Receipt | BaseException
+
+
+courses = st.sampled_from([CourseId("c1"), CourseId("c2"), CourseId("c3")])
+students = st.sampled_from([StudentId("s1"), StudentId("s2"), StudentId("s3")])
+commands = st.one_of(
+    st.builds(OpenCourse, course=courses, capacity=st.integers(1, 3)),
+    st.builds(Enrol, course=courses, student=students),
+    st.builds(Enrol, course=courses, student=students),
+    st.builds(EnrolMany, courses=st.lists(courses, min_size=1, max_size=4).map(tuple), student=students),
+    st.builds(Audit, course=courses),
+    st.builds(Touch, course=courses),
+    st.builds(Tally, course=courses),
+)
+calls = st.builds(Call, commands, st.integers(0, 1), st.integers(0, 12), st.booleans(), st.booleans())
+opening = [Call(OpenCourse(course=CourseId(f"c{n}"), capacity=2), 0, 0, with_id=False, repeated=False) for n in (1, 2)]
+
+
+async def made_bus(store: EventStore, cached: int) -> CommandBus:
+    parts = contexts()
+    types = event_types(parts)
+    made = CommandBus(command_handlers(parts, {Auditor: Slow()}, types), store, History(types), SystemClock())
+    made._cache._limit = cached
+    await made.open()
+    return made
+
+
+async def executed(store: EventStore, bus: CommandBus, number: int, call: Call) -> list[Answer]:
+    for _ in range(call.turns):
+        await checkpoint()
+
+    async def once() -> Answer:
+        before = (await store.head()).position
+        outcome: Receipt | BaseException
+        try:
+            command_id = f"id-{number}" if call.with_id else None
+            outcome = await bus.execute(call.command, command_id, Sender(actor=str(number)))
+        except (Rejected, Conflict) as error:
+            outcome = error
+        return Answer(call, number, before, (await store.head()).position, outcome)
+
+    return await asyncio.gather(*(once() for _ in range(2 if call.repeated and call.with_id else 1)))
+
+
+async def recorded(store: EventStore) -> list[tuple[str, Event]]:
+    """The history: who caused an event, and the event."""
+    history = History(event_types(contexts()))
+    found = (await store.read(ALL_EVENTS, START, READ_MAX)).events
+    assert [event.position for event in found] == list(range(1, len(found) + 1))
+    assert [event.recorded_at for event in found] == sorted(event.recorded_at for event in found)
+    return [(history.context(event).actor or "", history.event(event)) for event in found]
+
+
+# ── what has to hold ─────────────────────────────────────────────────────────
+
+
+def check(answers: Sequence[Answer], log: Sequence[tuple[str, Event]]) -> None:
+    history = [event for _, event in log]
+    by_number: dict[int, list[Answer]] = {}
+    for answer in answers:
+        by_number.setdefault(answer.number, []).append(answer)
+    claimed = 0
+    for number, same in by_number.items():
+        mine = [position for position, (actor, _) in enumerate(log, 1) if actor == str(number)]
+        assert mine == list(range(mine[0], mine[0] + len(mine))) if mine else True, (
+            "one command's events are contiguous"
+        )
+        told = {said(answer) for answer in same}
+        assert len(told) == 1, f"repetitions of {same[0].call} heard {told}"
+        claimed += len(mine)
+        check_outcome(same, mine, history)
+    assert claimed == len(history), "every event was caused by a command"
+
+
+def said(answer: Answer) -> object:
+    match answer.outcome:
+        case Receipt(place=place, events=events):
+            return (place, events)
+        case Rejected(code=code, facts=facts):
+            return (code, tuple(facts.items()))
+        case other:
+            return type(other)
+
+
+def check_outcome(same: Sequence[Answer], mine: Sequence[int], history: Sequence[Event]) -> None:
+    call, outcome = same[0].call, same[0].outcome
+    if isinstance(outcome, Conflict):
+        assert not mine, "what ended in a conflict did nothing"
+        assert isinstance(call.command, Audit), "a pure command loses fewer races than the limit here"
+    elif isinstance(outcome, Receipt):
+        assert list(outcome.events) == [history[position - 1] for position in mine]
+        assert outcome.position == (mine[-1] if mine else outcome.position)
+        before = outcome.position - len(mine)
+        assert serial(history[:before], call.command) == Outcome(outcome.events), "accepted as at its position"
+    else:
+        assert isinstance(outcome, Rejected)
+        facts = tuple(outcome.facts.items())
+        events = tuple(history[position - 1] for position in mine)
+        heads = [mine[0] - 1] if mine else range(min(a.before for a in same), max(a.after for a in same) + 1)
+        expected = Outcome(events, outcome.code, facts)
+        legal = any(serial(history[:head], call.command) == expected for head in heads)
+        assert legal, f"{call.command} was refused with {outcome}, at no head between its call and its answer"
+
+
+async def check_kept(answers: Sequence[Answer], bus: CommandBus) -> None:
+    """Whatever had an id and an outcome has the same one for ever, on another bus too (G4)."""
+    for answer in answers:
+        if answer.call.with_id and not isinstance(answer.outcome, Conflict):
+            outcome: Receipt | BaseException
+            try:
+                outcome = await bus.execute(answer.call.command, f"id-{answer.number}", Sender(actor="again"))
+            except Rejected as error:
+                outcome = error
+            assert said(answer) == said(replace(answer, outcome=outcome))
+
+
+@asynccontextmanager
+async def stores(kind: str) -> AsyncIterator[Sequence[EventStore]]:
+    """The stores of two buses: the same one, or two instances over one file."""
+    with TemporaryDirectory() as folder:
+        made: list[Any] = []
+        if kind == "sqlite two instances":
+            path = str(Path(folder, "events.db"))
+            made = [SqliteEventStore(path, SystemClock(), synchronous="NORMAL") for _ in range(2)]
+        elif kind == "sqlite":
+            made = [SqliteEventStore(str(Path(folder, "events.db")), SystemClock(), synchronous="NORMAL")] * 2
+        else:
+            made = [MemoryEventStore(SystemClock())] * 2
+        for store in dict.fromkeys(made):
+            await store.open()
+        try:
+            yield made
+        finally:
+            for store in dict.fromkeys(made):
+                await store.close()
+
+
+@contextmanager
+def tail_limit(events: int) -> Iterator[None]:
+    kept, model_cache.TAIL_EVENTS_MAX = model_cache.TAIL_EVENTS_MAX, events
+    try:
+        yield
+    finally:
+        model_cache.TAIL_EVENTS_MAX = kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "buses"), [("memory", 1), ("memory", 2), ("sqlite", 1), ("sqlite", 2), ("sqlite two instances", 2)]
+)
+def test_g3_concurrent_commands_equal_a_serial_execution(kind: str, buses: int) -> None:
+    """Accepted: legal at its position. Refused: legal at a head between call and answer. Repeated: once."""
+
+    @settings(max_examples=150 if kind == "memory" else 40, deadline=None)
+    @given(st.lists(calls, min_size=2, max_size=24), st.sampled_from([1, 2, 1_000]), st.sampled_from([1, 3, 1_000]))
+    def holds(given_calls: list[Call], cached: int, tail: int) -> None:
+        async def run() -> None:
+            async with stores(kind) as opened:
+                made = [await made_bus(store, cached) for store in opened]
+                course = [*opening, *given_calls]
+                jobs = []
+                for number, call in enumerate(course):
+                    index = call.bus % buses
+                    jobs.append(executed(opened[index], made[index], number, call))
+                answers = [answer for found in await asyncio.gather(*jobs) for answer in found]
+                log = await recorded(opened[0])
+                check(answers, log)
+                await check_kept(answers, made[-1])
+                assert await recorded(opened[0]) == log, "what was sent again changed nothing"
+                for bus in made:
+                    await bus.close()
+
+        with tail_limit(tail):
+            asyncio.run(run())
+
+    holds()

@@ -1,0 +1,129 @@
+"""The application for code without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from anyio.lowlevel import checkpoint
+
+from diptych import BoundedContext, ConfigurationError, NotFresh, Rejected, SyncApplication
+from diptych.errors import StoreClosed
+from tests.school import CourseId, Enrol, OpenCourse, Seats, SeatsOf, StudentId, school, with_seats
+
+PYTHON = CourseId("python")
+WAIT_S = 30.0
+"""Seconds after which a test gives up on a thread."""
+TURNS_MAX = 100_000
+"""Turns of the event loop after which a test gives up on a task."""
+
+
+def context() -> BoundedContext:
+    made = with_seats(school())
+    made.command_handlers = [found for found in made.command_handlers if not found.name.endswith("audit")]
+    return made
+
+
+def test_calls_block_until_they_are_answered(store_url: str) -> None:
+    """A command, a query after it, and errors as they are."""
+    with SyncApplication(context(), store=store_url) as app:
+        app.execute(OpenCourse(course=PYTHON, capacity=1))
+        receipt = app.execute(Enrol(course=PYTHON, student=StudentId("ada")), command_id="enrol-1", actor="ada")
+        assert app.query(SeatsOf(course=PYTHON), after=receipt) == Seats(course=PYTHON, taken=1)
+        answer = app.answer(SeatsOf(course=PYTHON), freshness="latest")
+        assert (answer.value, answer.shows.low) == (Seats(course=PYTHON, taken=1), 2)
+        with pytest.raises(Rejected, match="already-enrolled"):
+            app.execute(Enrol(course=PYTHON, student=StudentId("ada")))
+        app.projected()
+        assert app.status().head == 2
+        assert app.health().ready
+
+
+def test_many_threads_share_it(store_url: str) -> None:
+    """Each seat is sold once, whichever thread asks."""
+    with SyncApplication(context(), store=store_url) as app, ThreadPoolExecutor(8) as pool:
+        app.execute(OpenCourse(course=PYTHON, capacity=10))
+
+        def enrol(number: int) -> bool:
+            try:
+                app.execute(Enrol(course=PYTHON, student=StudentId(f"s{number}")))
+            except Rejected:
+                return False
+            return True
+
+        assert sum(pool.map(enrol, range(40))) == 10
+
+
+def test_before_open_and_after_close_it_says_so(tmp_path: Path) -> None:
+    """Every call does; closing twice is no error, and it may be opened again."""
+    app = SyncApplication(context(), store=f"sqlite:{tmp_path}/events.db")
+    calls: list[Callable[[], object]] = [
+        lambda: app.execute(OpenCourse(course=PYTHON, capacity=1)),
+        lambda: app.query(SeatsOf(course=PYTHON)),
+        app.status,
+    ]
+    for call in calls:
+        with pytest.raises(StoreClosed, match="not open"):
+            call()
+    with app:
+        with pytest.raises(StoreClosed, match="open already"):
+            app.open()
+        app.execute(OpenCourse(course=PYTHON, capacity=1))
+    app.close()
+    for call in calls:
+        with pytest.raises(StoreClosed):
+            call()
+    with app:
+        assert app.status().head == 1
+
+
+def test_an_open_that_fails_leaves_no_thread() -> None:
+    """And may be tried again once the code is mended."""
+    app = SyncApplication(BoundedContext("school", modules=["tests.missing"]), store="memory:")
+    with pytest.raises(ConfigurationError):
+        app.open()
+    assert "diptych" not in {thread.name for thread in threading.enumerate()}
+    with pytest.raises(ConfigurationError):
+        app.open()
+
+
+def test_whoever_waits_when_it_closes_is_told() -> None:
+    """A query that waits for a projection in another thread ends with the application, not never."""
+    app = SyncApplication(context(), store="memory:", projecting=False)
+    app.open()
+    receipt = app.execute(OpenCourse(course=PYTHON, capacity=1))
+    with pytest.raises(NotFresh):
+        app.query(SeatsOf(course=PYTHON), after=receipt, wait_s=0.0)
+    outcome: Future[object] = Future()
+
+    def ask() -> None:
+        try:
+            outcome.set_result(app.query(SeatsOf(course=PYTHON), after=receipt, wait_s=60.0))
+        except BaseException as error:  # noqa: BLE001 — whatever ends it
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    assert _waits(app, "Application.query")
+    app.close()
+    with pytest.raises(StoreClosed):
+        outcome.result(timeout=WAIT_S)
+
+
+def _waits(app: SyncApplication, what: str) -> bool:
+    """Wait until the application's event loop has such a task, and that task waits for something."""
+    loop = app._loop
+    assert loop is not None
+
+    async def look() -> bool:
+        for _ in range(TURNS_MAX):
+            await checkpoint()
+            if any(what in str(task) and "wait_for=" in str(task) for task in asyncio.all_tasks()):
+                return True
+        return False
+
+    return asyncio.run_coroutine_threadsafe(look(), loop).result(timeout=WAIT_S)
