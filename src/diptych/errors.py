@@ -7,6 +7,7 @@ DiptychError
 │   ├── UnknownMessage         no such command or query here
 │   └── CommandIdReused        the same command id came with another payload
 ├── InvalidEvent             a handler gave an event that cannot be stored
+│   └── Unstorable             it is past a limit that every store has
 ├── Conflict                 others changed what the decision stood on, up to the retry limit
 ├── Unavailable              not now: the same call may succeed later
 │   ├── Overloaded             a named limit on waiting work is reached
@@ -54,6 +55,7 @@ __all__ = [
     "Unavailable",
     "UnknownMessage",
     "UnreadableEvent",
+    "Unstorable",
 ]
 
 
@@ -135,6 +137,10 @@ class InvalidEvent(DiptychError):
         self.handler = handler
         self.event = event
         super().__init__(f"{handler} gave an {event} that cannot be stored: {reason}")
+
+
+class Unstorable(InvalidEvent):
+    """A handler gave an event past a limit that every store has, mostly since the command was; nothing was done."""
 
 
 # ── conflict ─────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,36 @@ async def test_text_that_no_store_keeps_is_refused(store_url: str, text: str) ->
     async with application(store_url) as app:
         with pytest.raises(InvalidMessage):
             await app.execute(OpenCourse(course=CourseId(text), capacity=2))
+
+
+@pytest.mark.parametrize("fee", ["NaN", "sNaN12", "Infinity", "-Infinity"])
+async def test_decimals_are_finite(fee: str) -> None:
+    """A decimal that no column could hold is refused at its path, before it is a fact that blocks a row."""
+    context = BoundedContext("till")
+
+    class Charge(Command):
+        fees: tuple[Decimal, ...]
+
+    @context.command_handler
+    def charge(command: Charge) -> None: ...
+
+    async with Application(context, store="memory:") as app:
+        with pytest.raises(InvalidMessage) as invalid:
+            await app.execute(Charge(fees=(Decimal(1), Decimal(fee))))
+        assert invalid.value.problems[0][0] == "$.fees[1]"
+        assert (await app.execute(Charge(fees=(Decimal("1E+20"),)))).position == 0
+
+
+async def test_a_handler_says_what_it_gives() -> None:
+    """Without a return annotation its events would be unknown at the first command: it is refused at the opening."""
+    context = BoundedContext("school")
+
+    def silent(command: Touch):  # type: ignore[no-untyped-def]
+        return None
+
+    context.command_handler(silent)
+    with pytest.raises(ConfigurationError, match="silent: annotate what it gives"):
+        await Application(context, store="memory:").open()
 
 
 @pytest.mark.parametrize("command_id", ["", "x" * 129, "line\nbreak"])

@@ -27,6 +27,7 @@ from diptych import (
     InvalidMessage,
     Key,
     NotFresh,
+    Overloaded,
     Page,
     Query,
     Reader,
@@ -814,6 +815,28 @@ async def test_pages_cover_everything_once(store_url: str) -> None:
         assert cursor is None
         with pytest.raises(InvalidMessage):
             await app.query(Pages(cursor="bm9uc2Vuc2U"))
+
+
+async def test_g12_a_query_handler_that_does_not_end_lets_go_of_its_snapshot(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the named limit its caller gets `Overloaded`, and others are answered."""
+    monkeypatch.setattr("diptych.read_side.query_bus.HANDLER_S_MAX", 0.01)
+
+    class Never(Query[int]): ...
+
+    context = with_seats()
+
+    @context.query_handler
+    async def never(query: Never, read: Reader) -> int:
+        await read.count(Seats)
+        return await asyncio.get_running_loop().create_future()
+
+    async with Application(context, store=store_url) as app:
+        for _ in range(20):
+            with pytest.raises(Overloaded, match="HANDLER_S_MAX"):
+                await app.query(Never())
+        assert await app.query(SeatsOf(course=PYTHON)) is None
 
 
 async def test_unknown_columns_are_named(store_url: str) -> None:

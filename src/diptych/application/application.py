@@ -81,6 +81,7 @@ class Application:
         self._projecting = projecting
         self._commands_waiting_max = commands_waiting_max
         self._running: Running | None = None
+        self._opening = False
 
     # ── life ─────────────────────────────────────────────────────────────────
 
@@ -101,17 +102,21 @@ class Application:
             HistoryError: the stores do not fit the code, or each other.
             StoreUnavailable: a store cannot be opened.
         """
-        if self._running is not None:
+        if self._running is not None or self._opening:
             raise StoreClosed("this application is open already")
-        for context in self.contexts:
-            context.load()
-        running = self._wired()
+        self._opening = True
         try:
-            await running.open()
-        except BaseException:
-            await running.close()
-            raise
-        self._running = running
+            for context in self.contexts:
+                context.load()
+            running = self._wired()
+            try:
+                await running.open()
+            except BaseException:
+                await running.close()
+                raise
+            self._running = running
+        finally:
+            self._opening = False
 
     async def close(self) -> None:
         """Commit what was submitted, finish the batch under way, and let go of the stores. May be called twice."""

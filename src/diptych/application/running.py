@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,12 +116,13 @@ class Running:
 
     async def close(self) -> None:
         """Stop in the order of the data: commands first, the stores last."""
-        await self.commands.close()
-        for subscription in self.subscriptions:
-            await subscription.close()
-        await self.projector.close()
-        await self.read_store.close()
-        await self.store.close()
+        async with AsyncExitStack() as closing:  # one that fails, or is cancelled, leaves none of the others open
+            closing.push_async_callback(self.store.close)
+            closing.push_async_callback(self.read_store.close)
+            closing.push_async_callback(self.projector.close)
+            for subscription in reversed(self.subscriptions):
+                closing.push_async_callback(subscription.close)
+            closing.push_async_callback(self.commands.close)
 
     async def status(self) -> Status:
         """How far the history is, and how far everything that follows it."""

@@ -61,6 +61,7 @@ class SyncApplication:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._turn = threading.Lock()  # so that no call slips in behind the last one that close() answers
 
     def __enter__(self) -> Self:
         self.open()
@@ -158,18 +159,29 @@ class SyncApplication:
         self._call(self._application.projected())
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
-            coroutine.close()
-            raise StoreClosed("this application is not open: use it inside `with SyncApplication(...) as app`")
+        with self._turn:
+            refused = self._refusal()
+            if self._loop is None or refused:
+                coroutine.close()
+                raise StoreClosed(refused)
+            answer = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            return answer.result()
         except concurrent.futures.CancelledError as error:
             raise StoreClosed("the application was closed while this call waited") from error
 
+    def _refusal(self) -> str:
+        if self._loop is None or self._thread is None:
+            return "this application is not open: use it inside `with SyncApplication(...) as app`"
+        if not self._thread.is_alive():
+            return "the thread of this application is gone: after a fork, open an application in the new process"
+        return ""
+
     def _stop(self) -> None:
-        loop, thread = self._loop, self._thread
-        self._loop = self._thread = None
-        if loop is not None and thread is not None:
+        with self._turn:
+            loop, thread = self._loop, self._thread
+            self._loop = self._thread = None
+        if loop is not None and thread is not None and thread.is_alive():
             asyncio.run_coroutine_threadsafe(_end_calls(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()

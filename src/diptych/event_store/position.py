@@ -40,6 +40,9 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
     position: Position
     event_id: bytes
 
+    def __repr__(self) -> str:
+        return f"Place({self.position}, history={self.history_id.hex()[:8]}…, event={self.event_id.hex()[:8]}…)"
+
     def check(self, history_id: bytes, event_id: bytes | None, what: str) -> None:
         """Compare with what the store holds: its history id, and its event id at this position (None past the head).
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import msgspec
@@ -28,6 +30,8 @@ HASH_SCHEME = b"1:"
 """The version of the payload hash: part of what is hashed, so that another scheme cannot be mistaken for it."""
 
 _MAY_HOLD_FLOATS = frozenset[Any]({float, Any, object, dict, list, tuple})
+_MAY_HOLD_DECIMALS = frozenset[Any]({Decimal, Any, object, dict, list, tuple})
+_NO_DECIMAL = re.compile(rb'"-?(?:s?NaN[0-9]*|Infinity)"', re.IGNORECASE)
 _Defaults = tuple[tuple[str, Any], ...]
 
 encode: Callable[[Any], bytes] = _encoder.encode
@@ -63,6 +67,7 @@ class Codec:
         self.cls = cls
         self.decode_unchecked: Callable[[bytes], Any] = msgspec.json.Decoder(cls).decode
         self._holds_floats = not held.isdisjoint(_MAY_HOLD_FLOATS)
+        self._holds_decimals = not held.isdisjoint(_MAY_HOLD_DECIMALS)
         self._defaults = _defaults(cls)
         self._defaults_within = {struct: found for struct in structs if _any_default(found := _defaults(struct))}
 
@@ -82,7 +87,7 @@ class Codec:
 
         Raises:
             InvalidMessage: a field has the wrong type, a datetime is naive, a text holds NUL or a lone surrogate, a
-                float is not finite.
+                float or decimal is not finite.
         """
         try:
             data = _encoder.encode(message)
@@ -90,6 +95,8 @@ class Codec:
                 raise InvalidMessage(self.cls.__name__, [("$", "text must not contain NUL (U+0000)")])
             if self._holds_floats and b"null" in data and _holds_no_number(msgspec.to_builtins(message)):
                 raise InvalidMessage(self.cls.__name__, [("$", "a number must be finite: JSON has no NaN or infinity")])
+            if self._holds_decimals and _NO_DECIMAL.search(data) and (path := _infinite_decimal(message, "$")):
+                raise InvalidMessage(self.cls.__name__, [(path, "a decimal must be finite, not NaN or infinity")])
             return data, self.decode_unchecked(data)
         except (msgspec.MsgspecError, UnicodeError, TypeError, OverflowError, RecursionError) as error:
             raise InvalidMessage(self.cls.__name__, [_problem(error)]) from error
@@ -153,6 +160,20 @@ def _holds_no_number(value: Any) -> bool:
     if isinstance(value, dict):
         return any(_holds_no_number(held) for held in value.values())
     return isinstance(value, list | tuple) and any(_holds_no_number(held) for held in value)
+
+
+def _infinite_decimal(value: Any, path: str) -> str | None:
+    """The path of a decimal that is not finite; None where there is none."""
+    if isinstance(value, Decimal):
+        return None if value.is_finite() else path
+    parts: Iterable[tuple[str, Any]] = ()
+    if isinstance(value, msgspec.Struct):
+        parts = ((f"{path}.{name}", getattr(value, name)) for name in value.__struct_fields__)
+    elif isinstance(value, Mapping):
+        parts = ((f"{path}[{key!r}]", held) for key, held in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = ((f"{path}[{index}]", held) for index, held in enumerate(value))
+    return next((found for where, held in parts if (found := _infinite_decimal(held, where)) is not None), None)
 
 
 def _problem(error: Exception) -> tuple[str, str]:

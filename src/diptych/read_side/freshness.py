@@ -133,7 +133,10 @@ class Freshness:
     ) -> NotFresh:
         head = (await self._store.head()).position
         reached = 0 if generation is None or not live else generation.checkpoint.position
-        return NotFresh(name, requirement.wanted or head, reached, "" if live else "it is being built from the history")
+        reason = "" if live else "it is being built from the history"
+        if generation is not None and not live:
+            reason = "its rows are of other code; those of this code are being built, or were replaced"
+        return NotFresh(name, requirement.wanted or head, reached, reason)
 
 
 def check_wait(wait_s: float) -> float:

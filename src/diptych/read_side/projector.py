@@ -118,7 +118,8 @@ class Projector:
         for projection in self._projections:
             found = await self._generation(projection, generations, head)
             await self._check_history(found)
-            self.slices.append(await self.loaded(Slice(projection, found, START if found.live else head.position)))
+            self.slices.append(Slice(projection, found, START if found.live else head.position))
+            await self.loaded(self.slices[-1])
 
     async def retry_stopped(self) -> None:
         """Let what an earlier process stopped at be tried again: its code may be mended, and answers wait for that."""
@@ -136,8 +137,11 @@ class Projector:
     async def close(self) -> None:
         """Finish the batch under way and stop."""
         if self._task is not None:
-            async with self.lock:
-                self._task.cancel()
+            try:
+                async with self.lock:
+                    self._task.cancel()
+            finally:
+                self._task.cancel()  # also where the caller is cancelled meanwhile
             await asyncio.wait([self._task])
             self._task = None
 
@@ -180,12 +184,12 @@ class Projector:
             generation = await snapshot.generation(name, slice.generation.number)
             if generation is None:  # rebuilt by another process: the new one is followed, if it is of the same fold
                 live = await snapshot.generation(name)
-                same = live is not None and live.fingerprint == slice.generation.fingerprint
+                same = slice in self.slices and live is not None and live.fingerprint == slice.generation.fingerprint
                 generation = live if same else None
             number = slice.generation.number if generation is None else generation.number
             blocked = await snapshot.blocked(name, number)
         if generation is None:
-            slice.stopped = "its generation was replaced by another process; open the application again"
+            self._stop(slice, "its generation was replaced by another process; open the application again")
         else:
             slice.generation = generation
         slice.blocked = {found.key: found for found in blocked}
@@ -203,7 +207,7 @@ class Projector:
                         for slice in self.slices if stale else ():
                             await self.loaded(slice)
                         stale = False
-                        progressed = await self.advance(self.slices)
+                        progressed = await self.advance(self.slices) or await self._switch_late()
                     backoff = BACKOFF_FIRST_S
                     if not progressed:
                         await self._idle()
@@ -212,9 +216,13 @@ class Projector:
                     await pause(backoff)
                     stale = True
                     backoff = min(backoff * 2, BACKOFF_MAX_S)
-        except Exception as error:  # noqa: BLE001 — whatever it is, health and status tell of it
-            self.failure = told(error)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self.failure = told(error)  # whatever it is, health and status tell of it
             _log.exception("projections have stopped; queries go on with what is there. Restart the application")
+            if not isinstance(error, Exception):
+                raise
 
     async def _idle(self) -> None:
         """Wait for an event past the slowest projection; all of them are at the head, or stopped."""
@@ -327,6 +335,15 @@ class Projector:
         if switched:
             await self.loaded(slice)
         return switched
+
+    async def _switch_late(self) -> bool:
+        """Switch to what has caught up: whoever wrote its last batch may have died, or failed, before it switched."""
+        ready = [
+            slice
+            for slice in self.slices
+            if not slice.stopped and not slice.generation.live and slice.position >= slice.target
+        ]
+        return any([await self.switch(slice) for slice in ready])
 
     def _stop(self, slice: Slice, reason: str) -> None:
         slice.stopped = reason

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from diptych.errors import ConfigurationError, InvalidMessage, UnknownMessage
+from diptych.errors import ConfigurationError, InvalidMessage, Overloaded, UnknownMessage
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import Token
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
@@ -31,6 +31,8 @@ from diptych.read_side.snapshot_reader import SnapshotReader
 
 __all__ = ["Answer", "QueryBus", "QueryDeclaration", "compile_query_handlers", "query_of"]
 
+HANDLER_S_MAX = 60
+"""Seconds that one run of a query handler may hold its snapshot; past it, `Overloaded`."""
 LISTED_ROWS_MAX = 5_000
 """Rows that a query without handler lists; where more match it is refused rather than cut short."""
 
@@ -92,6 +94,7 @@ class QueryBus:
         """Answer a query from one snapshot that meets the requirement.
 
         Raises:
+            Overloaded: the handler takes longer than `HANDLER_S_MAX`, or too many snapshots are in use.
             NotFresh: it was not met within `wait_s` seconds.
             Blocked: strict, and a key that was touched is blocked.
             InvalidMessage: a field is of the wrong type, or a limit or cursor is none.
@@ -104,14 +107,24 @@ class QueryBus:
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
         while True:
             try:
-                async with self._read_store.snapshot() as snapshot:
-                    reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
-                    value = await _handled(handle, settled, reader)
-                    token = reader.token(self._store.history_id)
-                    return Answer(value=value, shows=token, incomplete=reader.incomplete)
+                return await self._answer(handle, settled, requirement)
             except Behind as behind:
                 _, fingerprint = self._projections[behind.projection.form.cls]
                 await self._freshness.wait(behind, fingerprint, requirement, deadline)
+
+    async def _answer(self, handle: Handle, query: Query[R], requirement: Requirement) -> Answer[R]:
+        """One run of the handler, on one snapshot, which is not held for longer than the limit."""
+        limit = asyncio.timeout(HANDLER_S_MAX)
+        try:
+            async with limit, self._read_store.snapshot() as snapshot:
+                reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
+                value = await _handled(handle, query, reader)
+                token = reader.token(self._store.history_id)
+                return Answer(value=value, shows=token, incomplete=reader.incomplete)
+        except TimeoutError as error:
+            if limit.expired():
+                raise Overloaded("HANDLER_S_MAX", HANDLER_S_MAX) from error
+            raise
 
 
 async def _handled(handle: Handle, query: Query[Any], reader: SnapshotReader) -> Any:
@@ -214,12 +227,16 @@ def _row_of(query: type, by_model: Mapping[type, Projection]) -> tuple[Projectio
     return None
 
 
+def _name(query: type) -> str:
+    return f"{query.__module__}.{query.__qualname__}"
+
+
 def _by_key(query: type, projection: Projection) -> Handle:
     form = projection.form
     fields = tuple(field_types(query))
     if set(fields) != set(form.key_fields):
         raise ConfigurationError(
-            f"{query.__name__} has no handler, and its fields ({', '.join(fields)}) are not the key of {form.name} "
+            f"{_name(query)} has no handler, and its fields ({', '.join(fields)}) are not the key of {form.name} "
             f"({', '.join(form.key_fields)}): write a @query_handler, or name its fields like the key"
         )
 
@@ -235,7 +252,7 @@ def _by_filter(query: type, projection: Projection) -> Handle:
     unknown = [name for name in fields if name not in form.columns]
     if unknown:
         raise ConfigurationError(
-            f"{query.__name__} has no handler, and its field {unknown[0]!r} is no column of {form.name} "
+            f"{_name(query)} has no handler, and its field {unknown[0]!r} is no column of {form.name} "
             f"({', '.join(form.columns)}): write a @query_handler, or name its fields like columns"
         )
     optional = {name for name in fields if not form.columns[name].nullable}

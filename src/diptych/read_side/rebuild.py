@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import NamedTuple
@@ -40,6 +41,7 @@ class Rebuilds:
     def __init__(self, projector: Projector, read_store: ReadStore) -> None:
         self._projector = projector
         self._read_store = read_store
+        self._turn = asyncio.Lock()  # one at a time: each drops what builds others have left behind
 
     async def rebuild(self, name: str, progress: Progress | None = None) -> Position:
         """Build a read model anew beside the live one, and switch when it has caught up; the old one is dropped.
@@ -51,7 +53,10 @@ class Rebuilds:
             ConfigurationError: no read model has that name.
             StoreUnavailable: the fold stops at an event that it cannot get past; the live one stays.
         """
-        live = self._slice(name)
+        async with self._turn:
+            return await self._rebuild(self._slice(name), progress)
+
+    async def _rebuild(self, live: Slice, progress: Progress | None) -> Position:
         fresh = await self._built(live, await self._answering(live), progress)
         while True:
             async with self._projector.lock:
@@ -60,6 +65,7 @@ class Rebuilds:
                     self._projector.slices[index] = fresh
                     return fresh.position
                 await self._projector.loaded(live)
+                await self._projector.loaded(fresh)  # it may be gone, and then never switches
                 await self._advance(fresh, await self._answering(live))
 
     async def verify(self, name: str, progress: Progress | None = None) -> Difference | None:
@@ -67,13 +73,18 @@ class Rebuilds:
 
         Raises as `rebuild` does.
         """
-        live = self._slice(name)
+        async with self._turn:
+            return await self._verify(self._slice(name), progress)
+
+    async def _verify(self, live: Slice, progress: Progress | None) -> Difference | None:
         name = live.projection.name
         fresh = await self._built(live, live.position, progress)
         try:
             while True:
                 async with self._projector.lock:
                     await self._projector.loaded(live)
+                    await self._projector.loaded(fresh)
+                    await self._advance(fresh, max(live.position, fresh.position))
                     while fresh.position < live.position:
                         await self._advance(fresh, live.position)
                     async with self._read_store.snapshot() as snapshot:

@@ -120,6 +120,7 @@ class Subscription:
         self._read_store = read_store
         self._task: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
+        self._closing = False
 
     @property
     def position(self) -> Position:
@@ -137,10 +138,12 @@ class Subscription:
 
     def start(self) -> None:
         """Deliver from now on, in a task of its own."""
+        self._closing = False
         self._task = asyncio.get_running_loop().create_task(self._follow(), name=f"diptych {self.subscriber.name}")
 
     async def close(self) -> None:
         """Stop; a delivery under way is cancelled, and comes again."""
+        self._closing = True  # for a subscriber that takes the cancellation for its own
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -148,7 +151,7 @@ class Subscription:
 
     async def _follow(self) -> None:
         backoff = BACKOFF_FIRST_S
-        while True:
+        while not self._closing:
             try:
                 if not await self._deliver_batch():
                     await self._store.wait_for_events(self.position, IDLE_WAIT_S)

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from copy import copy
 from datetime import datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -301,11 +302,19 @@ async def _in_time(running: Coroutine[Any, Any, T]) -> T:
         raise AssertionError(f"the scenario did not end within {SCENARIO_S:g} s") from None
 
 
+def _without_subscribers(context: BoundedContext) -> BoundedContext:
+    """The same context without effects outside: a scenario is about decisions and rows."""
+    quiet = copy(context)
+    quiet.subscribers = []
+    return quiet
+
+
 async def _run_async(setting: _Setting, given: tuple[_Given, ...], wanted: _Wanted | None, now: datetime) -> _Run:
     if given and given[-1].recorded_at > now:
         raise ValueError(f"{given[-1].event!r} is given as recorded at {given[-1].recorded_at}, and it is {now}")
     clock = ManualClock(given[0].recorded_at if given else now)
-    async with InMemoryApplication(*setting.contexts, services=setting.services, clock=clock) as app:
+    contexts = [_without_subscribers(context) for context in setting.contexts]
+    async with InMemoryApplication(*contexts, services=setting.services, clock=clock) as app:
         for recorded_at, together in groupby(given, key=lambda found: found.recorded_at):
             clock.set(recorded_at)
             await app.given(*(found.event for found in together))

@@ -220,6 +220,11 @@ def compile_handler(
     """
     command = command_of(declaration)
     annotations = parameter_types(declaration.function, declaration.scope, declaration.name)
+    if "return" not in annotations:
+        raise ConfigurationError(
+            f"{declaration.name}: annotate what it gives, `-> SomeEvent`, `-> Iterator[OneEvent | Another]` or "
+            "`-> None`: events are known by it"
+        )
     compiler = _SignatureCompiler(declaration, command, models, services)
     signature = inspect.signature(declaration.function).parameters
     arguments = [compiler.argument(name, annotations, signature[name]) for name in list(signature)[1:]]

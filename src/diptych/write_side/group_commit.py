@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import InvalidEvent, InvalidMessage, OutcomeUnknown, Overloaded, StoreClosed
+from diptych.errors import InvalidEvent, InvalidMessage, OutcomeUnknown, Overloaded, StoreClosed, Unstorable
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_store import (
     Appended,
@@ -169,19 +169,27 @@ class GroupCommit:
             self._running = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COMMANDS_MAX))]
-            try:
-                await self._commit(batch)
-            except BaseException as error:
-                # The store failed as a whole, or the loop is being torn down: everyone in the batch hears it.
-                for attempt in batch:
-                    attempt.fail(_for_one(error, attempt))
-                if not isinstance(error, Exception):
-                    self._running = None
-                    raise
-            await pause()  # callers that were answered submit their next command before the next batch
-        self._running = None
+        try:
+            while self._waiting:
+                await self._run_batch()
+                await pause()  # callers that were answered submit their next command before the next batch
+        except BaseException as error:
+            while self._waiting:  # the loop is being torn down: nobody is left waiting
+                self._waiting.popleft().fail(error)
+            raise
+        finally:
+            self._running = None
+
+    async def _run_batch(self) -> None:
+        batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), BATCH_COMMANDS_MAX))]
+        try:
+            await self._commit(batch)
+        except BaseException as error:
+            # The store failed as a whole, or the loop is being torn down: everyone in the batch hears it.
+            for attempt in batch:
+                attempt.fail(_for_one(error, attempt))
+            if not isinstance(error, Exception):
+                raise
 
     async def _commit(self, batch: Sequence[Attempt]) -> None:
         if self._observed > self.tail.end:
@@ -239,7 +247,7 @@ class GroupCommit:
                 seen = {key: folded.state for key, folded in stands.items()}
                 decided = attempt.handler.decide(attempt.command, seen, attempt.context)
                 draft = self._encode(attempt, decided, stands)
-        except Exception as error:  # noqa: BLE001  # the user's code failed: its caller hears of it, the others go on
+        except BaseException as error:  # noqa: BLE001  # the user's code failed: its caller hears it, the others go on
             attempt.fail(error)
             return None
         self.tail.add_pending(draft.events)
@@ -311,7 +319,7 @@ class GroupCommit:
             case ChainBroken():
                 self._again(attempt)
             case Refused(reason=reason):
-                attempt.fail(InvalidEvent(attempt.handler.name, _names(draft.events), reason))
+                attempt.fail(Unstorable(attempt.handler.name, _names(draft.events), reason))
 
     def _again(self, attempt: Attempt, outdated: Outdated | None = None) -> None:
         attempt.broken += 1

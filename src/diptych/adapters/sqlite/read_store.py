@@ -244,5 +244,8 @@ class _Changes:
             self._timer = asyncio.get_running_loop().call_later(FOREIGN_CHANGES_EVERY_S, self._look_on_time)
 
     def _look_on_time(self) -> None:
-        self.look()
+        try:
+            self.look()
+        except StoreUnavailable:
+            self._wake()  # their own looks at the file say what is wrong
         self._look_again()

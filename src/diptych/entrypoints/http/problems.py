@@ -17,7 +17,6 @@ from diptych.errors import (
     CommandIdReused,
     Conflict,
     HistoryDiverged,
-    InvalidEvent,
     InvalidMessage,
     NotFresh,
     OutcomeUnknown,
@@ -26,6 +25,7 @@ from diptych.errors import (
     StoreUnavailable,
     Unavailable,
     UnknownMessage,
+    Unstorable,
 )
 from diptych.messages.codec import encode
 from diptych.messages.rejected import Rejected
@@ -171,10 +171,10 @@ def problem_of(error: Exception) -> Problem:
             members: dict[str, Any] = {
                 name: _MEMBERS.get((type, name), _attribute(name))(error) for name in type.members
             }
-            return Problem(type, str(error), **members)
+            return Problem(type, _BLOCKED if isinstance(error, Blocked) else str(error), **members)
     if isinstance(error, HTTPException):
         return by_status(error.status_code, error.detail, error.headers)
-    if isinstance(error, InvalidEvent):
+    if isinstance(error, Unstorable):
         # Sent again it fails again, and mostly by what was sent (an identity longer than a tag may be), so a 4xx; but
         # the handler took it, and whoever wrote that has to know.
         return Problem(
@@ -198,6 +198,10 @@ def problem_reply(problem: Problem) -> Reply:
     if type.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % type.retry_after_s))
     return Reply(type.status, encode({**body, "detail": problem.detail, **problem.members}), headers, CONTENT_TYPE)
+
+
+_BLOCKED = "An event that this answer needs could not be folded; on the server, `diptych parked list` tells why"
+"""What the user's code raised, and where, is not for clients."""
 
 
 def _attribute(name: str) -> Callable[[Any], object]:
