@@ -829,8 +829,8 @@ async def test_g12_a_query_handler_that_does_not_end_lets_go_of_its_snapshot(
 
     @context.query_handler
     async def never(query: Never, read: Reader) -> int:
-        await read.count(Seats)
-        return await asyncio.get_running_loop().create_future()
+        await asyncio.Event().wait()
+        return await read.count(Seats)
 
     async with Application(context, store=store_url) as app:
         for _ in range(20):
