@@ -10,7 +10,7 @@ from diptych.event_store.position import Position
 __all__ = ["AppendCondition"]
 
 
-class AppendCondition(msgspec.Struct, frozen=True):
+class AppendCondition(msgspec.Struct, frozen=True, gc=False):
     """Holds if no event that `item` matches is at a position after `after`.
 
     A decision carries one for each model it was made on, each at the position up to which that model was folded

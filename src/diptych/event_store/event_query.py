@@ -9,7 +9,7 @@ import msgspec
 __all__ = ["ALL_EVENTS", "EventQuery", "QueryItem"]
 
 
-class QueryItem(msgspec.Struct, frozen=True):
+class QueryItem(msgspec.Struct, frozen=True, gc=False):
     """Matches an event that is of any of the types and carries all of the tags.
 
     Attributes:

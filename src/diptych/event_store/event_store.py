@@ -78,7 +78,7 @@ class KeptOutcome(msgspec.Struct, frozen=True):
     rejection: bytes | None = None
 
 
-class Appended(msgspec.Struct, frozen=True):
+class Appended(msgspec.Struct, frozen=True, gc=False):
     """The commit holds: durable, with its events contiguous and ending at `place`.
 
     Attributes:

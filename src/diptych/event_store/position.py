@@ -27,7 +27,7 @@ NOWHERE = b"\0" * 16
 """What stands for the event id at position 0."""
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A position, and proof of the history it is in.
 
     Attributes:

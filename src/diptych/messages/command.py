@@ -15,7 +15,7 @@ class Command(Message, forbid_unknown_fields=True):
     """What is wanted: `class Enrol(Command): course: CourseId`. Handled by one command handler."""
 
 
-class CommandContext(msgspec.Struct, frozen=True, kw_only=True):
+class CommandContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a command handler may know beside the command and its models.
 
     Attributes:

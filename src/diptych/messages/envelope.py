@@ -12,7 +12,7 @@ from diptych.messages.event import EventContext
 __all__ = ["Envelope", "event_context"]
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """Who and what caused an event: one envelope for all events of a command. See `EventContext` for the fields."""
 
     command_id: str | None = None

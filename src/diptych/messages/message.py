@@ -82,15 +82,17 @@ def _aware(annotation: Any) -> Any:
     return mapped(annotation, lambda part: Annotated[datetime, AWARE] if part is datetime else part)
 
 
+# gc=False: what JSON can say holds no cycles, and a process that remembers recent events spends a tenth of its time on
+# looking for some.
 # Here as well as on the metaclass: mypy asks the base classes first, and finds the transform of msgspec.Struct, which
 # makes nothing frozen or keyword-only.
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Value(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
+class Value(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True, gc=False):
     """A nested value: immutable, equal by its fields."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
-class Message(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True):
+class Message(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True, gc=False):
     """What commands, events and queries have in common: immutable, keyword-only, typed fields."""
 
 
