@@ -213,8 +213,10 @@ def test_two_lambdas_on_one_line_are_told_apart() -> None:
     """The source of a lambda is its line; what it does is its code."""
     one, two = (lambda event: event.a), (lambda event: event.b)
     assert of(one) != of(two)
-    more, less = [lambda: 100], [lambda: 200]
-    assert of(more[0]) != of(less[0])
+    more, less, text = [lambda: 100], [lambda: 200], [lambda: ("100",)]
+    assert len({of(more[0]), of(less[0]), of(text[0])}) == 3
+    total = {"key": lambda event: "total"}
+    assert of(total["key"]) == of(total["key"])
 
 
 def test_a_lambda_within_a_call_is_the_same_in_every_process(tmp_path: Path) -> None:

@@ -467,6 +467,17 @@ async def test_forgetting_costs_reads_and_changes_no_outcome(
     assert sum(isinstance(outcome, Rejected) for outcome in outcomes) == 24
 
 
+async def test_a_head_that_was_read_is_the_base_of_the_next_batch() -> None:
+    """What another process appended before a model was read costs no second try."""
+    store = WatchedStore()
+    here = await bus(store, school())
+    await here.execute(OpenCourse(course=PYTHON, capacity=3), None, NOBODY)
+    await store.foreign(CourseOpened(course=RUST, capacity=1), Enrolled(course=RUST, student=StudentId("f")))
+    outcomes = await together(here, enrol(1, RUST), enrol(2, RUST))
+    assert [type(outcome) for outcome in outcomes] == [Rejected, Rejected]
+    assert [len(results) for _, results in store.batches] == [1, 2]
+
+
 async def test_commands_of_other_handlers_are_followed_without_reading() -> None:
     """A cached model is brought up to date from what other commands appended here."""
     store = WatchedStore()

@@ -133,6 +133,7 @@ class OptedOut(Event):
     listed: tuple[Untagged[CourseId], ...] = ()
     keyed: Mapping[str, Untagged[CourseId]] = {}
     mixed: Untagged[CourseId] | int = 0
+    many: Untagged[CourseId | int] | bool = False
     line: Untagged[Line] | None = None
 
 

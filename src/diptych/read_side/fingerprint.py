@@ -128,6 +128,8 @@ class _Reached:
 
     def _source(self, found: Any) -> str:
         try:
+            if isinstance(found, types.FunctionType) and found.__code__.co_filename == "<string>":
+                raise OSError("made by exec: from 3.13 on, the source kept under that name may be of another text")
             if isinstance(found, types.FunctionType) and found.__name__ == "<lambda>":
                 return _lambda(found.__code__)
             source = inspect.getsource(found if isinstance(found, type) else found.__code__)
@@ -213,13 +215,13 @@ def _lambda(code: types.CodeType) -> str:
     `inspect.getsource` gives whole lines, which may hold several lambdas, or only part of a statement.
     """
     lines, _ = inspect.findsource(code)
+    lambdas = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.Lambda)]
     spans = [span for span in code.co_positions() if None not in span and span[2] != span[3]]
-    fitting = [
-        node
-        for node in ast.walk(ast.parse("".join(lines)))
-        if isinstance(node, ast.Lambda) and all(_is_within(span, node) for span in spans)
-    ]
-    if not fitting or not spans:
+    if spans:
+        fitting = [node for node in lambdas if all(_is_within(span, node) for span in spans)]
+    else:  # Python 3.12 does not say where a constant is returned
+        fitting = [node for node in lambdas if node.lineno == code.co_firstlineno and _compiles_to(node, code)]
+    if not fitting:
         raise OSError("no such lambda")
     return ast.dump(max(fitting, key=lambda node: (node.lineno, node.col_offset)))
 
@@ -228,6 +230,15 @@ def _is_within(span: tuple[int | None, ...], node: ast.Lambda) -> bool:
     line, end_line, column, end_column = span
     begins, ends = (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
     return begins <= (line or 0, column or 0) and (end_line or 0, end_column or 0) <= ends
+
+
+def _compiles_to(node: ast.Lambda, code: types.CodeType) -> bool:
+    (made,) = [held for held in compile(ast.Expression(node), "", "eval").co_consts if isinstance(held, types.CodeType)]
+    return (made.co_code, repr(made.co_consts), made.co_varnames) == (
+        code.co_code,
+        repr(code.co_consts),
+        code.co_varnames,
+    )
 
 
 def _normalised(tree: ast.AST) -> ast.AST:

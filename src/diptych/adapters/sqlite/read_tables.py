@@ -119,9 +119,9 @@ def read_generations(
     """The generations, by name and number; those of one name, or one of them."""
     rows = connection.execute(
         """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped
-        FROM diptych_generations WHERE ?1 IS NULL OR name = ?1 AND (?2 IS NULL OR number = ?2)
+        FROM diptych_generations WHERE ? IS NULL OR name = ? AND (? IS NULL OR number = ?)
         ORDER BY name, number""",
-        (name, number),
+        (name, name, number, number),
     )
     return [
         Generation(of, at, fingerprint, decode_table(form), bool(live), Place(history, position, event), epoch, stopped)
