@@ -234,11 +234,11 @@ def _is_within(span: tuple[int | None, ...], node: ast.Lambda) -> bool:
 
 def _compiles_to(node: ast.Lambda, code: types.CodeType) -> bool:
     (made,) = [held for held in compile(ast.Expression(node), "", "eval").co_consts if isinstance(held, types.CodeType)]
-    return (made.co_code, repr(made.co_consts), made.co_varnames) == (
-        code.co_code,
-        repr(code.co_consts),
-        code.co_varnames,
-    )
+    return _facts(made) == _facts(code)
+
+
+def _facts(code: types.CodeType) -> tuple[object, ...]:
+    return code.co_code, repr(code.co_consts), code.co_varnames, code.co_names
 
 
 def _normalised(tree: ast.AST) -> ast.AST:
