@@ -14,8 +14,8 @@ from benchmarks.measure import Side, Turn, arguments, in_turns, report
 from diptych import Application
 
 CALLERS = (1, 16, 64, 256)
-PEER_CALLERS_MAX = 1
-"""The peer is measured with one caller: with more it is slower."""
+PEER_CALLERS = (1, 64)
+"""With how many callers the peer is measured as well: with more it is no faster."""
 
 
 def account_of(caller: int, number: int) -> AccountId:
@@ -82,10 +82,11 @@ def main() -> None:
             }
             if callers == 1:
                 sides["raw_commits"] = lambda seconds, path=folder / "raw.db": Turn(*raw_commits(path, seconds))  # type: ignore[misc]
-            if callers <= PEER_CALLERS_MAX and importlib.util.find_spec("eventsourcing"):
+            if callers in PEER_CALLERS and importlib.util.find_spec("eventsourcing"):
                 from benchmarks.peers import eventsourcing_side
 
-                sides["eventsourcing"] = eventsourcing_side(folder)
+                sides["eventsourcing"] = eventsourcing_side(folder, callers, cached=False)
+                sides["eventsourcing_cached"] = eventsourcing_side(folder, callers, cached=True)
             report("commands", in_turns(sides, asked.seconds, asked.rounds), "diptych", callers=callers)
     with tempfile.TemporaryDirectory() as hot, tempfile.TemporaryDirectory() as cold:
         sides = {

@@ -69,6 +69,7 @@ class Codec:
         self._holds_floats = not held.isdisjoint(_MAY_HOLD_FLOATS)
         self._holds_decimals = not held.isdisjoint(_MAY_HOLD_DECIMALS)
         self._defaults = _defaults(cls)
+        self._leaves_out = _any_default(self._defaults) or not _encodes_its_fields_only(cls)
         self._defaults_within = {struct: found for struct in structs if _any_default(found := _defaults(struct))}
 
     def decode(self, data: bytes) -> Any:
@@ -107,13 +108,10 @@ class Codec:
         Fields that equal their default are left out, at any depth, so that a field added later does not change old
         hashes.
         """
-        given = _given(message, self._defaults)
+        given = _given(message, self._defaults) if self._leaves_out else message
         if self._defaults_within:  # else the encoder says it all, without a walk through every value
             given = self._sent(given)
-        hashed = hashlib.blake2b(HASH_SCHEME, digest_size=16)
-        hashed.update(name.encode())
-        hashed.update(_sorted_encoder.encode(given))
-        return hashed.digest()
+        return hashlib.blake2b(HASH_SCHEME + name.encode() + _sorted_encoder.encode(given), digest_size=16).digest()
 
     def _sent(self, value: Any) -> Any:
         """A value as it is hashed: as the encoder would write it, but for fields that equal their default."""
@@ -140,6 +138,10 @@ def _defaults(cls: type[Any]) -> _Defaults:
         (field.name, field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default)
         for field in fields
     )
+
+
+def _encodes_its_fields_only(cls: type[Any]) -> bool:
+    return cls.__struct_fields__ == cls.__struct_encode_fields__ and cls.__struct_config__.tag is None
 
 
 def _any_default(defaults: _Defaults) -> bool:

@@ -50,10 +50,26 @@ def tag_reader(cls: type) -> TagReader:
     if collect is None:
         return TagReader(lambda event: (), ())
 
-    def read(event: Any, collect: Collect = collect) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(collect(event)))
+    return TagReader(_of_one_identity(cls, names) or _of_any(collect), tuple(sorted(names)))
 
-    return TagReader(read, tuple(sorted(names)))
+
+def _of_any(collect: Collect) -> Callable[[Any], tuple[str, ...]]:
+    return lambda event: tuple(dict.fromkeys(collect(event)))
+
+
+def _of_one_identity(cls: type, names: list[str]) -> Callable[[Any], tuple[str, ...]] | None:
+    """The reader of the most common kind of event, with one identity and no other tag; None for any other kind."""
+    plain = [(get, unwrap(annotation)) for get, annotation in _fields(cls).values()]
+    fields = [(get, bare) for get, (bare, marks) in plain if _is_identity(bare) and UNTAGGED not in marks]
+    if len(names) != 1 or not fields:
+        return None
+    ((get, identity),) = fields
+    prefix = f"{tag_name(identity)}:"
+    return lambda event: (prefix + get(event),)
+
+
+def _is_identity(bare: Any) -> bool:
+    return isinstance(bare, type) and issubclass(bare, Identity)
 
 
 def _of_struct(cls: Any, names: list[str], known: dict[Any, list[tuple[_Get, Collect]]]) -> Collect | None:
@@ -119,7 +135,7 @@ def _of_type(annotation: Any, names: list[str], known: dict[Any, Any], owner: st
     if len(members(bare)) > 1:
         return _of_union(list(_alternatives(bare)), names, known, owner)
     origin, arguments = typing.get_origin(bare), typing.get_args(bare)
-    if isinstance(bare, type) and issubclass(bare, Identity):
+    if _is_identity(bare):
         names.append(tag_name(bare))
         return _of_identity(f"{tag_name(bare)}:")
     if _is_struct(bare):

@@ -184,7 +184,11 @@ class CommandBus:
         keys = attempt.handler.models(attempt.command)
         conflicts = 0
         while True:  # at most CONFLICTS_MAX conflicts, and CHAIN_ATTEMPTS_MAX broken chains
-            attempt.stands = await self._stands(keys)
+            for key in keys:
+                known = self._cache.get(key)
+                if known is None or known.position < self._group.tail.start:
+                    known = await self._folded(key)
+                attempt.stands[key] = known
             if not attempt.handler.pure:
                 await self._decide_impure(attempt)
             self._group.submit(attempt)
@@ -194,16 +198,13 @@ class CommandBus:
                 if conflicts >= CONFLICTS_MAX or not attempt.handler.idempotent:
                     raise Conflict(attempt.handler.command.__name__, conflicts, outcome.position)
             elif not isinstance(outcome, Outdated):
-                return await self._outcome(outcome, attempt.payload_hash)
+                if isinstance(outcome, KeptOutcome):
+                    return await self._kept(outcome, attempt.payload_hash)
+                return _told(outcome)
             known_here = outcome.position if isinstance(outcome, Lost) else self._group.tail.committed
             for key in keys:
                 await self._folded(key, known_here)
-            attempt.outcome = asyncio.get_running_loop().create_future()
-
-    async def _outcome(self, outcome: Receipt | Rejected | KeptOutcome, payload_hash: bytes) -> Receipt:
-        if isinstance(outcome, KeptOutcome):
-            return await self._kept(outcome, payload_hash)
-        return _told(outcome)
+            attempt.await_outcome()
 
     async def _decide_impure(self, attempt: Attempt) -> None:
         """Run a handler that is async or takes services: on committed state, outside of any batch."""
@@ -213,16 +214,6 @@ class CommandBus:
         }
         states = {key: folded.state for key, folded in attempt.stands.items()}
         attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
-
-    async def _stands(self, keys: Sequence[ModelKey]) -> dict[ModelKey, Folded]:
-        """The models to decide on: from the cache where that can be brought up to date without reading."""
-        stands: dict[ModelKey, Folded] = {}
-        for key in keys:
-            known = self._cache.get(key)
-            if known is None or known.position < self._group.tail.start:
-                known = await self._folded(key)
-            stands[key] = known
-        return stands
 
     async def _folded(self, key: ModelKey, at_least: Position = START) -> Folded:
         """A model folded from the store up to a position or further; whoever wants the same at the same time joins."""
@@ -264,11 +255,11 @@ class CommandBus:
 
 
 def _told(outcome: Receipt | BaseException) -> Receipt:
+    if isinstance(outcome, Receipt):
+        return outcome
     if isinstance(outcome, Rejected):
         raise Rejected(outcome.code, **outcome.facts) from None
-    if isinstance(outcome, BaseException):
-        raise outcome
-    return outcome
+    raise outcome
 
 
 def _wrapped(middleware: CommandMiddleware, proceed: NextCommand) -> NextCommand:

@@ -12,6 +12,8 @@ from enum import Enum
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+import msgspec
+
 from diptych.errors import ConfigurationError
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
 from diptych.messages.command import Command, CommandContext
@@ -63,7 +65,7 @@ class Declaration(NamedTuple):
         return f"{self.function.__module__}.{self.function.__qualname__}"
 
 
-class Decided(NamedTuple):
+class Decided(msgspec.Struct, frozen=True):
     """What a handler said: events, or a refusal and perhaps a fact that goes with it."""
 
     events: Sequence[Event]
@@ -71,10 +73,9 @@ class Decided(NamedTuple):
 
 
 class _Binding(NamedTuple):
-    """How one model parameter finds the entities it is folded for."""
+    """How one model parameter finds the entities it is folded for: each once; exactly one, unless `many`."""
 
-    fold: ModelFold
-    ids: Callable[[Command], Iterable[tuple[str, ...]]]
+    keys: Callable[[Command], Sequence[ModelKey]]
     many: bool
 
 
@@ -101,10 +102,11 @@ class CommandHandler:
         self._arguments = arguments
         self._bindings = [argument for argument in arguments if isinstance(argument, _Binding)]
 
-    def models(self, command: Command) -> list[ModelKey]:
+    def models(self, command: Command) -> Sequence[ModelKey]:
         """The models that a command is decided on, each once."""
-        keys = {(binding.fold, ids): None for binding in self._bindings for ids in binding.ids(command)}
-        return list(keys)
+        if len(self._bindings) == 1:
+            return self._bindings[0].keys(command)
+        return list(dict.fromkeys(key for binding in self._bindings for key in binding.keys(command)))
 
     def decide(self, command: Command, states: Mapping[ModelKey, Any], context: CommandContext) -> Decided:
         """Run a pure handler."""
@@ -137,9 +139,9 @@ class CommandHandler:
 
 def _bound(binding: _Binding, command: Command, states: Mapping[ModelKey, Any]) -> Any:
     if binding.many:
-        return {ids[0]: states[binding.fold, ids] for ids in binding.ids(command)}
-    (ids,) = binding.ids(command)
-    return states[binding.fold, ids]
+        return {key[1][0]: states[key] for key in binding.keys(command)}
+    (key,) = binding.keys(command)
+    return states[key]
 
 
 def _refused(rejected: Rejected) -> Decided:
@@ -301,12 +303,11 @@ class _SignatureCompiler:
     def _one(self, name: str, fold: ModelFold, by: By | None) -> _Binding:
         fields = self._named_by(name, fold, by) if by else [self._field(name, fold, kind) for kind in fold.identities]
         if not fields:
-            return _Binding(fold, lambda command: ((),), many=False)
-        if len(fields) == 1:
-            read = attrgetter(fields[0])
-            return _Binding(fold, lambda command: ((read(command),),), many=False)
+            return _Binding(lambda command: ((fold, ()),), many=False)
         read = attrgetter(*fields)
-        return _Binding(fold, lambda command: (read(command),), many=False)
+        if len(fields) == 1:
+            return _Binding(lambda command: ((fold, (read(command),)),), many=False)
+        return _Binding(lambda command: ((fold, read(command)),), many=False)
 
     def _named_by(self, name: str, fold: ModelFold, by: By) -> list[str]:
         for field in by.fields:
@@ -354,10 +355,10 @@ class _SignatureCompiler:
             )
         prefix = f"{tag_name(identity)}:"
 
-        def ids(command: Command) -> list[tuple[str, ...]]:
-            return [(found.removeprefix(prefix),) for found in reader.read(command) if found.startswith(prefix)]
+        def keys(command: Command) -> list[ModelKey]:
+            return [(fold, (found.removeprefix(prefix),)) for found in reader.read(command) if found.startswith(prefix)]
 
-        return _Binding(fold, ids, many=True)
+        return _Binding(keys, many=True)
 
     def _error(self, parameter: str, what: str, remedy: str) -> ConfigurationError:
         return ConfigurationError(f"{self._name}: parameter `{parameter}` {what}; {remedy}")

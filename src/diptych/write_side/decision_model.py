@@ -10,7 +10,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterable
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import msgspec
 from typing_extensions import TypeVarTuple, Unpack, dataclass_transform
@@ -41,7 +41,7 @@ class DecisionModel(msgspec.Struct, Generic[*Ids], metaclass=MessageMeta, frozen
     """
 
 
-class Folded(NamedTuple):
+class Folded(msgspec.Struct, frozen=True, gc=False):
     """What a decision stands on: a model's state, of which events it is made, and up to where.
 
     Attributes:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+import msgspec
 
 from diptych.clock import pause
 from diptych.errors import InvalidEvent, InvalidMessage, OutcomeUnknown, Overloaded, StoreClosed, Unstorable
@@ -61,14 +63,17 @@ class Outdated(NamedTuple):
     """The command was not decided: its models changed, or may have, in a way that cannot be told without reading."""
 
 
+Outcome: TypeAlias = Receipt | Rejected | KeptOutcome | Lost | Outdated
+"""What becomes of an attempt, where it does not fail; `KeptOutcome`: it is a duplicate."""
+
+
 class Attempt:
     """One command on its way to its outcome.
 
     Attributes:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
         decided: where it was decided before it was submitted (handlers that are not pure).
-        outcome: a `Receipt`, `Rejected`, `KeptOutcome` (a duplicate), `Lost` or `Outdated`; or an exception, where it
-            failed.
+        outcome: what became of it; or an exception, where it failed.
     """
 
     __slots__ = (
@@ -86,6 +91,7 @@ class Attempt:
         *,
         caller_gave_id: bool,
     ) -> None:
+        """A command that no outcome has been found for; the loop is running."""
         self.handler = handler
         self.command = command
         self.context = context
@@ -94,21 +100,25 @@ class Attempt:
         self.caller_gave_id = caller_gave_id
         self.stands: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
-        self.outcome: asyncio.Future[Receipt | Rejected | KeptOutcome | Lost | Outdated] = asyncio.Future()
         self.broken = 0
+        self.await_outcome()
+
+    def await_outcome(self) -> None:
+        """Be ready for an outcome, or for the next one."""
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: BaseException) -> None:
         """End it with an error, unless its caller has gone."""
         if not self.outcome.done():
             self.outcome.set_exception(error)
 
-    def end(self, outcome: Receipt | Rejected | KeptOutcome | Lost | Outdated) -> None:
+    def end(self, outcome: Outcome) -> None:
         """End it, unless its caller has gone."""
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 
 
-class _Draft(NamedTuple):
+class _Draft(msgspec.Struct, frozen=True):
     """A decided command, ready to be appended."""
 
     attempt: Attempt
@@ -237,12 +247,8 @@ class GroupCommit:
             if attempt.decided is not None:
                 draft = self._encode(attempt, attempt.decided, attempt.stands)
             else:
-                if self._is_outdated(attempt, states):
-                    self._again(attempt, Outdated())
-                    return None
-                stands = self._current(attempt, states)
-                if stands is None:  # a model needs to know when a pending event was recorded: next batch
-                    self._deferred.append(attempt)
+                stands = self._stands(attempt, states)
+                if stands is None:
                     return None
                 seen = {key: folded.state for key, folded in stands.items()}
                 decided = attempt.handler.decide(attempt.command, seen, attempt.context)
@@ -253,40 +259,40 @@ class GroupCommit:
         self.tail.add_pending(draft.events)
         return draft
 
-    def _current(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> dict[ModelKey, Folded] | None:
-        """What a decision stands on now, pending events included; None where it has to wait for those."""
+    def _stands(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> dict[ModelKey, Folded] | None:
+        """What a decision stands on now, pending events included; None where the attempt has to wait or ends here."""
         stands: dict[ModelKey, Folded] = {}
         for key, loaded in attempt.stands.items():
-            folded = self.tail.fold(key, self._newest(key, loaded, states), pending=True)
-            if folded is None:
+            newest = states.get(key) or self._cache.peek(key)
+            if newest is None or newest.position < loaded.position:
+                newest = loaded
+            if self._is_outdated(attempt, newest):
+                self._again(attempt, Outdated())
                 return None
-            states[key] = folded
-            stands[key] = folded
+            folded = self.tail.fold(key, newest, pending=True)
+            if folded is None:  # the model needs to know when a pending event was recorded: next batch
+                self._deferred.append(attempt)
+                return None
+            stands[key] = states[key] = folded
         return stands
 
-    def _newest(self, key: ModelKey, loaded: Folded, states: dict[ModelKey, Folded]) -> Folded:
-        known = states.get(key) or self._cache.get(key)
-        return loaded if known is None or known.position < loaded.position else known
-
-    def _is_outdated(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> bool:
+    def _is_outdated(self, attempt: Attempt, newest: Folded) -> bool:
         """Whether a model is older than the tail, and what it lacks would make the decision a conflict for sure.
 
         It would where the tail has an event of it, and very likely where a chain has broken under it: such a decision
         would only lose to others of this process, so it is read anew instead of counting as a conflict of its own.
         """
-        for key, loaded in attempt.stands.items():
-            newest = self._newest(key, loaded, states)
-            if newest.position < self.tail.start and (attempt.broken or self.tail.knows_of(newest.item)):
-                return True
-        return False
+        if newest.position >= self.tail.start:
+            return False
+        return attempt.broken > 0 or self.tail.knows_of(newest.item)
 
     def _encode(self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded]) -> _Draft:
         metadata = encode(attempt.envelope)
-        events = tuple(self._settle(attempt, event, metadata) for event in decided.events)
+        events = [self._settle(attempt, event, metadata) for event in decided.events]
         refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
         commit = Commit(
-            events=tuple(recent.new for recent in events),
-            conditions=tuple(AppendCondition(folded.item, folded.position) for folded in stands.values()),
+            events=tuple([recent.new for recent in events]),
+            conditions=tuple([AppendCondition(folded.item, folded.position) for folded in stands.values()]),
             command_id=attempt.context.command_id,
             payload_hash=attempt.payload_hash,
             rejection=refused,
@@ -309,7 +315,7 @@ class GroupCommit:
         attempt = draft.attempt
         match result:
             case Appended(place=place):
-                events = tuple(recent.event for recent in draft.events)
+                events = tuple([recent.event for recent in draft.events])
                 receipt = Receipt(command_id=attempt.context.command_id, place=place, events=events)
                 attempt.end(receipt if draft.rejected is None else draft.rejected)
             case Duplicate(outcome=outcome):

@@ -14,7 +14,8 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+
+import msgspec
 
 from diptych.event_store.event_query import QueryItem
 from diptych.event_store.event_store import Appended
@@ -33,7 +34,6 @@ TAIL_EVENTS_MAX = 8_192
 """Recent events kept by one command bus; the older half goes when it is full."""
 TAIL_BYTES_MAX = 32 << 20
 """Bytes of data of the recent events kept; the older half goes when it is full."""
-_NONE: list[int] = []
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -45,11 +45,15 @@ class ModelCache:
         self._states: OrderedDict[ModelKey, Folded] = OrderedDict()
 
     def get(self, key: ModelKey) -> Folded | None:
-        """The state that was put last, if it is still here."""
+        """The state that was put last, if it is still here; it counts as used."""
         found = self._states.get(key)
         if found is not None:
             self._states.move_to_end(key)
         return found
+
+    def peek(self, key: ModelKey) -> Folded | None:
+        """The same, for somebody who has just got it."""
+        return self._states.get(key)
 
     def put(self, key: ModelKey, folded: Folded) -> None:
         """Remember a state of committed events; an older one never replaces a newer one."""
@@ -61,7 +65,7 @@ class ModelCache:
                 self._states.popitem(last=False)
 
 
-class RecentEvent(NamedTuple):
+class RecentEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as it was appended, or is about to be."""
 
     event: Event
@@ -79,22 +83,37 @@ class Tail:
     def restart(self, position: Position) -> None:
         """Forget all events: the next one comes after `position`."""
         self.start = self.committed = self.end = position
-        self._events: list[tuple[RecentEvent, datetime | None]] = []
+        self._events: list[RecentEvent] = []
+        self._recorded_at: list[datetime] = []
         self._by_tag: dict[str, list[int]] = {}
         self._bytes = 0
 
     def add_pending(self, events: Iterable[RecentEvent]) -> None:
         """Take events that are about to be appended at the next positions."""
+        by_tag = self._by_tag
         for recent in events:
-            self._add(recent, None)
+            self.end = position = Position(self.end + 1)
+            self._events.append(recent)
+            self._bytes += len(recent.new.data)
+            for tag in recent.new.tags:
+                positions = by_tag.get(tag)
+                if positions is None:
+                    by_tag[tag] = [position]
+                else:
+                    positions.append(position)
 
     def confirm(self, appended: Sequence[tuple[Appended, Sequence[RecentEvent]]]) -> None:
-        """Replace the pending events with those that were appended, the commits in order, at the next positions."""
-        self._drop_pending()
+        """Take what became of the pending events: those that were appended, the commits in order, take their places."""
+        if sum([len(events) for _, events in appended]) != self.end - self.committed:
+            self._drop_pending()
+            for _, events in appended:
+                self.add_pending(events)
+        recorded_at_us, recorded_at = 0, _EPOCH
         for result, events in appended:
-            recorded_at = _EPOCH + timedelta(microseconds=result.recorded_at_us)
-            for recent in events:
-                self._add(recent, recorded_at)
+            if result.recorded_at_us != recorded_at_us:
+                recorded_at_us = result.recorded_at_us
+                recorded_at = _EPOCH + timedelta(microseconds=recorded_at_us)
+            self._recorded_at += [recorded_at] * len(events)
         self.committed = self.end
         while len(self._events) > TAIL_EVENTS_MAX or self._bytes > TAIL_BYTES_MAX:
             self._shorten()
@@ -110,14 +129,15 @@ class Tail:
             return folded
         fold, item, state = key[0], folded.item, folded.state
         for position in self._candidates(item, folded.position, until):
-            recent, recorded_at = self._events[position - self.start - 1]
+            recent = self._events[position - self.start - 1]
             if not item.matches(recent.type, recent.new.tags):
                 continue
             if not fold.takes_context:
                 state = fold.evolve(state, recent.event, None)
-            elif recorded_at is None:
+            elif position > self.committed:
                 return None
             else:
+                recorded_at = self._recorded_at[position - self.start - 1]
                 context = event_context(position, recent.new.event_id, recorded_at, recent.envelope)
                 state = fold.evolve(state, recent.event, context)
         return Folded(item, state, until)
@@ -127,35 +147,38 @@ class Tail:
         return any(
             item.matches(recent.type, recent.new.tags)
             for position in self._candidates(item, self.start, self.end)
-            for recent, _ in (self._events[position - self.start - 1],)
+            for recent in (self._events[position - self.start - 1],)
         )
 
     def _candidates(self, item: QueryItem, after: int, until: int) -> Iterable[int]:
         """Positions of events that may match, in order: by the first tag where there is one."""
-        if not item.tags:
-            return range(after + 1, until + 1)
-        positions = self._by_tag.get(next(iter(item.tags)), _NONE)
-        return positions[bisect_right(positions, after) : bisect_right(positions, until)]
-
-    def _add(self, recent: RecentEvent, recorded_at: datetime | None) -> None:
-        self.end = Position(self.end + 1)
-        self._events.append((recent, recorded_at))
-        self._bytes += len(recent.new.data)
-        for tag in recent.new.tags:
-            self._by_tag.setdefault(tag, []).append(self.end)
+        for tag in item.tags:
+            positions = self._by_tag.get(tag)
+            if positions is None or positions[-1] <= after:
+                return ()
+            return positions[bisect_right(positions, after) : bisect_right(positions, until)]
+        return range(after + 1, until + 1)
 
     def _drop_pending(self) -> None:
         while self.end > self.committed:
-            recent, _ = self._events.pop()
+            recent = self._events.pop()
             self._bytes -= len(recent.new.data)
             for tag in recent.new.tags:
-                self._by_tag[tag].pop()
+                positions = self._by_tag[tag]
+                positions.pop()
+                if not positions:
+                    del self._by_tag[tag]
             self.end = Position(self.end - 1)
 
     def _shorten(self) -> None:
-        kept = self._events[(len(self._events) + 1) // 2 :]
-        end = self.end
-        self.restart(Position(end - len(kept)))
-        for recent, recorded_at in kept:
-            self._add(recent, recorded_at)
-        self.committed = end
+        """Drop the older half. Nothing is pending."""
+        dropped = (len(self._events) + 1) // 2
+        self._bytes -= sum(len(recent.new.data) for recent in self._events[:dropped])
+        del self._events[:dropped]
+        del self._recorded_at[:dropped]
+        self.start = start = Position(self.start + dropped)
+        self._by_tag = {
+            tag: positions[bisect_right(positions, start) :]
+            for tag, positions in self._by_tag.items()
+            if positions[-1] > start
+        }

@@ -301,7 +301,8 @@ class _Batch:
         versions = {(event.type, event.version) for event in self._events}
         types = {name: self._names.type(name) or add_type(self._connection, name) for name, _ in versions}
         self.new_versions = versions - self._held
-        self._connection.executemany(_HOLD_VERSION, [(types[name], version) for name, version in self.new_versions])
+        if self.new_versions:
+            self._connection.executemany(_HOLD_VERSION, [(types[name], version) for name, version in self.new_versions])
         return types
 
     def _tag_id(self, tag: str) -> int:
