@@ -125,6 +125,12 @@ class Project:
             text=True,
         )
 
+    def changed(self) -> str:
+        """Another module with the same context, whose fold counts by ten; its name for the command line."""
+        changed = f"{self.module}_changed"
+        (self.folder / f"{changed}.py").write_text(_SOURCE.replace("row.taken + 1)", "row.taken + 10)"))
+        return f"{changed}:school"
+
     def settings(self, text: str) -> None:
         """Write diptych.toml."""
         (self.folder / "diptych.toml").write_text(text)

@@ -22,7 +22,7 @@ from diptych.messages.query import Query
 from diptych.messages.rejected import Rejected
 from diptych.read_side.conditions import at_least, at_most, less_than, more_than, one_of, starts_with
 from diptych.read_side.query_bus import Answer
-from diptych.read_side.read_model import Indexed, Key, ReadModel, Searchable
+from diptych.read_side.read_model import ExpiresAt, Indexed, Key, ReadModel, Searchable
 from diptych.read_side.reader import Page, Reader
 from diptych.write_side.command_handler import By
 from diptych.write_side.decision_model import DecisionModel
@@ -42,6 +42,7 @@ __all__ = [
     "DiptychError",
     "Event",
     "EventContext",
+    "ExpiresAt",
     "HistoryDiverged",
     "Identity",
     "Indexed",

@@ -22,6 +22,7 @@ DiptychError
 │   └── TagsChanged            the code would tag a stored event type otherwise
 ├── StoreClosed              used before it was opened, or after it was closed
 └── ConfigurationError       wrong in the code or the settings: found at start-up
+    └── MissingService         a handler takes a service that the application was not given
 
 Only `Conflict` and `Unavailable` are worth retrying; with a command id a retry is always safe.
 """
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidEvent",
     "InvalidMessage",
     "MessageError",
+    "MissingService",
     "NewerStore",
     "NotFresh",
     "OutcomeUnknown",
@@ -65,6 +67,22 @@ class DiptychError(Exception):
 
 class ConfigurationError(DiptychError):
     """Something in the code or the settings is wrong; the text names it and says what would mend it."""
+
+
+class MissingService(ConfigurationError):
+    """A handler or subscriber takes a parameter that is nothing which it could be but a service, and was not given.
+
+    Attributes:
+        handler: where the function is.
+        parameter: the name of the parameter.
+    """
+
+    def __init__(self, handler: str, parameter: str, what: str, service: str) -> None:
+        self.handler = handler
+        self.parameter = parameter
+        super().__init__(
+            f"{handler}: parameter `{parameter}` {what}; pass it as Application(services={{{service}: ...}})"
+        )
 
 
 class StoreClosed(DiptychError):
@@ -100,14 +118,17 @@ class UnknownMessage(MessageError, LookupError):
         kind: "command" or "query".
         name: the name asked for.
         close: up to three names that are close to it, the closest first, may be empty.
+        remedy: what would answer it, where its class is known and no name can be misspelt; else empty.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], remedy: str = "") -> None:
         self.kind = kind
         self.name = name
         self.close = tuple(difflib.get_close_matches(name, list(known), n=3))
+        self.remedy = remedy
         hint = f"; did you mean {' or '.join(self.close)}?" if self.close else ""
-        super().__init__(f"no {kind} named {name} is handled here{hint}")
+        text = f"no handler for {kind} {name}: {remedy}" if remedy else f"no {kind} named {name} is handled here{hint}"
+        super().__init__(text)
 
 
 class CommandIdReused(MessageError):

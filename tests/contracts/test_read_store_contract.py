@@ -435,6 +435,98 @@ def blocked_keys_of_the_live_generation_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Snapshot, "blocked", blocked)
 
 
+# ── expiry ───────────────────────────────────────────────────────────────────
+
+
+@noticed_by("test_expired_rows_are_found_by_time", "test_keys_of_every_kind_expire")
+def rows_expire_after_their_time(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.expired
+
+    async def expired(self: Any, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> Any:
+        return await real(self, name, moment - dt.timedelta(microseconds=1), limit, number)
+
+    patch.setattr(_Snapshot, "expired", expired)
+
+
+@noticed_by("test_expired_rows_are_found_by_time")
+def what_was_found_is_not_found_again(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.expired
+
+    async def expired(self: Any, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> Any:
+        found = await real(self, name, moment, limit, number)
+        expiries = self._build(name, number)[0].expiries
+        expiries[:] = [entry for entry in expiries if entry[1] not in found]
+        return found
+
+    patch.setattr(_Snapshot, "expired", expired)
+
+
+@noticed_by("test_what_expires_follows_the_rows")
+def the_first_expiry_stays(patch: pytest.MonkeyPatch) -> None:
+    real = memory._note_expiries
+
+    def note(build: Any, table: Any, written: Sequence[Any]) -> None:
+        known = {key for _, key in build.expiries}
+        real(build, table, [(key, row) for key, row in written if key not in known])
+
+    patch.setattr(memory, "_note_expiries", note)
+
+
+@noticed_by("test_a_snapshot_shows_what_had_expired")
+def snapshots_show_what_expires_now(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.expired
+
+    async def expired(self: Any, *arguments: Any) -> Any:
+        undo, self._undo = self._undo, {}
+        try:
+            return await real(self, *arguments)
+        finally:
+            self._undo = undo
+
+    patch.setattr(_Snapshot, "expired", expired)
+
+
+@noticed_by("test_where_nothing_expires_nothing_has")
+def everything_expires(patch: pytest.MonkeyPatch) -> None:
+    async def expired(self: Any, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> Any:
+        return list(self._build(name, number)[0].rows)[:limit]
+
+    patch.setattr(_Snapshot, "expired", expired)
+
+
+@noticed_by("test_generations_expire_on_their_own")
+def only_the_live_generation_expires(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.expired
+
+    async def expired(self: Any, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> Any:
+        return await real(self, name, moment, limit)
+
+    patch.setattr(_Snapshot, "expired", expired)
+
+
+@noticed_by("test_expired_rows_are_shown_unless_they_are_filtered")
+def never_is_expired(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "_MATCHES_NONE", memory._MATCHES_NONE - {Comparison.MORE_THAN_OR_NONE})
+
+
+@noticed_by("test_expired_rows_are_shown_unless_they_are_filtered")
+def search_ignores_filters(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.search
+
+    async def search(self: Any, name: str, text: str, limit: int, filters: Sequence[Any] = ()) -> Any:
+        return await real(self, name, text, limit)
+
+    patch.setattr(_Snapshot, "search", search)
+
+
+@noticed_by("test_the_time_of_the_checkpoint_is_kept")
+def the_time_of_the_checkpoint_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+    patch.setattr(
+        MemoryReadStore, "_write", lambda self, write: real(self, msgspec.structs.replace(write, recorded_at=None))
+    )
+
+
 # ── search, waiting, closing ─────────────────────────────────────────────────
 
 
@@ -452,8 +544,8 @@ def search_splits_at_spaces_alone(patch: pytest.MonkeyPatch) -> None:
 def search_comes_by_key(patch: pytest.MonkeyPatch) -> None:
     real = _Snapshot.search
 
-    async def search(self: Any, name: str, text: str, limit: int) -> Any:
-        return sorted(await real(self, name, text, 1_000))[:limit]
+    async def search(self: Any, name: str, text: str, limit: int, filters: Sequence[Any] = ()) -> Any:
+        return sorted(await real(self, name, text, 1_000, filters))[:limit]
 
     patch.setattr(_Snapshot, "search", search)
 
@@ -501,7 +593,7 @@ def durable_in_name_only(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_without_a_generation_there_are_no_answers")
 def no_generation_reads_as_no_rows(patch: pytest.MonkeyPatch) -> None:
-    empty = memory._Build(Generation("", 1, "", SEATS, live=True, checkpoint=place(0)), {})
+    empty = memory._Build(Generation("", 1, "", SEATS, live=True, checkpoint=place(0)), {}, [])
     patch.setattr(_Snapshot, "_build", lambda *_: (empty, SEATS))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ EXAMPLES = 20
 """Requests that are made up for each operation."""
 STARTED_S = 30
 """Seconds in which the server has to be there."""
+HOOKS = Path(__file__).with_name("idempotency_keys.py")
+"""What schemathesis runs before each request."""
 
 
 class _Server(threading.Thread):
@@ -72,7 +75,10 @@ def test_made_up_requests_meet_nothing_undocumented(make: Callable[[], Applicati
         url = f"{server.url.result(STARTED_S)}/openapi.json"
         command = [sys.executable, "-m", "schemathesis.cli", "run", url, "--checks", "all", "--no-color"]
         options = ["--max-examples", str(EXAMPLES), "--generation-deterministic"]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path)
+        hooks = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}
+        done = subprocess.run(
+            [*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path, env=hooks
+        )
     finally:
         server.stop()
     assert done.returncode == 0, done.stdout + done.stderr

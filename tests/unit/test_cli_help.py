@@ -59,7 +59,7 @@ def test_the_version_is_told(project: Project) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("rnu",), 'Did you mean "run"?'),
+        (("rnu",), 'unknown command "rnu". Did you mean "run"?'),
         (("events", "--folow"), "--follow"),
         (("events", "--limit", "0"), "It must be 1 or more."),
         (("events", "--after", "-1"), "It must be 0 or more."),
@@ -72,10 +72,12 @@ def test_the_version_is_told(project: Project) -> None:
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(project: Project, arguments: tuple[str, ...], told: str) -> None:
-    """Exit code 2, a message on stderr, nothing on stdout."""
+    """Exit code 2, one line on stderr in the form of every other error, nothing on stdout."""
     code, out, err = project.run(*arguments)
     assert (code, out) == (2, "")
-    assert told in " ".join(err.replace("│", " ").split())
+    assert told in err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
 
 
 def test_help_imports_neither_stores_nor_http_nor_the_shop() -> None:

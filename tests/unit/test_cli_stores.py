@@ -79,6 +79,21 @@ def test_status_without_the_code_shows_the_history(project: Project) -> None:
     assert "head     1" in project.run("status", "--store", STORE).out
 
 
+def test_status_claims_no_build_that_nobody_does(project: Project) -> None:
+    """Read models of changed code are not live, and looking at them makes no build: the old rows alone are kept."""
+    project.enrol("python", "ruby")
+    code, out, err = project.run("status", project.changed())
+    assert (code, err) == (0, "")
+    assert "not live: checkpoint 0 of 2; rows of other code answer" in out
+    assert "being built" not in out
+    assert "diptych rebuild" in out
+    (seats,) = json.loads(project.run("status", project.changed(), "--json").out)["projections"]
+    assert (seats["live"], seats["other_code"], seats["checkpoint"], seats["lag_events"]) == (False, True, 0, 2)
+    with closing(sqlite3.connect(project.folder / "school.read.db")) as read_store:
+        made = "SELECT COUNT(*) FROM diptych_generations WHERE name = 'school.Seats'"
+        assert read_store.execute(made).fetchone() == (1,)
+
+
 # ── events ───────────────────────────────────────────────────────────────────
 
 
@@ -141,6 +156,18 @@ def test_a_type_that_the_store_does_not_hold_is_told_with_close_names(project: P
     code, out, err = project.run("events", "--type", "Enroled")
     assert (code, out) == (1, "")
     assert "no event type in this store is named 'Enroled'; did you mean school.Enrolled?" in err
+
+
+def test_a_tag_name_that_no_stored_type_has_is_a_warning_with_close_names(project: Project) -> None:
+    """It runs all the same: a tag of that name may be to come."""
+    project.enrol("python")
+    code, out, err = project.run("events", "--tag", "cuorse:python")
+    assert (code, out) == (0, "")
+    assert "warning no event type in this store is tagged 'cuorse'; did you mean course?" in err
+    code, out, err = project.run("events", "--tag", "foo:1")
+    assert (code, out) == (0, "")
+    assert "warning no event type in this store is tagged 'foo'; there are course" in err
+    assert project.run("events", "--tag", "course:nothing").err == ""
 
 
 # ── parked ───────────────────────────────────────────────────────────────────
@@ -252,6 +279,20 @@ def test_a_rebuild_folds_the_history_anew(project: Project) -> None:
     assert project.taken("python") == 2
 
 
+def test_a_rebuild_with_changed_code_says_whom_it_takes_the_rows_from(project: Project) -> None:
+    """A server that still runs the code of the live rows has none afterwards: said before the switch and at the end."""
+    project.enrol("python", "ruby", "python")
+    code, out, err = project.run("rebuild", "Seats", project.changed())
+    assert code == 0
+    assert "warning the live rows of school.Seats are of other code than this" in err
+    assert "has none to answer from" in err
+    assert out.startswith("school.Seats is rebuilt up to position 3, in ")
+    assert "Restart with this code what still runs the other" in out
+    again = project.run("rebuild", "Seats", project.changed())
+    assert (again.code, again.err) == (0, "")
+    assert "other" not in again.out
+
+
 def test_a_rebuild_of_nothing_known_names_what_there_is(project: Project) -> None:
     """With close names."""
     project.enrol("python")
@@ -287,6 +328,18 @@ def test_a_store_that_is_not_there_is_not_made(
     assert "Traceback" not in err
     after = [path for path in sorted(project.folder.iterdir()) if not path.name.startswith("diptych.toml")]
     assert after == [path for path in before if not path.name.startswith("diptych.toml")]
+
+
+def test_a_new_store_in_a_folder_that_is_not_there_is_told_by_its_own_path(project: Project) -> None:
+    """Not by that of a file beside it, which nobody has asked for; where the folder is there, the system's reason."""
+    code, out, err = project.run("run", "--store", "sqlite:nowhere/school.db")
+    assert (code, out) == (1, "")
+    assert "error: the store nowhere/school.db cannot be opened: there is no folder nowhere; make it, or check" in err
+    assert "-queue" not in err
+    (project.folder / "taken.db-queue").mkdir()
+    code, out, err = project.run("run", "--store", "sqlite:taken.db")
+    assert (code, out) == (1, "")
+    assert "the store taken.db cannot be opened: taken.db-queue beside it: Is a directory" in err
 
 
 def test_without_a_store_it_says_where_one_can_be_named(project: Project) -> None:

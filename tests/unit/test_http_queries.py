@@ -337,3 +337,19 @@ async def test_the_document_describes_every_message(client: httpx2.AsyncClient) 
         "500",
         "503",
     }
+
+
+async def test_the_document_lists_the_idempotency_key_of_every_command(client: httpx2.AsyncClient) -> None:
+    """An optional header of each command and of no query, with the 422 that a second use for another payload gets."""
+    document = (await client.get("/openapi.json")).json()
+    key = {"$ref": "#/components/parameters/IdempotencyKey"}
+    operations = [(path, found) for path, methods in document["paths"].items() for found in methods.values()]
+    listing = {path for path, found in operations if key in found.get("parameters", [])}
+    assert listing == {f"/commands/{name}" for name in ("Lend", "GiveBack", "Tear", "Call", "Order")}
+    described = document["components"]["parameters"]["IdempotencyKey"]
+    assert (described["name"], described["in"]) == ("Idempotency-Key", "header")
+    assert not described.get("required")
+    assert "422" in described["description"]
+    reasons = document["components"]["responses"]["422"]["content"]["application/problem+json"]["schema"]["anyOf"]
+    assert {"$ref": "#/components/schemas/problem.command-id-reused"} in reasons
+    assert all("422" in found["responses"] for path, found in operations if path in listing)

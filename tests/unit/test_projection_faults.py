@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 
@@ -66,6 +67,18 @@ class Ledger(ReadModel):
 class Total(ReadModel):
     sku: Key[Sku]
     total: int = 0
+
+
+class Kind(enum.StrEnum):
+    GOOD = "good"
+
+
+class Entry(ReadModel):
+    sku: Key[Sku]
+    kind: str = ""
+    size: Kind = Kind.GOOD
+    amount: int = 0
+    document: dict[str, object] = {}
 
 
 class WatchedReadStore(MemoryReadStore):
@@ -175,6 +188,38 @@ async def test_g9_a_document_that_cannot_be_written_blocks_its_key_alone() -> No
         {"held": 1},
     ]
     assert len(await warehouse.rows(Stock)) == 4
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        (lambda row: replace(row, kind="a\0b"), "cannot be stored: column kind cannot hold 'a\\x00b': it contains NUL"),
+        (lambda row: replace(row, amount=TOO_LARGE), "column amount cannot hold 1180591620717411303424: it needs more"),
+        (lambda row: replace(row, amount="x"), "column amount cannot hold 'x': it is no int"),
+        (lambda row: replace(row, size="x"), "column size cannot hold 'x'"),
+        (lambda row: replace(row, document={"held": object()}), "column document cannot hold {'held': <object"),
+        (lambda row: Entry(sku=Sku("b")), "returned a row with the key"),
+    ],
+)
+async def test_a_row_that_cannot_be_stored_is_told_by_read_model_key_field_and_function(
+    returned: Callable[[Entry], Entry], told: str
+) -> None:
+    """And by no place in the code that looks at it: the author of the projection can do nothing there."""
+    context = BoundedContext("warehouse", events=[Counted])
+
+    @context.projection
+    def entries(row: Entry, event: Counted) -> Entry:
+        return returned(row)
+
+    warehouse = Warehouse(context)
+    await run(await warehouse.open(counted("a")))
+    async with warehouse.read_store.snapshot() as snapshot:
+        (blocked,) = await snapshot.blocked("warehouse.Entry")
+    assert told in blocked.error
+    assert blocked.error.startswith(f"{entries.__module__}.{entries.__qualname__} returned a row")
+    assert "Entry" in blocked.error
+    assert 'the key ["a"]' in blocked.error
+    assert ".py" not in blocked.error
 
 
 @pytest.mark.parametrize("key", [["a"], {"a": 1}, 7, None, ("a", "b"), object(), "a\0"])

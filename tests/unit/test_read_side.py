@@ -581,11 +581,11 @@ async def test_a_changed_fold_is_built_beside_and_never_answers_half_built(tmp_p
         return replace(row, taken=row.taken + 10)
 
     async with Application(context, store=url, projecting=False) as app:
-        with pytest.raises(NotFresh, match="being built"):
+        with pytest.raises(NotFresh, match="not built yet"):
             await app.query(SeatsOf(course=PYTHON), wait_s=0.0)
     async with Application(context, store=url) as app:
         assert await app.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=20)
-        assert [status.building for status in (await app.status()).projections] == [False]
+        assert [status.live for status in (await app.status()).projections] == [True]
 
 
 async def test_a_new_projection_is_built_from_the_beginning(tmp_path: Path) -> None:
@@ -628,6 +628,33 @@ async def test_a_changed_fold_can_be_rebuilt_where_nobody_projects(tmp_path: Pat
     async with Application(context, store=url, projecting=False) as app:
         assert await app.rebuilds.rebuild("school.Seats") == 2
         assert await app.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=20)
+
+
+async def test_an_application_that_does_not_project_makes_no_generation(tmp_path: Path) -> None:
+    """Nobody would fold it. Status says that its code has no live rows, and whoever makes them later is seen."""
+    url = f"sqlite:{tmp_path}/events.db"
+    async with Application(with_seats(), store=url) as app:
+        await enter(app, "python", "python")
+        await app.projected()
+    context = entries()
+
+    @context.projection
+    def seats(row: Seats, event: Enrolled) -> Seats:
+        return replace(row, taken=row.taken + 10)
+
+    async with Application(context, store=url, projecting=False) as looking:
+        running = looking._open_parts()
+        assert [(found.number, found.live) for found in await running.read_store.generations()] == [(1, True)]
+        (status,) = (await looking.status()).projections
+        assert (status.live, status.other_code, status.checkpoint, status.lag_events) == (False, True, 0, 2)
+        with pytest.raises(ConfigurationError, match="no rows of this code"):
+            await looking.rebuilds.verify("school.Seats")
+        async with Application(context, store=url) as app:
+            await app.projected()
+            (status,) = (await looking.status()).projections
+            assert (status.live, status.other_code, status.checkpoint) == (True, False, 2)
+            assert await looking.rebuilds.verify("school.Seats") is None
+            assert await looking.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=20)
 
 
 # ── queries ──────────────────────────────────────────────────────────────────

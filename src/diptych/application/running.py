@@ -22,7 +22,7 @@ from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import QueryBus, compile_query_handlers
-from diptych.read_side.read_store import ReadStore
+from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.subscriber import Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
@@ -44,7 +44,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         lag_events: how many positions the history is ahead.
         lag_s: for how many seconds the first event that is not folded has been in the history; 0 at the head.
         blocked: how many keys are blocked.
-        building: whether it is being built and does not answer yet.
+        live: whether its rows answer queries; those of a build that has not caught up, or was not begun, do not.
+        other_code: whether rows are live that other code folded. They answer where that code still runs.
         stopped: why it cannot go on; empty while it can.
     """
 
@@ -53,7 +54,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     lag_events: int
     lag_s: float
     blocked: int = 0
-    building: bool = False
+    live: bool = True
+    other_code: bool = False
     stopped: str = ""
 
 
@@ -106,13 +108,14 @@ class Running:
         await self.read_store.open()
         await self.history.register(self.store, self.context_names)
         await self.commands.open()
-        await self.projector.open()
+        await self.projector.open(making=self.projecting)
         if self.projecting:
             for subscription in self.subscriptions:
                 await subscription.open()
                 subscription.start()
             await self.projector.retry_stopped()
-            self.projector.start()
+            if self.projector.slices:
+                self.projector.start()
 
     async def close(self) -> None:
         """Stop in the order of the data: commands first, the stores last."""
@@ -127,11 +130,11 @@ class Running:
     async def status(self) -> Status:
         """How far the history is, and how far everything that follows it."""
         head = (await self.store.head()).position
-        known = {(found.name, found.number): found for found in await self.read_store.generations()}
+        known = await self.read_store.generations()
         projections: list[ProjectionStatus] = []
         for slice in self.projector.slices:
             name = slice.projection.name
-            found = known.get((name, slice.generation.number), slice.generation)
+            found = _stored(slice.generation, known)
             async with self.read_store.snapshot() as snapshot:
                 blocked = await snapshot.blocked(name, found.number)
             projections.append(
@@ -141,11 +144,14 @@ class Running:
                     lag_events=head - found.checkpoint.position,
                     lag_s=await self._lag_s(found.checkpoint.position),
                     blocked=len(blocked),
-                    building=not found.live,
+                    live=found.live,
+                    other_code=any(
+                        other.name == name and other.live and other.fingerprint != found.fingerprint for other in known
+                    ),
                     stopped=slice.stopped or found.stopped,
                 )
             )
-        delivered = {found.name: found.checkpoint.position for found in known.values() if found.table is None}
+        delivered = {found.name: found.checkpoint.position for found in known if found.table is None}
         subscribers = [
             await self._subscriber_status(found, delivered.get(found.subscriber.name, START), head)
             for found in self.subscriptions
@@ -207,6 +213,12 @@ class Running:
                 reason = self.projector.failure or "this application does not project"
                 raise NotFresh(behind[0].projection.name, head, behind[0].position, reason)
             seen = await self.read_store.wait_for_change(seen, PROJECTED_WAIT_S)
+
+
+def _stored(mine: Generation, known: Sequence[Generation]) -> Generation:
+    """A generation as it is stored now; or the one of the same code that another process has made meanwhile."""
+    same = [found for found in known if (found.name, found.fingerprint) == (mine.name, mine.fingerprint)]
+    return max(same, key=lambda found: (found.number == mine.number, found.live, found.number), default=mine)
 
 
 def wire(

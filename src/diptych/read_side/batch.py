@@ -1,21 +1,33 @@
 """Folding a batch: group by row, read the rows once, fold in memory, write once.
 
 The result does not depend on how the events were cut into batches (G6): rows are folded in event order, each step on
-what the step before it left.
+what the step before it left. A row that had expired when an event was recorded is none to that event, be it still
+stored or not (rule 40).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from diptych.event_store.position import Place, Position
 from diptych.messages.event import Event, EventContext
 from diptych.read_side.projection import KeyNotFound, Projection, Step, told
-from diptych.read_side.read_model import key_text
+from diptych.read_side.read_model import RowForm, key_text
 from diptych.read_side.read_store import BlockedKey, Discard, Generation, Key, Row, SliceWrite
+from diptych.read_side.refused_row import RefusedRow, check_row, stored_row
 
-__all__ = ["DecodedEvent", "FoldedBatch", "discarded", "fold_steps", "keys_to_load", "plan_steps", "slice_write"]
+__all__ = [
+    "DecodedEvent",
+    "FoldedBatch",
+    "Reached",
+    "discarded",
+    "fold_steps",
+    "keys_to_load",
+    "plan_steps",
+    "slice_write",
+]
 
 
 class DecodedEvent(NamedTuple):
@@ -31,6 +43,13 @@ class DecodedEvent(NamedTuple):
     event: Event | None
     context: EventContext | None
     error: str = ""
+
+
+class Reached(NamedTuple):
+    """How far a batch comes: its last place, and when the event there was recorded, which is only known if needed."""
+
+    place: Place
+    recorded_at: datetime | None = None
 
 
 class Planned(NamedTuple):
@@ -92,13 +111,14 @@ def fold_steps(
         KeyNotFound: a step failed of which only the row that it creates would tell the key.
     """
     form = projection.form
+    row_before = _row_before if form.expiry is None else _unexpired_row_before
     rows: dict[Key, Any] = {}
     block: dict[str, BlockedKey] = {}
     begun: dict[Key, tuple[int, Any]] = {}  # rows as they were before the event whose parts are being folded
     for step in steps:
         if (blocked or discards or block) and _is_left_out(step, step.key, blocked, discards, block):
             continue
-        before = _row_before(step.key, rows, loaded, form.model)
+        before = row_before(step, rows, loaded, form)
         if step.part is not None and step.key is not None and begun.get(step.key, (0,))[0] != step.position:
             begun[step.key] = (step.position, before)
         try:
@@ -127,19 +147,39 @@ def slice_write(
     generation: Generation,
     folded: FoldedBatch,
     loaded: Collection[Key],
-    checkpoint: Place,
+    end: Reached,
     stopped: str = "",
+    expired: Iterable[Key] = (),
 ) -> SliceWrite:
-    """What the store is told of a folded batch."""
+    """What the store is told of a folded batch; `expired` rows, but for those that it changes, are removed with it."""
     form = projection.form
+    recorded_at = None if form.expiry is None else end.recorded_at
+    rows = folded.rows if recorded_at is None else _without_expired(projection, folded, recorded_at)
+    deletes = [key for key, row in rows.items() if row is None and key in loaded]
     return SliceWrite(
         generation=generation,
-        checkpoint=checkpoint,
-        upserts=[form.row(row) for row in folded.rows.values() if row is not None],
-        deletes=[key for key, row in folded.rows.items() if row is None and key in loaded],
+        checkpoint=end.place,
+        upserts=[stored_row(projection.functions, form, row) for row in rows.values() if row is not None],
+        deletes=[*deletes, *(key for key in expired if key not in rows)],
         block=folded.block,
         stopped=stopped,
+        recorded_at=recorded_at,
     )
+
+
+def _without_expired(projection: Projection, folded: FoldedBatch, moment: datetime) -> Mapping[Key, Any]:
+    """The rows, with None for what has expired when the batch ends: no later event and no query sees it.
+
+    The replay of a blocked key folds events of before, so its row stays. What cannot be stored is refused all the same,
+    or it would only be where batches are small.
+    """
+    form, blocked = projection.form, {found.key for found in folded.block}
+    rows = dict(folded.rows)
+    for key, row in folded.rows.items():
+        if row is not None and form.has_expired(row, moment) and key_text(key) not in blocked:
+            stored_row(projection.functions, form, row)
+            rows[key] = None
+    return rows
 
 
 def discarded(discards: Iterable[Discard]) -> set[tuple[str, int]]:
@@ -161,13 +201,21 @@ def _is_left_out(
     return text in blocked or text in block or (text, step.position) in discards
 
 
-def _row_before(key: Key | None, rows: Mapping[Key, Any], loaded: Mapping[Key, Row], model: Any) -> Any:
+def _row_before(step: Step, rows: Mapping[Key, Any], loaded: Mapping[Key, Row], form: RowForm) -> Any:
+    key = step.key
     if key is None:
         return None
     if key in rows:
         return rows[key]
     row = loaded.get(key)
-    return None if row is None else model(row)
+    return None if row is None else form.model(row)
+
+
+def _unexpired_row_before(step: Step, rows: Mapping[Key, Any], loaded: Mapping[Key, Row], form: RowForm) -> Any:
+    """By the time that the log tells: whether the row is still stored depends on batches, and the clock on the day."""
+    before = _row_before(step, rows, loaded, form)
+    assert step.context is not None
+    return None if before is not None and form.has_expired(before, step.context.recorded_at) else before
 
 
 def _apply(step: Step, before: Any) -> tuple[Key, Any]:
@@ -180,10 +228,10 @@ def _apply(step: Step, before: Any) -> tuple[Key, Any]:
         return step.key, None
     key = form.column_key(form.key_of(after))
     if step.key is not None and key != step.key:
-        raise ValueError(
-            f"{step.fold.declaration.name} returned a row with the key {key!r} for the row {step.key!r}: to move a "
-            "row, return None for the old key and a row for the new one, with keys="
+        raise RefusedRow(
+            f"{step.fold.declaration.name} returned a row with the key {key!r} for the row of {form.name} with "
+            f"the key {key_text(step.key)}: to move a row, return None for the old key and a row for the new one, with "
+            "keys="
         )
-    if (reason := form.refusal(after)) is not None:
-        raise ValueError(f"{step.fold.declaration.name} returned a row that cannot be stored: {reason}")
+    check_row(step.fold.declaration.name, form, key, after)
     return key, after

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import Position
-from diptych.read_side.batch import FoldedBatch, fold_steps, plan_steps, slice_write
+from diptych.read_side.batch import FoldedBatch, Reached, fold_steps, plan_steps, slice_write
 from diptych.read_side.projection import Step
 from diptych.read_side.projector import Projector, Slice
 from diptych.read_side.read_model import key_text
@@ -95,7 +95,8 @@ class BlockedKeys:
         left_out = slice.discards | {(found.key, int(found.position)) for found in discards}
         folded = fold_steps(slice.projection, steps, loaded, (), left_out)
         mine = _only(folded, blocked.key)
-        write = slice_write(slice.projection, slice.generation, mine, loaded.keys(), slice.generation.checkpoint)
+        end = Reached(slice.generation.checkpoint, slice.generation.recorded_at)
+        write = slice_write(slice.projection, slice.generation, mine, loaded.keys(), end)
         return SliceWrite(
             generation=slice.generation,
             checkpoint=slice.generation.checkpoint,

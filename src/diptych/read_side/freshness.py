@@ -61,6 +61,10 @@ class Freshness:
         self._read_store = read_store
         self._clock = clock
 
+    def now(self) -> datetime:
+        """The time by the clock, aware, in UTC."""
+        return self._clock.now()
+
     async def after(self, token: str) -> Requirement:
         """At least what the token's command has written, or its answer has shown.
 
@@ -133,9 +137,9 @@ class Freshness:
     ) -> NotFresh:
         head = (await self._store.head()).position
         reached = 0 if generation is None or not live else generation.checkpoint.position
-        reason = "" if live else "it is being built from the history"
+        reason = "" if live else "it is not built from the history yet"
         if generation is not None and not live:
-            reason = "its rows are of other code; those of this code are being built, or were replaced"
+            reason = "its rows are of other code; those of this code are not built yet, or were replaced"
         return NotFresh(name, requirement.wanted or head, reached, reason)
 
 

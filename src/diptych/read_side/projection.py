@@ -23,6 +23,7 @@ from diptych.messages.registry import EventTypes
 from diptych.read_side.fingerprint import fingerprint
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
 from diptych.read_side.read_store import Key, value_refusal
+from diptych.read_side.refused_row import RefusedRow
 
 __all__ = [
     "KeyNotFound",
@@ -158,6 +159,8 @@ class Projection:
         form: the read model's table and the way to it.
         types: the stored names of the events that it folds.
         query: those events.
+        functions: what was declared to fold into it, for messages.
+        takes_context: whether its steps need the `EventContext`: a function asks for it, or rows expire.
     """
 
     def __init__(self, context: str, form: RowForm, folds: Mapping[type, _Fold], types: EventTypes) -> None:
@@ -166,7 +169,8 @@ class Projection:
         self._folds = folds
         self.types = frozenset(types.of(cls).name for cls in folds)
         self.query = EventQuery((QueryItem(self.types),))
-        self.takes_context = any(fold.takes_context for fold in folds.values())
+        self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
+        self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
 
     def fingerprint(self) -> str:
         """What tells rows of this fold from those of another: its code and schema, see `read_side/fingerprint.py`.
@@ -210,6 +214,8 @@ class Projection:
 
 def told(error: BaseException) -> str:
     """An exception in one line, with its place in the code."""
+    if isinstance(error, RefusedRow):
+        return str(error)
     frames = traceback.extract_tb(error.__traceback__)
     where = (
         f" ({frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""

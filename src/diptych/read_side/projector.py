@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from diptych.clock import pause
 from diptych.errors import HistoryDiverged, Unavailable, UnreadableEvent
-from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
@@ -23,6 +23,8 @@ from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.event import Event
 from diptych.read_side.batch import (
     DecodedEvent,
+    FoldedBatch,
+    Reached,
     discarded,
     fold_steps,
     keys_to_load,
@@ -53,6 +55,8 @@ BATCH_TARGET_S = 0.05
 """Seconds that folding and writing a batch should take: the batch shrinks when it takes longer."""
 BLOCKED_KEYS_MAX = 1_000
 """Blocked keys of one projection; past it the projection stops."""
+EXPIRED_ROWS_MAX = 1_000
+"""Expired rows of one read model that are removed with one batch; the others are with later ones."""
 IDLE_WAIT_S = 5.0
 """Seconds after which an idle projector looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
@@ -107,8 +111,8 @@ class Projector:
 
     # ── life ─────────────────────────────────────────────────────────────────
 
-    async def open(self) -> None:
-        """Find or make the generation of every projection.
+    async def open(self, *, making: bool = True) -> None:
+        """Find the generation of every projection; where there is none, make it if `making` or nothing happened yet.
 
         Raises:
             HistoryDiverged: a read model was built from another history than the event store's.
@@ -116,7 +120,7 @@ class Projector:
         head = await self._store.head()
         generations = await self._read_store.generations()
         for projection in self._projections:
-            found = await self._generation(projection, generations, head)
+            found = await self._generation(projection, generations, head, making=making)
             await self._check_history(found)
             self.slices.append(Slice(projection, found, START if found.live else head.position))
             await self.loaded(self.slices[-1])
@@ -145,12 +149,17 @@ class Projector:
             await asyncio.wait([self._task])
             self._task = None
 
-    async def _generation(self, projection: Projection, known: Sequence[Generation], head: Place) -> Generation:
-        """The live generation of this very fold, or the newest one of it that is being built, or a new one."""
+    async def _generation(
+        self, projection: Projection, known: Sequence[Generation], head: Place, *, making: bool
+    ) -> Generation:
+        """The live generation of this very fold, or the newest one of it that is not, or a new one; else number 0."""
         mine = self.fingerprint(projection)
         same = [found for found in known if found.name == projection.name and found.fingerprint == mine]
         if same:
             return max(same, key=lambda found: (found.live, found.number))
+        if not making and head.position:
+            start = Place(self._store.history_id, START, NOWHERE)
+            return Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)
         return await self.create(projection, live=head.position == 0)
 
     def fingerprint(self, projection: Projection) -> str:
@@ -188,10 +197,10 @@ class Projector:
                 generation = live if same else None
             number = slice.generation.number if generation is None else generation.number
             blocked = await snapshot.blocked(name, number)
-        if generation is None:
-            self._stop(slice, "its generation was replaced by another process; open the application again")
-        else:
+        if generation is not None:
             slice.generation = generation
+        elif slice.generation.number:
+            self._stop(slice, "its generation was replaced by another process; open the application again")
         slice.blocked = {found.key: found for found in blocked}
         slice.discards = discarded(await self._read_store.discards(name))
         return slice
@@ -246,7 +255,7 @@ class Projector:
         if found.through == position:
             return False
         events = self.decoded(found.events, group)
-        await self._fold(group, events, await self._place(found.through, events))
+        await self._fold(group, events, await self._end(group, events, found.through))
         self._fit_batch(time.monotonic() - started, len(events))
         return True
 
@@ -256,15 +265,20 @@ class Projector:
         elif events == self._batch_max:
             self._batch_max = min(BATCH_EVENTS_MAX, self._batch_max * 2)
 
-    async def _place(self, position: Position, events: Sequence[DecodedEvent]) -> Place:
+    async def _end(self, group: Sequence[Slice], events: Sequence[DecodedEvent], position: Position) -> Reached:
+        """Where a batch ends: at its last event, or at a later one that concerns nobody."""
         if events and events[-1].position == position:
-            return self._place_of(events[-1])
+            return self._reached(events[-1])
+        if any(slice.projection.form.expiry is not None for slice in group):
+            (there,) = (await self._store.read(ALL_EVENTS, Position(position - 1), 1, until=position)).events
+            return Reached(Place(self._store.history_id, position, there.event_id), there.recorded_at)
         place = await self._store.place_at(position)
         assert place is not None, "the store said that this position was read"
-        return place
+        return Reached(place)
 
-    def _place_of(self, decoded: DecodedEvent) -> Place:
-        return Place(self._store.history_id, decoded.position, decoded.event_id)
+    def _reached(self, decoded: DecodedEvent) -> Reached:
+        place = Place(self._store.history_id, decoded.position, decoded.event_id)
+        return Reached(place, None if decoded.context is None else decoded.context.recorded_at)
 
     def decoded(self, events: Sequence[RecordedEvent], group: Sequence[Slice]) -> list[DecodedEvent]:
         """Recorded events with their classes, and with their contexts where a slice of the group asks."""
@@ -283,7 +297,7 @@ class Projector:
 
     # ── folding ──────────────────────────────────────────────────────────────
 
-    async def _fold(self, group: Sequence[Slice], events: Sequence[DecodedEvent], end: Place) -> None:
+    async def _fold(self, group: Sequence[Slice], events: Sequence[DecodedEvent], end: Reached) -> None:
         """Fold a batch into every slice of the group with one write; a slice that fails goes on by itself."""
         writes: list[tuple[Slice, SliceWrite]] = []
         failed: list[tuple[Slice, str]] = []
@@ -307,17 +321,18 @@ class Projector:
             await self._bisect(slice, events, end, reason)
 
     async def _write_of(
-        self, slice: Slice, events: Sequence[DecodedEvent], end: Place, snapshot: ReadSnapshot
+        self, slice: Slice, events: Sequence[DecodedEvent], end: Reached, snapshot: ReadSnapshot
     ) -> SliceWrite:
-        planned = plan_steps(slice.projection, events)
+        planned, generation = plan_steps(slice.projection, events), slice.generation
         if planned.stopped:
-            end = slice.generation.checkpoint if planned.last is None else self._place_of(planned.last)
-        generation = slice.generation
+            start = Reached(generation.checkpoint, generation.recorded_at)
+            end = start if planned.last is None else self._reached(planned.last)
         keys = keys_to_load(planned.steps, slice.blocked)
         loaded = await snapshot.get_many(generation.name, keys, generation.number) if keys else {}
         folded = fold_steps(slice.projection, planned.steps, loaded, slice.blocked, slice.discards)
         stopped = planned.stopped or _too_many_blocked(slice, folded.block)
-        return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped)
+        expired = await _expired(slice, snapshot, end, folded.block)
+        return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped, expired)
 
     async def _written(self, slice: Slice, write: SliceWrite, generation: Generation) -> None:
         slice.generation = generation
@@ -349,21 +364,22 @@ class Projector:
         slice.stopped = reason
         _log.error("projection %s stops after position %d: %s", slice.projection.name, slice.position, reason)
 
-    async def _bisect(self, slice: Slice, events: Sequence[DecodedEvent], end: Place, reason: str) -> None:
+    async def _bisect(self, slice: Slice, events: Sequence[DecodedEvent], end: Reached, reason: str) -> None:
         """Find the event that cannot be folded or written, and let the others through."""
         if len(events) > 1:
             middle = len(events) // 2
             first, rest = events[:middle], events[middle:]
-            await self._fold([slice], first, self._place_of(first[-1]))
+            await self._fold([slice], first, self._reached(first[-1]))
             if not slice.stopped and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
                 await self._fold([slice], rest, end)
             return
         keys = [key_text(key) for key in _keys(slice.projection, events)]
         name, position = slice.projection.name, events[0].position
         block = [BlockedKey(name, key, position, reason) for key in keys if key not in slice.blocked]
-        checkpoint = end if keys else slice.generation.checkpoint
+        if not keys:
+            end = Reached(slice.generation.checkpoint, slice.generation.recorded_at)
         stopped = _too_many_blocked(slice, block) if keys else reason
-        write = SliceWrite(generation=slice.generation, checkpoint=checkpoint, block=block, stopped=stopped)
+        write = slice_write(slice.projection, slice.generation, FoldedBatch({}, block), (), end, stopped)
         (result,) = await self._read_store.write([write])
         if isinstance(result, Written):
             await self._written(slice, write, result.generation)
@@ -371,6 +387,19 @@ class Projector:
             self._stop(slice, result.reason)
         else:
             await self.loaded(slice)
+
+
+async def _expired(slice: Slice, snapshot: ReadSnapshot, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
+    """The keys of the next rows to remove: no event after this batch sees them any more, and no query.
+
+    The replay of a blocked key folds events of before, so its row stays.
+    """
+    if slice.projection.form.expiry is None or end.recorded_at is None:
+        return ()
+    blocked = slice.blocked.keys() | {found.key for found in block}
+    generation, limit = slice.generation, EXPIRED_ROWS_MAX + len(blocked)
+    keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
+    return [key for key in keys if not blocked or key_text(key) not in blocked][:EXPIRED_ROWS_MAX]
 
 
 def _keys(projection: Projection, events: Sequence[DecodedEvent]) -> list[Key]:

@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from diptych.errors import ConfigurationError, InvalidMessage, Overloaded, UnknownMessage
+from diptych.errors import ConfigurationError, InvalidMessage, MissingService, Overloaded, UnknownMessage
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import Token
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
@@ -35,6 +35,9 @@ HANDLER_S_MAX = 60
 """Seconds that one run of a query handler may hold its snapshot; past it, `Overloaded`."""
 LISTED_ROWS_MAX = 5_000
 """Rows that a query without handler lists; where more match it is refused rather than cut short."""
+
+_ARGUMENTS = frozenset({"limit", "cursor", "order_by"})
+"""What `Reader.page` takes by name for itself."""
 
 R = TypeVar("R")
 Handle = Callable[[Any, Reader], Awaitable[Any]]
@@ -102,7 +105,8 @@ class QueryBus:
         """
         handle = self._handlers.get(type(query))
         if handle is None:
-            raise UnknownMessage("query", type(query).__name__, [known.__name__ for known in self._handlers])
+            known = [found.__name__ for found in self._handlers]
+            raise UnknownMessage("query", type(query).__name__, known, _remedy(type(query), self._projections))
         _, settled = self._codecs[type(query)].settle(query)
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
         while True:
@@ -199,10 +203,8 @@ def _declared(declaration: QueryDeclaration, services: Mapping[type[Any], object
         elif wanted in services:
             bound[name] = services[wanted]
         else:
-            raise ConfigurationError(
-                f"{declaration.name}: parameter `{name}` is neither the Reader nor a service; pass it as "
-                "Application(services={...})"
-            )
+            service = getattr(wanted, "__name__", "...")
+            raise MissingService(declaration.name, name, "is neither the Reader nor a service", service)
 
     async def handle(query: Any, reader: Reader) -> Any:
         return await function(query, **bound, **({reader_name: reader} if reader_name else {}))
@@ -216,15 +218,37 @@ def _row_of(query: type, by_model: Mapping[type, Projection]) -> tuple[Projectio
         answer = answer_type(query)
     except (ConfigurationError, SyntaxError, TypeError):
         return None  # a query of someone else: asking it raises what is wrong with it
-    found = members(answer)
-    if type(None) in found and len(found) == 2:
-        projection = next((by_model[m] for m in found if isinstance(m, type) and m in by_model), None)
-        return None if projection is None else (projection, True)
-    if typing.get_origin(answer) is list:
-        (item,) = typing.get_args(answer)
-        if isinstance(item, type) and item in by_model:
-            return by_model[item], False
-    return None
+    found = _shown(answer)
+    return (by_model[found[0]], found[1]) if found is not None and found[0] in by_model else None
+
+
+def _shown(answer: Any) -> tuple[type[ReadModel], bool] | None:
+    """The read model in the answer types `M | None`, of one row (True), and `list[M]` (False)."""
+    either = members(answer)
+    is_row = type(None) in either and len(either) == 2
+    held = either if is_row else typing.get_args(answer) if typing.get_origin(answer) is list else ()
+    model = next((each for each in held if isinstance(each, type) and issubclass(each, ReadModel)), None)
+    return None if model is None else (model, is_row)
+
+
+def _remedy(query: type, models: Mapping[type, object]) -> str:
+    """What would make a query answered that is not."""
+    try:
+        answer = answer_type(query)
+    except (ConfigurationError, SyntaxError, TypeError) as error:
+        return str(error)
+    found = _shown(answer)
+    if found is None:
+        return (
+            f"write `@context.query_handler async def handler(query: {query.__name__}, read: Reader) -> "
+            f"{inspect.formatannotation(answer)}`, in a module that its context lists"
+        )
+    if found[0] not in models:
+        return (
+            f"no projection of this application feeds {found[0].__name__}: write one in a module that its context "
+            "lists, or a @context.query_handler"
+        )
+    return "it was defined after the application was opened: define it in a module that its context lists"
 
 
 def _name(query: type) -> str:
@@ -254,6 +278,13 @@ def _by_filter(query: type, projection: Projection) -> Handle:
         raise ConfigurationError(
             f"{_name(query)} has no handler, and its field {unknown[0]!r} is no column of {form.name} "
             f"({', '.join(form.columns)}): write a @query_handler, or name its fields like columns"
+        )
+    taken = [name for name in fields if name in _ARGUMENTS]
+    if taken:
+        raise ConfigurationError(
+            f"{_name(query)} has no handler, and its field {taken[0]!r} is named like an argument of Reader.page, "
+            "which cannot filter by it: rename the column and the field, or write a @query_handler that asks with "
+            "Reader.sql"
         )
     optional = {name for name in fields if not form.columns[name].nullable}
 

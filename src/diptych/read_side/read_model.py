@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from operator import attrgetter
@@ -18,9 +18,9 @@ from diptych.errors import ConfigurationError
 from diptych.messages.annotations import members, snake_case, unwrap
 from diptych.messages.codec import encode
 from diptych.messages.message import MessageMeta, field_types, required_fields
-from diptych.read_side.read_store import Column, ColumnKind, Table, value_refusal
+from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Table, value_refusal
 
-__all__ = ["Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
+__all__ = ["ExpiresAt", "Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ class _Mark(enum.Enum):
     KEY = "Key"
     INDEXED = "Indexed"
     SEARCHABLE = "Searchable"
+    EXPIRES_AT = "ExpiresAt"
 
 
 Key = Annotated[T, _Mark.KEY]
@@ -37,6 +38,8 @@ Indexed = Annotated[T, _Mark.INDEXED]
 """`units: Indexed[int]`: the field is quick to filter and order by."""
 Searchable = Annotated[T, _Mark.SEARCHABLE]
 """`description: Searchable[str]`: the words of the field are found by `Reader.search`."""
+ExpiresAt = Annotated[T, _Mark.EXPIRES_AT]
+"""`until: ExpiresAt[datetime]`: from then on the row is no row any more; with `| None`, None never expires."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -45,7 +48,8 @@ class ReadModel(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True
 
     Fields of str, Identity, int, float, bool, Decimal, datetime, date, timedelta, bytes, UUID, str and int enums and
     str literals, or one of them with None, are columns that can be filtered and ordered by, exactly. Any other type
-    that JSON can say is kept as a document: shown, not filtered. At least one field is a `Key[...]`.
+    that JSON can say is kept as a document: shown, not filtered. At least one field is a `Key[...]`; one at most, of
+    datetime, is an `ExpiresAt[...]`.
     """
 
 
@@ -80,15 +84,18 @@ class RowForm:
         table: its form in the read store.
         key_fields: the names of the key fields, in order.
         defaults_complete: whether a blank row can be made from a key alone.
+        expiry: an instance to when it expires; None where rows do not.
     """
 
     def __init__(self, cls: type[Any], context: str) -> None:
         self.cls = cls
         types = field_types(cls)
+        expires = _expires(cls, types)
         conversions = {name: _conversion(annotation) for name, annotation in types.items()}
         columns = tuple(_column(cls, name, annotation, conversions[name].kind) for name, annotation in types.items())
         self.key_fields = tuple(name for name, annotation in types.items() if _Mark.KEY in unwrap(annotation)[1])
-        self.table = Table(f"{snake_case(context)}_{snake_case(cls.__name__)}", columns, self.key_fields)
+        self.expiry: Callable[[Any], datetime | None] | None = None if expires is None else attrgetter(expires)
+        self.table = Table(f"{snake_case(context)}_{snake_case(cls.__name__)}", columns, self.key_fields, expires)
         _check_table(cls, self.table)
         self.defaults_complete = required_fields(cls) <= set(self.key_fields)
         self.columns = {column.name: column for column in columns}
@@ -140,6 +147,17 @@ class RowForm:
                 if reason is not None:
                     return reason
         return None
+
+    def has_expired(self, model: Any, moment: datetime) -> bool:
+        """Whether this instance is no row any more at a moment."""
+        expires_at = None if self.expiry is None else self.expiry(model)
+        return expires_at is not None and expires_at <= moment
+
+    def unexpired(self, moment: datetime | None) -> Sequence[Filter]:
+        """The filter that leaves out what has expired at a moment; none where rows do not expire, or without one."""
+        if self.table.expires is None or moment is None:
+            return ()
+        return (Filter(self.table.expires, Comparison.MORE_THAN_OR_NONE, moment),)
 
     def key_of(self, model: Any) -> tuple[Any, ...]:
         """The values of the key fields, of an instance or of whatever has fields of those names."""
@@ -227,6 +245,34 @@ def _column(cls: type[Any], name: str, annotation: Any, kind: ColumnKind) -> Col
         indexed=_Mark.INDEXED in marks,
         searchable=_Mark.SEARCHABLE in marks,
     )
+
+
+def _expires(cls: type[Any], types: Mapping[str, Any]) -> str | None:
+    """The field that says when a row expires."""
+    marked = [name for name, annotation in types.items() if _Mark.EXPIRES_AT in _marks_anywhere(annotation)]
+    if len(marked) > 1:
+        raise ConfigurationError(
+            f"{cls.__name__} has more than one ExpiresAt field ({', '.join(marked)}): keep one, and let the projection "
+            "set it to the earliest"
+        )
+    for name in marked:
+        annotation = types[name]
+        outermost = _Mark.EXPIRES_AT in unwrap(annotation)[1]
+        if not outermost or {member for member in members(annotation) if member is not type(None)} != {datetime}:
+            raise ConfigurationError(
+                f"{cls.__name__}.{name} says when the row expires: write ExpiresAt[datetime], or "
+                "ExpiresAt[datetime | None] where None never expires"
+            )
+        return name
+    return None
+
+
+def _marks_anywhere(annotation: Any) -> tuple[Any, ...]:
+    """The marks of a type and of the members of its union: one that was put there would do nothing, silently."""
+    bare, marks = unwrap(annotation)
+    for part in typing.get_args(bare):
+        marks += unwrap(part)[1]
+    return marks
 
 
 def _check_table(cls: type[Any], table: Table) -> None:

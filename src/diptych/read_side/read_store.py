@@ -13,6 +13,7 @@ import enum
 import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import msgspec
@@ -77,18 +78,21 @@ class Column(msgspec.Struct, frozen=True):
     searchable: bool = False
 
 
-class Table(msgspec.Struct, frozen=True):
+# Without what is left at its default: a field that is added must not change the fingerprint of every fold.
+class Table(msgspec.Struct, frozen=True, omit_defaults=True):
     """The form of one read model.
 
     Attributes:
         name: by which SQL finds the live generation, "school_seats"; letters, digits and underscores.
         columns: at least one, key columns included.
         key: names of the key columns, at least one, in order.
+        expires: the DATETIME column that says when a row expires (None in it: never); None where rows do not.
     """
 
     name: str
     columns: tuple[Column, ...]
     key: tuple[str, ...]
+    expires: str | None = None
 
 
 class Generation(msgspec.Struct, frozen=True):
@@ -103,6 +107,8 @@ class Generation(msgspec.Struct, frozen=True):
         checkpoint: every event up to this place is folded, but for blocked keys and discards.
         epoch: counts changes made to it by hand; a writer that has not seen them is fenced.
         stopped: why nothing can be folded any more; empty while it goes on.
+        recorded_at: when the event at the checkpoint was recorded, where rows expire: those that expire by then are
+            gone, for folds and for queries. None at the beginning, and where rows do not expire.
     """
 
     name: str
@@ -113,6 +119,7 @@ class Generation(msgspec.Struct, frozen=True):
     checkpoint: Place
     epoch: int = 0
     stopped: str = ""
+    recorded_at: dt.datetime | None = None
 
 
 class BlockedKey(msgspec.Struct, frozen=True):
@@ -152,6 +159,7 @@ class SliceWrite(msgspec.Struct, frozen=True):
         discard: events to leave out from now on.
         stopped: the new reason why the generation cannot go on; empty where it can.
         by_hand: whether the epoch goes up, so that writers that do not know of this change are fenced.
+        recorded_at: the new `Generation.recorded_at`; None leaves it as it is.
     """
 
     generation: Generation
@@ -163,6 +171,7 @@ class SliceWrite(msgspec.Struct, frozen=True):
     discard: Sequence[Discard] = ()
     stopped: str = ""
     by_hand: bool = False
+    recorded_at: dt.datetime | None = None
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -192,12 +201,13 @@ class Comparison(enum.Enum):
     AT_MOST = "<="
     MORE_THAN = ">"
     LESS_THAN = "<"
+    MORE_THAN_OR_NONE = "> or None"  # what has not expired
     ONE_OF = "in"  # the value is a tuple, may be empty (matches nothing)
     STARTS_WITH = "prefix"  # TEXT columns; case matters
 
 
 class Filter(msgspec.Struct, frozen=True):
-    """A condition on one column. But for EQUAL and ONE_OF, None in the column never matches."""
+    """A condition on one column. But for EQUAL, ONE_OF and MORE_THAN_OR_NONE, None in the column never matches."""
 
     column: str
     comparison: Comparison
@@ -211,12 +221,16 @@ class Order(msgspec.Struct, frozen=True):
     descending: bool = False
 
 
+_NO_MOMENTS: Mapping[str, dt.datetime] = MappingProxyType({})
+
+
 class ReadSnapshot(Protocol):
     """One consistent, read-only view: rows, checkpoints and blocked keys of one moment. Not for concurrent use.
 
     Names are projection names ("school.Seats"); each method reads the live generation, or `number` where given.
     Reads of rows raise `StoreUnavailable` where there is no such generation (its first build may be under way), and
-    `InvalidMessage` where a filter's value is none that its column can hold.
+    `InvalidMessage` where a filter's value is none that its column can hold. They show expired rows as well: what is
+    left out, and as of when, is for the caller to say, with a filter.
     """
 
     async def generation(self, name: str, number: int | None = None) -> Generation | None:
@@ -251,17 +265,31 @@ class ReadSnapshot(Protocol):
         """How many rows every filter matches."""
         ...
 
-    async def search(self, name: str, text: str, limit: int) -> list[Row]:
+    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word; the best first, ties by key.
 
-        Words are runs of letters and digits; case and accents do not matter. A text without a word finds nothing.
+        At most `limit` of those that every filter matches. Words are runs of letters and digits; case and accents do
+        not matter. A text without a word finds nothing.
+        """
+        ...
+
+    async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
+        """The keys of rows that expire at a moment or before it, the earliest first, ties by key, at most `limit`.
+
+        Costs what it finds, however many rows there are; none where rows do not expire.
         """
         ...
 
     async def sql(
-        self, statement: str, parameters: Sequence[Any], columns: Mapping[str, tuple[ColumnKind, bool]]
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        columns: Mapping[str, tuple[ColumnKind, bool]],
+        moments: Mapping[str, dt.datetime] = _NO_MOMENTS,
     ) -> list[dict[str, Any]]:
         """Rows of a read-only SQL statement over `Table.name`s, decoded by column name to (kind, nullable).
+
+        `moments` are by projection name: a `Table.name` stands for its rows that have not expired then.
 
         Raises:
             ConfigurationError: this store has no SQL, the statement would write, or is wrong; with the reason.

@@ -34,6 +34,9 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
 class Reader(Protocol):
     """Reads read models, all from one snapshot. `where` compares columns with values or conditions (`at_least(10)`).
 
+    Rows that have expired (`ExpiresAt`) are left out: by one time for all that is read, never before the last event
+    that is shown.
+
     `order_by` names columns, "-" for descending: "-units, sku"; the key is always added, so that the order is total.
     """
 
@@ -75,6 +78,6 @@ class Reader(Protocol):
         """Rows of a read-only SQL statement, as instances of `result` by column name.
 
         A read model's table is named by context and class, `shop_product_sales`. `touches` names the read models
-        that the statement reads, for freshness and the answer's token.
+        that the statement reads, for freshness, the answer's token, and to leave out what has expired.
         """
         ...

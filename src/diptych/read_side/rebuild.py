@@ -71,13 +71,16 @@ class Rebuilds:
     async def verify(self, name: str, progress: Progress | None = None) -> Difference | None:
         """Compare a read model, row by row, with a fresh fold of the history at the same position.
 
-        Raises as `rebuild` does.
+        Raises as `rebuild` does, and ConfigurationError where there are no rows of this code.
         """
         async with self._turn:
             return await self._verify(self._slice(name), progress)
 
     async def _verify(self, live: Slice, progress: Progress | None) -> Difference | None:
         name = live.projection.name
+        await self._projector.loaded(live)
+        if live.generation.number == 0:
+            raise ConfigurationError(f"{name} has no rows of this code to compare: run the application, or rebuild it")
         fresh = await self._built(live, live.position, progress)
         try:
             while True:
@@ -137,12 +140,12 @@ class Rebuilds:
 
 async def _compare(snapshot: ReadSnapshot, live: Slice, fresh: Slice) -> Difference | None:
     name, form = live.projection.name, live.projection.form
-    order = [Order(column) for column in form.table.key]
+    order, shown = [Order(column) for column in form.table.key], form.unexpired(live.generation.recorded_at)
     indexes = [[column.name for column in form.table.columns].index(name) for name in form.table.key]
     after = None
     while True:
-        mine = await snapshot.find(name, (), order, COMPARE_PAGE_ROWS, after, number=live.generation.number)
-        theirs = await snapshot.find(name, (), order, COMPARE_PAGE_ROWS, after, number=fresh.generation.number)
+        mine = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=live.generation.number)
+        theirs = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=fresh.generation.number)
         if mine != theirs:
             row, other = next(pair for pair in zip_longest(mine, theirs) if pair[0] != pair[1])
             return Difference(name, row and form.model(row), other and form.model(other))

@@ -32,7 +32,7 @@ from diptych.read_side.read_store import (
 )
 from diptych.read_side.reader import FIND_ROWS_MAX, Page
 
-__all__ = ["SnapshotReader"]
+__all__ = ["SnapshotReader", "moment_shown"]
 
 M = TypeVar("M", bound=ReadModel)
 S = TypeVar("S", bound=msgspec.Struct)
@@ -81,6 +81,7 @@ class SnapshotReader:
         self._requirement = requirement
         self._touched: dict[str, Generation] = {}
         self._blocked: dict[str, list[BlockedKey]] = {}
+        self._now: datetime | None = None
 
     def token(self, history_id: bytes) -> Token:
         """What the answer shows: the span of the checkpoints that were touched."""
@@ -103,14 +104,19 @@ class SnapshotReader:
         columns = {_column_key(form, key): key for key in keys}
         self._check_blocked(projection, [key_text(key) for key in columns])
         rows = await self._snapshot.get_many(projection.name, list(columns))
-        return {columns[key]: form.model(row) for key, row in rows.items()}
+        found = {columns[key]: form.model(row) for key, row in rows.items()}
+        if form.expiry is None:
+            return found
+        moment = self._moment(projection)
+        return {key: row for key, row in found.items() if not form.has_expired(row, moment)}
 
     async def find(self, model: type[M], /, *, order_by: str = "", limit: int = 100, **where: object) -> list[M]:
         """See `Reader.find`."""
         projection = await self._touch(model)
         self._check_blocked(projection)
         form = projection.form
-        rows = await self._snapshot.find(projection.name, _filters(form, where), _order(form, order_by), _limit(limit))
+        filters = [*_filters(form, where), *self._unexpired(projection)]
+        rows = await self._snapshot.find(projection.name, filters, _order(form, order_by), _limit(limit))
         return [form.model(row) for row in rows]
 
     async def page(
@@ -124,7 +130,8 @@ class SnapshotReader:
         question = _question(projection.name, filters, order)
         history_id = self._touched[projection.name].checkpoint.history_id
         after = None if cursor is None else _after(form, cursor, question, history_id, order)
-        rows = await self._snapshot.find(projection.name, filters, order, _limit(limit) + 1, after)
+        shown = [*filters, *self._unexpired(projection)]  # no part of the question: the next page is asked later
+        rows = await self._snapshot.find(projection.name, shown, order, _limit(limit) + 1, after)
         items = [form.model(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return Page(items)
@@ -136,7 +143,8 @@ class SnapshotReader:
         """See `Reader.count`."""
         projection = await self._touch(model)
         self._check_blocked(projection)
-        return await self._snapshot.count(projection.name, _filters(projection.form, where))
+        filters = [*_filters(projection.form, where), *self._unexpired(projection)]
+        return await self._snapshot.count(projection.name, filters)
 
     async def search(self, model: type[M], text: str, /, *, limit: int = 100) -> list[M]:
         """See `Reader.search`."""
@@ -144,18 +152,33 @@ class SnapshotReader:
         if not any(column.searchable for column in projection.form.table.columns):
             raise ConfigurationError(f"{model.__name__} has no Searchable[str] field to search in")
         self._check_blocked(projection)
-        rows = await self._snapshot.search(projection.name, text, _limit(limit))
+        rows = await self._snapshot.search(projection.name, text, _limit(limit), self._unexpired(projection))
         return [projection.form.model(row) for row in rows]
 
     async def sql(
         self, result: type[S], statement: str, /, *parameters: object, touches: Sequence[type[ReadModel]]
     ) -> list[S]:
         """See `Reader.sql`."""
+        moments: dict[str, datetime] = {}
         for model in touches:
-            self._check_blocked(await self._touch(model))
+            projection = await self._touch(model)
+            self._check_blocked(projection)
+            if projection.form.expiry is not None:
+                moments[projection.name] = self._moment(projection)
         columns = {name: column_kind(annotation) for name, annotation in field_types(result).items()}
-        rows = await self._snapshot.sql(statement, parameters, columns)
+        rows = await self._snapshot.sql(statement, parameters, columns, moments)
         return [result(**row) for row in rows]
+
+    # ── expiry ───────────────────────────────────────────────────────────────
+
+    def _unexpired(self, projection: Projection) -> Sequence[Filter]:
+        return () if projection.form.expiry is None else projection.form.unexpired(self._moment(projection))
+
+    def _moment(self, projection: Projection) -> datetime:
+        """As of when rows are shown: one moment for all that a handler reads."""
+        if self._now is None:
+            self._now = self._freshness.now()
+        return moment_shown(self._touched[projection.name], self._now)
 
     # ── freshness ────────────────────────────────────────────────────────────
 
@@ -187,6 +210,15 @@ class SnapshotReader:
         if self._requirement.strict:
             raise Blocked(projection.form.name, [found.key for found in blocked], blocked[0].error)
         self.incomplete = True
+
+
+def moment_shown(generation: Generation, now: datetime) -> datetime:
+    """As of when the rows of a generation are shown, by a clock that says `now`.
+
+    Never before the last event that they show: what has expired for a fold, and may be removed, has for every query,
+    also where this clock is behind the one that the event was recorded by.
+    """
+    return now if generation.recorded_at is None else max(now, generation.recorded_at)
 
 
 def _column_key(form: RowForm, key: object) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import ConfigurationError
+from diptych.errors import ConfigurationError, MissingService
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
@@ -94,9 +94,7 @@ def compile_subscriber(
     for name in list(inspect.signature(function).parameters)[1:]:
         wanted = unwrap(annotations.get(name))[0]
         if wanted not in services:
-            raise ConfigurationError(
-                f"{declaration.name}: parameter `{name}` is no service; pass it as Application(services={{...}})"
-            )
+            raise MissingService(declaration.name, name, "is no service", getattr(wanted, "__name__", "..."))
         bound[name] = services[wanted]
 
     async def deliver(events: Sequence[tuple[Event, EventContext]]) -> None:

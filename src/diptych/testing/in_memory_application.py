@@ -24,6 +24,7 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.read_store import Order
+from diptych.read_side.snapshot_reader import moment_shown
 from diptych.testing.manual_clock import ManualClock
 from diptych.write_side.command_bus import CommandMiddleware
 from diptych.write_side.idempotency import Receipt
@@ -167,7 +168,7 @@ class InMemoryApplication(Application):
         ]
 
     async def rows(self, model: type[M]) -> list[M]:
-        """The rows of a read model, ordered by key, at most `ROWS_MAX`.
+        """The rows of a read model that have not expired, ordered by key, at most `ROWS_MAX`.
 
         Raises:
             ConfigurationError: no projection feeds it.
@@ -177,7 +178,10 @@ class InMemoryApplication(Application):
             raise ConfigurationError(f"{model.__name__} is fed by no projection of {self.contexts!r}")
         order = [Order(name) for name in projection.form.key_fields]
         async with self._open_parts().read_store.snapshot() as snapshot:
-            return [projection.form.model(row) for row in await snapshot.find(projection.name, (), order, ROWS_MAX)]
+            generation = await snapshot.generation(projection.name)
+            now = self.clock.now()
+            shown = projection.form.unexpired(now if generation is None else moment_shown(generation, now))
+            return [projection.form.model(row) for row in await snapshot.find(projection.name, shown, order, ROWS_MAX)]
 
     async def settled(self) -> None:
         """Wait until projections and subscribers have followed the history to its end.

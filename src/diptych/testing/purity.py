@@ -98,6 +98,12 @@ def _applied(projection: Projection, step: Step, rows: Mapping[Key, Any]) -> tup
         return step.fold.apply(before, step._replace(event=event))
 
     before = None if step.key is None else rows.get(step.key)
+    if (
+        before is not None
+        and step.context is not None
+        and projection.form.has_expired(before, step.context.recorded_at)
+    ):
+        before = None
     after = _twice(step.fold.declaration.name, _tried(apply), before, step.event)
     if step.key is not None or after is None or isinstance(after, _Failed):
         return step.key, after

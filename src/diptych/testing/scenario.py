@@ -358,7 +358,10 @@ async def _shown(app: InMemoryApplication, facts: list[Fact]) -> dict[type, _Sho
         rows = {form.column_key(form.key_of(row)): row for row in await app.rows(form.cls)}
         blocked = {found.key: found.error for found in parked if found.name == projection.name}
         shown[form.cls] = _Shown(projection, rows, blocked, stopped.get(projection.name, ""))
-        folded = fold_rows(projection, facts)
+        folded = {
+            key: None if row is not None and form.has_expired(row, app.clock.now()) else row
+            for key, row in fold_rows(projection, facts).items()
+        }
         if not shown[form.cls].stopped:
             _check_stored(shown[form.cls], folded)
     return shown

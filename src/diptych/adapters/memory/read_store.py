@@ -5,20 +5,25 @@ write first hands each open snapshot the rows as they were (its undo), so that a
 large the table, and nothing is kept once the snapshot is over. Copying a dict per write would be shorter but linear
 in the table; persistent trees would not depend on the number of open snapshots, which is small and limited.
 
-Reads by key and writes cost the same whatever the size; `find`, `count` and `search` look at every row.
+What expires is in a heap beside the rows, by time. An entry is not removed when its row changes: it is dropped when it
+comes up, and all are when they outnumber the rows.
+
+Reads by key and of what has expired, and writes, cost the same whatever the size; `find`, `count` and `search` look at
+every row.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import heapq
 import itertools
 import operator
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 
@@ -57,6 +62,8 @@ SNAPSHOTS_WAITING_MAX = 1_000
 """Callers that wait for a snapshot; more get `Overloaded`."""
 SNAPSHOT_WAIT_S_MAX = 10
 """Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
+STALE_EXPIRIES_MAX = 1_000
+"""Entries of the heap of expiries beyond twice the rows; past it, it is made anew."""
 
 
 def connect(url: str) -> MemoryReadStore:
@@ -70,11 +77,16 @@ def connect(url: str) -> MemoryReadStore:
     return MemoryReadStore()
 
 
+_Expiry: TypeAlias = tuple[dt.datetime, Key]
+"""When a row expires, or did before it was changed."""
+
+
 class _Build(msgspec.Struct, frozen=True):
-    """A generation with what it holds. Replaced when it changes, but for its rows, which every version shares."""
+    """A generation with what it holds. Replaced when it changes, but for its rows and expiries, which all share."""
 
     generation: Generation
     rows: dict[Key, Row]
+    expiries: list[_Expiry]
     blocked: Mapping[str, BlockedKey] = MappingProxyType({})
 
 
@@ -135,7 +147,7 @@ class MemoryReadStore:
         if live and current is not None:
             self._put(current, live=False)
         number = self._last_numbers[name] = self._last_numbers.get(name, 0) + 1
-        made = _Build(Generation(name, number, fingerprint, table, live, checkpoint), {})
+        made = _Build(Generation(name, number, fingerprint, table, live, checkpoint), {}, [])
         self._builds[name, number] = made
         self._tell()
         return made.generation
@@ -194,6 +206,7 @@ class MemoryReadStore:
             checkpoint=write.checkpoint,
             stopped=write.stopped,
             epoch=stored.epoch + write.by_hand,
+            recorded_at=write.recorded_at or stored.recorded_at,
         )
         return Written(changed.generation)
 
@@ -210,10 +223,12 @@ class MemoryReadStore:
             rows.pop(key, None)
             if changed is not None:
                 rows[key] = changed
+        if table.expires is not None:
+            _note_expiries(build, table, [(key, row) for key, row in changes.items() if row is not None])
 
     def _put(self, build: _Build, blocked: Mapping[str, BlockedKey] | None = None, **changes: Any) -> _Build:
         generation = msgspec.structs.replace(build.generation, **changes)
-        changed = _Build(generation, build.rows, build.blocked if blocked is None else blocked)
+        changed = _Build(generation, build.rows, build.expiries, build.blocked if blocked is None else blocked)
         self._builds[generation.name, generation.number] = changed
         return changed
 
@@ -325,24 +340,43 @@ class _Snapshot:
         build, table = self._build(name, None)
         return sum(map(_matcher(filters, table), self._rows(build)))
 
-    async def search(self, name: str, text: str, limit: int) -> list[Row]:
+    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
         build, table = self._build(name, None)
         wanted, key_of = _words(text), _key_getter(table)
         places = [place for place, column in enumerate(table.columns) if column.searchable]
         found: list[tuple[float, Key, Row]] = []
-        for row in self._rows(build) if wanted else ():
+        for row in filter(_matcher(filters, table), self._rows(build) if wanted else ()):
             words = [word for place in places if row[place] is not None for word in _words(row[place])]
             hits = [sum(word.startswith(begin) for word in words) for begin in wanted]
             if all(hits):
                 found.append((-sum(hits) / len(words), key_of(row), row))
         return [row for _, _, row in sorted(found)[:limit]]
 
+    async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
+        """The keys of rows that expire at a moment or before it, in that order. See the port."""
+        build, table = self._build(name, number)
+        if table.expires is None:
+            return []
+        place = _place(table, table.expires)
+        undo = self._undo.get((name, build.generation.number), {})
+        were = [(row[place], key) for key, row in undo.items() if row is not None and row[place] is not None]
+        found = [entry for entry in were if entry[0] <= moment]
+        taken = list(_taken(build, place, moment, limit, undo))
+        for entry in taken:
+            heapq.heappush(build.expiries, entry)
+        found += [entry for entry in taken if entry[1] not in undo]
+        return [key for _, key in sorted(found)[:limit]]
+
     async def sql(
-        self, statement: str, parameters: Sequence[Any], columns: Mapping[str, tuple[ColumnKind, bool]]
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        columns: Mapping[str, tuple[ColumnKind, bool]],
+        moments: Mapping[str, dt.datetime] = MappingProxyType({}),
     ) -> list[dict[str, Any]]:
         """Refused: there is no SQL here."""
-        del statement, parameters, columns
+        del statement, parameters, columns, moments
         raise ConfigurationError("the read store memory: has no SQL; give the application read_store='sqlite:<path>'")
 
     def _build(self, name: str, number: int | None) -> tuple[_Build, Table]:
@@ -364,6 +398,34 @@ def _live(builds: Mapping[tuple[str, int], _Build], name: str) -> _Build | None:
 
 def _fence(generation: Generation) -> tuple[Place, int]:
     return generation.checkpoint, generation.epoch
+
+
+def _place(table: Table, column: str) -> int:
+    return [found.name for found in table.columns].index(column)
+
+
+def _note_expiries(build: _Build, table: Table, written: Sequence[tuple[Key, Row]]) -> None:
+    """Enter when these rows expire; where most entries are of rows that changed, leave those out."""
+    assert table.expires is not None
+    place = _place(table, table.expires)
+    for key, row in written:
+        if row[place] is not None:
+            heapq.heappush(build.expiries, (row[place], key))
+    if len(build.expiries) > 2 * len(build.rows) + STALE_EXPIRIES_MAX:
+        build.expiries[:] = [(row[place], key) for key, row in build.rows.items() if row[place] is not None]
+        heapq.heapify(build.expiries)
+
+
+def _taken(build: _Build, place: int, moment: dt.datetime, limit: int, uncounted: Container[Key]) -> Iterator[_Expiry]:
+    """Take entries up to a moment out of the heap, in order; those of rows as they are now are given, each once."""
+    last = None
+    while limit and build.expiries and build.expiries[0][0] <= moment:
+        entry = heapq.heappop(build.expiries)
+        row = build.rows.get(entry[1])
+        if row is not None and row[place] == entry[0] and entry != last:
+            last = entry
+            limit -= entry[1] not in uncounted
+            yield entry
 
 
 def _key_getter(table: Table) -> Callable[[Row], Key]:
@@ -395,8 +457,9 @@ _COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
     Comparison.LESS_THAN: operator.lt,
     Comparison.ONE_OF: lambda value, values: value in values,
     Comparison.STARTS_WITH: str.startswith,
+    Comparison.MORE_THAN_OR_NONE: lambda value, bound: value is None or (bound is not None and value > bound),
 }
-_MATCHES_NONE = frozenset({Comparison.EQUAL, Comparison.ONE_OF})
+_MATCHES_NONE = frozenset({Comparison.EQUAL, Comparison.ONE_OF, Comparison.MORE_THAN_OR_NONE})
 
 
 def _matcher(filters: Sequence[Filter], table: Table) -> Callable[[Row], bool]:

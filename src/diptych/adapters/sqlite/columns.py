@@ -27,8 +27,10 @@ __all__ = [
     "RowCodec",
     "Unstorable",
     "decode_decimal",
+    "decode_moment",
     "decode_result",
     "encode_decimal",
+    "encode_moment",
     "encode_parameter",
     "encode_value",
     "exponent_column",
@@ -126,6 +128,16 @@ def _encode_datetime(value: dt.datetime) -> int:
 
 def _decode_datetime(microseconds: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(microseconds=microseconds)
+
+
+def encode_moment(value: dt.datetime | None) -> int | None:
+    """A moment of the catalog as it is stored: microseconds since 1970."""
+    return None if value is None else _encode_datetime(value)
+
+
+def decode_moment(microseconds: int | None) -> dt.datetime | None:
+    """A moment of the catalog from what is stored of it."""
+    return None if microseconds is None else _decode_datetime(microseconds)
 
 
 def _encode_duration(value: dt.timedelta) -> int:
@@ -274,6 +286,12 @@ class RowCodec:
         names = [column.name for column in self.table.columns]
         return names + [exponent_column(names[n]) for n in self._decimals]
 
+    @property
+    def stored_key(self) -> list[str]:
+        """The names of the stored columns of a key, in order."""
+        decimals = [column.name for column in self._key_columns if column.kind is ColumnKind.DECIMAL]
+        return [*self.table.key, *map(exponent_column, decimals)]
+
     def column(self, name: str) -> Column:
         """The column of that name."""
         return self._columns[name]
@@ -335,6 +353,16 @@ class RowCodec:
     def key_of(self, row: Row) -> tuple[Any, ...]:
         """The key of a decoded row."""
         return tuple([row[place] for place in self._key_places])
+
+    def decode_key(self, stored: Sequence[Any]) -> tuple[Any, ...]:
+        """A key from what is stored of its columns, then of the exponents of the decimals among them."""
+        exponents = iter(stored[len(self._key_columns) :])
+        return tuple(
+            decode_decimal(value, next(exponents))
+            if column.kind is ColumnKind.DECIMAL
+            else _DECODERS.get(column.kind, _as_it_is)(value)
+            for column, value in zip(self._key_columns, stored, strict=False)
+        )
 
     def decode(self, stored: tuple[Any, ...]) -> Row:
         """A row from what is stored of it."""

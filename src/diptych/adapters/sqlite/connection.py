@@ -114,7 +114,7 @@ class Writer:
         """
         if self._connection is not None:
             return
-        turnstile = _Turnstile(f"{self.path}-queue")
+        turnstile = _Turnstile(self.path)
         try:
             self._connection = self._connect(turnstile)
         except BaseException:
@@ -299,13 +299,17 @@ class _Turnstile:
     that others no longer see.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, store: str) -> None:
         self._file: IO[bytes] | None = None
         if fcntl is not None:
             try:
-                self._file = Path(path).open("ab")  # noqa: SIM115 - kept until close
+                self._file = Path(f"{store}-queue").open("ab")  # noqa: SIM115 - kept until close
             except OSError as error:
-                raise StoreUnavailable(f"{path} cannot be opened: {error.strerror}; check its folder") from error
+                folder = Path(store).parent
+                reason = f"{store}-queue beside it: {error.strerror}; check its folder"
+                if not folder.is_dir():
+                    reason = f"there is no folder {folder}; make it, or check the path"
+                raise StoreUnavailable(f"the store {store} cannot be opened: {reason}") from error
 
     def try_enter(self) -> bool:
         """Enter, if nobody else is inside."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,16 @@ from diptych.adapters.sqlite.read_tables import StoredTable, quoted
 from diptych.errors import InvalidMessage
 from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order
 
-__all__ = ["Condition", "after_place", "filtered", "match_expression", "order_by", "rows_of_keys", "where"]
+__all__ = [
+    "Condition",
+    "after_place",
+    "filtered",
+    "match_expression",
+    "order_by",
+    "rows_of_keys",
+    "where",
+    "with_unexpired",
+]
 
 LAST_CODE_POINT = 0x10FFFF
 _SURROGATES = range(0xD800, 0xE000)
@@ -31,6 +41,7 @@ class Condition(msgspec.Struct, frozen=True):
 
 
 _NEVER = Condition("FALSE")
+_MATCHES_NONE = frozenset({Comparison.EQUAL, Comparison.MORE_THAN_OR_NONE})
 
 
 def where(conditions: Iterable[Condition]) -> Condition:
@@ -53,11 +64,18 @@ def filtered(table: StoredTable, wanted: Filter) -> Condition:
     if wanted.comparison is Comparison.ONE_OF:
         return _one_of(table, column, wanted.value)
     if wanted.value is None:
-        return Condition(f"{name} IS NULL") if wanted.comparison is Comparison.EQUAL else _NEVER
+        return Condition(f"{name} IS NULL") if wanted.comparison in _MATCHES_NONE else _NEVER
     value = _encoded(table, column, wanted.value)
     if wanted.comparison is Comparison.STARTS_WITH:
         return _starts_with(name, value)
+    if wanted.comparison is Comparison.MORE_THAN_OR_NONE:
+        return more_than_or_none(name, value)
     return Condition(f"{name} {wanted.comparison.value} ?", (value,))
+
+
+def more_than_or_none(name: str, value: object) -> Condition:
+    """Nearly every row is, so that an index would be the long way: `+` keeps SQLite from using one for this."""
+    return Condition(f"+{name} > ? OR {name} IS NULL", (value,))
 
 
 def _encoded(table: StoredTable, column: Column, value: Any) -> Any:
@@ -165,6 +183,21 @@ def rows_of_keys(
 
 def _json(values: Sequence[Any]) -> str:
     return msgspec.json.encode(values).decode()
+
+
+# ── the user's SQL ───────────────────────────────────────────────────────────
+
+_BEGINNING = re.compile(r"(?:\s|--[^\n]*(?:\n|\Z)|/\*.*?\*/)*(WITH(?:\s+RECURSIVE)?\b)?", re.IGNORECASE | re.DOTALL)
+"""Space and comments, and the word that begins the statement's own names."""
+
+
+def with_unexpired(statement: str, table: StoredTable, moment: int | None) -> str:
+    """The statement, in which the table's name stands for its rows that have not expired at a moment."""
+    shown = f"{quoted(table.form.name)} AS NOT MATERIALIZED ({table.select_unexpired(str(moment))})"
+    beginning = _BEGINNING.match(statement)
+    if beginning is None or beginning[1] is None:
+        return f"WITH {shown} {statement}"
+    return f"WITH RECURSIVE {shown}, {statement[beginning.end() :]}"
 
 
 # ── words ────────────────────────────────────────────────────────────────────

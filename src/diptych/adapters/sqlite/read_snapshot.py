@@ -7,16 +7,20 @@ and back; what may take long is read on a thread, and stopped past a limit or on
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import math
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite.columns import (
     DecodeError,
+    decode_moment,
     decode_result,
+    encode_moment,
     encode_parameter,
     exponent_column,
 )
@@ -28,6 +32,7 @@ from diptych.adapters.sqlite.read_queries import (
     order_by,
     rows_of_keys,
     where,
+    with_unexpired,
 )
 from diptych.adapters.sqlite.read_tables import StoredTable, decode_table
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
@@ -66,7 +71,7 @@ BUILDS_CACHED_MAX = 1_000
 
 T = TypeVar("T")
 
-_GENERATION = """SELECT number, fingerprint, form, live, history_id, position, event_id, epoch, stopped
+_GENERATION = """SELECT number, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at
     FROM diptych_generations WHERE name = ? AND """
 _LIVE_GENERATION = f"{_GENERATION} live = 1"
 _NUMBERED_GENERATION = f"{_GENERATION} number = ?"
@@ -337,30 +342,47 @@ class SqliteReadSnapshot:
 
         return await self._on_thread(read)
 
-    async def search(self, name: str, text: str, limit: int) -> list[Row]:
+    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
         table = self._table(name, None)
-        words = match_expression(text)
+        words, condition = match_expression(text), where([filtered(table, wanted) for wanted in filters])
         if not words or not table.is_searchable:
             return []
         statement = (
             f'{table.select} JOIN (SELECT rowid AS "__match", rank AS "__rank" FROM {table.words} '
-            f'WHERE {table.words} MATCH ?) ON "__match" = {table.row} ORDER BY "__rank", {table.key} LIMIT ?'
+            f'WHERE {table.words} MATCH ?) ON "__match" = {table.row}{condition.text} '
+            f'ORDER BY "__rank", {table.key} LIMIT ?'
         )
+        parameters = (words, *condition.parameters, limit)
 
         def read(connection: sqlite3.Connection) -> list[Row]:
-            return [table.codec.decode(row) for row in connection.execute(statement, (words, limit)).fetchall()]
+            return [table.codec.decode(row) for row in connection.execute(statement, parameters).fetchall()]
 
         return await self._on_thread(read)
 
+    async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
+        """The keys of rows that expire at a moment or before it, in that order. See the port."""
+        with self._failures:
+            table = self._table(name, number)
+            if table.form.expires is None:
+                return []
+            found = self.connection.execute(table.select_expired, (encode_moment(moment), limit)).fetchall()
+            return [table.codec.decode_key(key) for key in found]
+
     async def sql(
-        self, statement: str, parameters: Sequence[Any], columns: Mapping[str, tuple[ColumnKind, bool]]
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        columns: Mapping[str, tuple[ColumnKind, bool]],
+        moments: Mapping[str, dt.datetime] = MappingProxyType({}),
     ) -> list[dict[str, Any]]:
         """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port.
 
         A decimal reads back with the exponent it was written with where `<name>__exponent` is selected too.
         """
         encoded = [encode_parameter(value) for value in parameters]
+        for name, moment in moments.items():
+            statement = with_unexpired(statement, self._table(name, None), encode_moment(moment))
 
         def read(connection: sqlite3.Connection) -> list[dict[str, Any]]:
             self._reader.of_user = True
@@ -388,11 +410,12 @@ class SqliteReadSnapshot:
             found = self.connection.execute(_NUMBERED_GENERATION, (name, number)).fetchone()
         if found is None:
             return None
-        at, fingerprint, form, live, history_id, position, event_id, epoch, stopped = found
+        at, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at = found
         known = self._builds.known(name, at)
         table = decode_table(form) if known is None else known.form
         place = Place(history_id, Position(position), event_id)
-        generation = Generation(name, at, fingerprint, table, bool(live), place, epoch, stopped)
+        moment = decode_moment(recorded_at)
+        generation = Generation(name, at, fingerprint, table, bool(live), place, epoch, stopped, moment)
         stored = self._builds.of(generation) if known is None else known
         if live and stored is not None:
             self._live[name] = stored

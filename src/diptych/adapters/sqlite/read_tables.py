@@ -11,7 +11,7 @@ import sqlite3
 
 import msgspec
 
-from diptych.adapters.sqlite.columns import RowCodec, exponent_column
+from diptych.adapters.sqlite.columns import RowCodec, decode_moment, exponent_column
 from diptych.errors import ConfigurationError, NewerStore, StoreUnavailable
 from diptych.event_store.position import Place
 from diptych.read_side.read_store import Column, ColumnKind, Generation, Table
@@ -33,10 +33,13 @@ __all__ = [
 
 APPLICATION_ID = 0x44507972
 """In the file's header: this is a read store of Diptych."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the catalog; in the file's header."""
 SQLITE_VERSION_MIN = (3, 37, 0)
 """For STRICT tables."""
+
+_MACHINE_TIME = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+"""What views show rows as of: whoever reads the file with another program has no other clock."""
 
 _CATALOG = (
     """CREATE TABLE diptych_projections (
@@ -55,6 +58,7 @@ _CATALOG = (
         event_id BLOB NOT NULL,
         epoch INTEGER NOT NULL,
         stopped TEXT NOT NULL,
+        recorded_at INTEGER,
         PRIMARY KEY (name, number)
     ) STRICT, WITHOUT ROWID""",
     "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1",
@@ -73,6 +77,9 @@ _CATALOG = (
         PRIMARY KEY (name, position, key)
     ) STRICT, WITHOUT ROWID""",
 )
+
+_UPGRADES = (("ALTER TABLE diptych_generations ADD COLUMN recorded_at INTEGER",),)
+"""What makes a catalog of version 1 one of version 2, and so on."""
 
 _TYPES = {
     ColumnKind.TEXT: "TEXT",
@@ -103,6 +110,10 @@ def prepare_file(connection: sqlite3.Connection, path: str) -> None:
     if application == APPLICATION_ID:
         if version > SCHEMA_VERSION:
             raise NewerStore(path, version, SCHEMA_VERSION)
+        for statements in _UPGRADES[version - 1 :]:
+            for statement in statements:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         return
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application or version or objects:
@@ -118,14 +129,20 @@ def read_generations(
 ) -> list[Generation]:
     """The generations, by name and number; those of one name, or one of them."""
     rows = connection.execute(
-        """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped
+        """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at
         FROM diptych_generations WHERE ? IS NULL OR name = ? AND (? IS NULL OR number = ?)
         ORDER BY name, number""",
         (name, name, number, number),
     )
     return [
-        Generation(of, at, fingerprint, decode_table(form), bool(live), Place(history, position, event), epoch, stopped)
-        for of, at, fingerprint, form, live, history, position, event, epoch, stopped in rows
+        Generation(
+            *(of, at, fingerprint, decode_table(form), bool(live)),
+            Place(history, position, event),
+            epoch,
+            stopped,
+            decode_moment(recorded_at),
+        )
+        for of, at, fingerprint, form, live, history, position, event, epoch, stopped, recorded_at in rows
     ]
 
 
@@ -165,12 +182,28 @@ class StoredTable:
         self.select_one = f"{self.select} WHERE {key_is}"
         self.delete = f"DELETE FROM {self.name} WHERE {key_is}"
         self.upsert = _upsert(self)
+        self.select_expired = _select_expired(self)
+
+    def select_unexpired(self, moment: str) -> str:
+        """Selects the rows that have not expired at a moment, an SQL expression for microseconds since 1970."""
+        if self.form.expires is None:
+            return self.select
+        expires = quoted(self.form.expires)
+        return f"{self.select} WHERE +{expires} > {moment} OR {expires} IS NULL"
 
 
 def _row_column(table: Table) -> str:
     kinds = {column.name: column.kind for column in table.columns}
     integer = len(table.key) == 1 and _TYPES[kinds[table.key[0]]] == "INTEGER"
     return quoted(table.key[0] if integer else "__row")
+
+
+def _select_expired(table: StoredTable) -> str:
+    """The keys of what has expired at a moment, the earliest first; empty where nothing does."""
+    if table.form.expires is None:
+        return ""
+    expires, key = quoted(table.form.expires), ", ".join(map(quoted, table.codec.stored_key))
+    return f"SELECT {key} FROM {table.name} WHERE {expires} <= ? ORDER BY {expires}, {table.key} LIMIT ?"
 
 
 def _upsert(table: StoredTable) -> str:
@@ -216,7 +249,7 @@ def show_table(connection: sqlite3.Connection, table: StoredTable) -> None:
         ConfigurationError: something else has that name.
     """
     try:
-        connection.execute(f"CREATE VIEW {quoted(table.form.name)} AS {table.select}")
+        connection.execute(f"CREATE VIEW {quoted(table.form.name)} AS {table.select_unexpired(_MACHINE_TIME)}")
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
             raise
@@ -237,6 +270,7 @@ def _definitions(table: StoredTable) -> list[str]:
     parts += [f"{quoted(exponent_column(name))} INTEGER" for name in decimals]
     parts += [] if row_is_key else [f"UNIQUE ({table.key})"]
     indexes = [_index(table, column) for column in form.columns if column.indexed and column.name != form.key[0]]
+    indexes += [_expiry_index(table, form.expires)] if form.expires is not None else []
     return [f"CREATE TABLE {table.name} ({', '.join(parts)}) STRICT", *indexes, *_search_definitions(table)]
 
 
@@ -251,6 +285,13 @@ def _index(table: StoredTable, column: Column) -> str:
     rest = "".join(f", {quoted(part)}" for part in table.form.key if part != column.name)
     name = quoted(f"{table.form.name}__g{table.number}__index_{column.name}")
     return f"CREATE INDEX {name} ON {table.name} ({quoted(column.name)}{rest})"
+
+
+def _expiry_index(table: StoredTable, expires: str) -> str:
+    """It holds the rows that expire at all, in the order in which they do."""
+    name = quoted(f"{table.form.name}__g{table.number}__expiry")
+    keys = "".join(f", {quoted(part)}" for part in table.form.key if part != expires)
+    return f"CREATE INDEX {name} ON {table.name} ({quoted(expires)}{keys}) WHERE {quoted(expires)} IS NOT NULL"
 
 
 def _search_definitions(table: StoredTable) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from diptych.adapters.sqlite.columns import Unstorable
+from diptych.adapters.sqlite.columns import Unstorable, encode_moment
 from diptych.adapters.sqlite.read_tables import (
     StoredTable,
     create_table,
@@ -28,7 +28,7 @@ StoredTables: TypeAlias = Callable[[Generation], StoredTable | None]
 """Finds the table of a generation; None for a subscriber."""
 
 _FENCE = """UPDATE diptych_generations
-    SET history_id = ?, position = ?, event_id = ?, epoch = ?, stopped = ?
+    SET history_id = ?, position = ?, event_id = ?, epoch = ?, stopped = ?, recorded_at = ?
     WHERE name = ? AND number = ? AND history_id = ? AND position = ? AND event_id = ? AND epoch = ?
     RETURNING live"""
 
@@ -68,17 +68,21 @@ def _move(connection: sqlite3.Connection, write: SliceWrite) -> Generation | Non
     """Compare and set the checkpoint and the epoch; None where they are not as expected."""
     seen, new = write.generation, write.checkpoint
     epoch, stopped = seen.epoch + write.by_hand, _storable(write.stopped)
+    recorded_at = write.recorded_at or seen.recorded_at
     found = connection.execute(
         _FENCE,
         (
-            *(new.history_id, new.position, new.event_id, epoch, stopped),
+            *(new.history_id, new.position, new.event_id, epoch, stopped, encode_moment(recorded_at)),
             *(seen.name, seen.number),
             *(seen.checkpoint.history_id, seen.checkpoint.position, seen.checkpoint.event_id, seen.epoch),
         ),
     ).fetchall()
     if not found:
         return None
-    return msgspec.structs.replace(seen, checkpoint=new, epoch=epoch, stopped=stopped, live=bool(found[0][0]))
+    live = bool(found[0][0])
+    return msgspec.structs.replace(
+        seen, checkpoint=new, epoch=epoch, stopped=stopped, live=live, recorded_at=recorded_at
+    )
 
 
 def _change_rows(connection: sqlite3.Connection, write: SliceWrite, table: StoredTable) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
-from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
-from diptych.entrypoints.cli.failures import MISUSED, exit_code
+from diptych.entrypoints.cli.failures import UsageError, exit_code
 from diptych.entrypoints.cli.parked import discard, list_parked, replay
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
@@ -115,10 +114,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command_line(arguments: Sequence[str]) -> int:
     """Run a command line; its exit code. Whatever went wrong was told on stderr."""
     try:
-        result = command_line()(arguments, error_console=screen.errors())
+        result = command_line()(arguments, print_error=False)
         sys.stdout.flush()
-    except CycloptsError:
-        return MISUSED
+    except CycloptsError as error:  # told as every other error is
+        text = " ".join(str(error).split())
+        return exit_code(UsageError(f"{text[:1].lower()}{text[1:]}"))
     except BaseException as error:  # noqa: BLE001  # nothing is above this but the process
         return exit_code(error)
     return result if isinstance(result, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 from uuid import UUID
@@ -19,7 +20,7 @@ from diptych.event_store.position import Position
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
 
     from diptych.event_store.event_query import EventQuery
     from diptych.event_store.event_store import EventStore
@@ -33,6 +34,8 @@ POSITION_COLUMNS = 7
 """Columns of a position, so that those up to ten million stand below each other."""
 FOLLOW_WAIT_S = 3_600.0
 """Seconds after which `--follow` looks again without having been woken."""
+
+_log = logging.getLogger("diptych.cli")
 
 
 def events(
@@ -92,9 +95,19 @@ async def _print(settings: Settings, wanted: Wanted, show: Callable[[RecordedEve
 async def _query(store: EventStore, wanted: Wanted) -> EventQuery:
     from diptych.event_store.event_query import EventQuery, QueryItem
 
-    stored = {found.name for found in await store.stored_types()} if wanted.types else set[str]()
-    types = [_stored_name(name, stored, wanted) for name in wanted.types]
+    stored = await store.stored_types() if wanted.types or wanted.tags else []
+    types = [_stored_name(name, {found.name for found in stored}, wanted) for name in wanted.types]
+    _warn_of_unknown(wanted.tags, {name for found in stored for name in found.tag_names})
     return EventQuery((QueryItem(frozenset(types), frozenset(wanted.tags)),))
+
+
+def _warn_of_unknown(tags: Sequence[str], known: Collection[str]) -> None:
+    """Say of a tag's name that nothing here is tagged so: it looks like an empty history otherwise."""
+    from diptych.entrypoints.cli.looking import hint
+
+    for name in dict.fromkeys(tag.partition(":")[0] for tag in tags):
+        if name not in known:
+            _log.warning("no event type in this store is tagged %r; %s", name, hint(name, known))
 
 
 def _stored_name(name: str, stored: set[str], wanted: Wanted) -> str:

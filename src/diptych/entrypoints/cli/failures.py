@@ -11,7 +11,7 @@ from rich.text import Text
 
 from diptych.entrypoints.cli import logs, screen
 from diptych.entrypoints.cli.signals import INTERRUPTED, TERMINATED, Terminated
-from diptych.errors import DiptychError
+from diptych.errors import DiptychError, MissingService
 
 __all__ = ["FAILED", "MISUSED", "CommandFailed", "UsageError", "exit_code"]
 
@@ -21,6 +21,11 @@ MISUSED = 2
 """The exit code of a command line that is none."""
 PIPE_CLOSED = 141
 """The exit code where nobody reads the output any more: the one of SIGPIPE."""
+
+_NO_SERVICES = (
+    "The command line has no services to give: make the ASGI application yourself, http_app(Application(..., "
+    "services={...})), and run it with uvicorn"
+)
 
 _log = logging.getLogger("diptych.cli")
 
@@ -47,6 +52,9 @@ def exit_code(error: BaseException) -> int:
         case UsageError():
             _tell(str(error), error)
             return MISUSED
+        case MissingService():
+            _tell(f"{error}. {_NO_SERVICES}", error)
+            return FAILED
         case DiptychError() | CommandFailed():
             _tell(str(error), error)
             return FAILED

@@ -15,7 +15,7 @@ from diptych.entrypoints.cli.settings import Settings
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventStore
 
-__all__ = ["choose", "opened_application", "opened_store"]
+__all__ = ["choose", "hint", "opened_application", "opened_store"]
 
 
 @asynccontextmanager
@@ -58,9 +58,14 @@ def choose(what: str, wanted: str, known: Iterable[str]) -> str:
         return wanted if wanted in found else found[0]
     if found:
         raise ConfigurationError(f"{wanted} could be {' or '.join(found)}: write which")
+    raise ConfigurationError(f"no {what} is named {wanted!r}; {hint(wanted, names)}")
+
+
+def hint(wanted: str, known: Iterable[str]) -> str:
+    """What could have been meant: the names, qualified or not, that are close; without any, all that there are."""
+    names = sorted(known)
     close = [name for name in names if difflib.get_close_matches(wanted, [name, name.rpartition(".")[2]])]
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names) or 'none'}"
-    raise ConfigurationError(f"no {what} is named {wanted!r}; {hint}")
+    return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names) or 'none'}"
 
 
 def _existing(url: str | None) -> str:

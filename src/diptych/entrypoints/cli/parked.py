@@ -154,9 +154,9 @@ async def _blocked(application: Application, read_model: str, key: str) -> Block
 
     known = {found.name: found for found in (await application.status()).projections}
     name = choose("read model", read_model, known)
-    if known[name].building:
+    if not known[name].live:
         raise ConfigurationError(
-            f"{name} is folded otherwise than its parked keys were, and is being built anew: run the application, or "
+            f"{name} has no live rows of this code, whose keys could be parked: run the application, or "
             f"diptych rebuild {name}, and see what is still parked then"
         )
     found = {blocked.key: blocked for blocked in await application.parked() if blocked.name == name}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from diptych.entrypoints.cli.signals import run_async
 
 __all__ = ["rebuild"]
 
+_log = logging.getLogger("diptych.cli")
+
 
 def rebuild(
     read_model: Annotated[str, Parameter(name="READ_MODEL")],
@@ -24,7 +27,8 @@ def rebuild(
 ) -> None:
     """Build a read model anew, and switch to it when it has caught up.
 
-    The old rows answer until then. Stopped in the middle, it has changed nothing.
+    The old rows answer until then. Stopped in the middle, it has changed nothing. If those are of other code, a server
+    that still runs it loses them: it is said, and the server is to be restarted.
 
     Args:
         read_model: "school.Seats" or "Seats".
@@ -42,9 +46,19 @@ async def _rebuilt(settings: Settings, read_model: str) -> None:
     from diptych.entrypoints.cli.looking import choose, opened_application
 
     async with opened_application(settings) as application:
-        name = choose("read model", read_model, [found.name for found in (await application.status()).projections])
+        known = {found.name: found for found in (await application.status()).projections}
+        name = choose("read model", read_model, known)
+        others = known[name].other_code
+        if others:
+            _log.warning(
+                "the live rows of %s are of other code than this: a server that still runs that code has none to "
+                "answer from once this has switched, and its queries of it end in NotFresh until it is restarted",
+                name,
+            )
         started = time.perf_counter()
         with screen.progress(f"Rebuilding {name}") as bar:
             position = await application.rebuilds.rebuild(name, bar)
         took_s = time.perf_counter() - started
-    screen.output().print(f"{name} is rebuilt up to position {screen.count(position)}, in {took_s:.1f} s.")
+    done = f"{name} is rebuilt up to position {screen.count(position)}, in {took_s:.1f} s."
+    restart = " Restart with this code what still runs the other: it has lost these rows." if others else ""
+    screen.output().print(done + restart, soft_wrap=True)

@@ -75,19 +75,24 @@ def _show(settings: Settings, found: Status) -> None:
     for title, listed in (("Projections", found.projections), ("Subscribers", found.subscribers)):
         if listed:
             output.print()
-            output.print(_table(title, listed))
+            output.print(_table(title, listed, found.head))
     if not settings.app:
         output.print("\nName the application to see its projections: diptych status module:context", style="dim")
+    if any(not each.live for each in found.projections):
+        output.print(
+            "\nWhat is not live answers no query of this code: run the application with it, "
+            "or diptych rebuild READ_MODEL"
+        )
     if any(each.blocked for each in found.projections):
         output.print("\nSome keys wait behind an event that cannot be folded: see diptych parked list")
 
 
-def _table(title: str, listed: list[ProjectionStatus]) -> object:
+def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
     table = screen.table(title, "name", "state", "checkpoint", "behind", "for", "parked", numbers=4)
     for each in listed:
         table.add_row(
             each.name,
-            _state(each),
+            _state(each, head),
             screen.count(each.checkpoint),
             screen.count(each.lag_events),
             f"{each.lag_s:,.1f} s",
@@ -97,7 +102,11 @@ def _table(title: str, listed: list[ProjectionStatus]) -> object:
     return table
 
 
-def _state(each: ProjectionStatus) -> str:
+def _state(each: ProjectionStatus, head: int) -> str:
+    """In words. Whether some process builds what is not live yet is nothing that a store knows."""
     if each.stopped:
         return f"stopped: {each.stopped}"
-    return "being built" if each.building else "live"
+    if each.live:
+        return "live"
+    others = "; rows of other code answer" if each.other_code else ""
+    return f"not live: checkpoint {screen.count(each.checkpoint)} of {screen.count(head)}{others}"

@@ -107,7 +107,7 @@ def _command(cls: type, name: str, reference: Json) -> Json:
         "operationId": f"execute-{name}",
         "tags": ["commands"],
         **_words(cls),
-        "parameters": [_ref("parameters", "Traceparent")],
+        "parameters": [_ref("parameters", name) for name in ("IdempotencyKey", "Traceparent")],
         "requestBody": _body(cls, reference),
         "responses": {
             "200": {
@@ -294,12 +294,12 @@ never given.
 Failures are problem details (RFC 9457) with a stable `type`."""
 
 _PARAMETERS: Json = {
-    # Not among the parameters of the operations: tools that make up requests would use one key for two commands, which
-    # is refused by contract.
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Of every command: one key, one effect, one outcome. Plain, or a quoted string",
+        "description": "One key, one effect, one outcome: make a new one for each command, and send it again with each "
+        "retry. With another command or payload than the first time it is a 422, `command-id-reused`. Plain, or a "
+        "quoted string",
         "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY_PATTERN},
         "example": "order-1841",
     },

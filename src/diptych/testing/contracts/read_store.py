@@ -45,6 +45,7 @@ from diptych.testing.contracts.read_store_cases import (
     stored_generation,
     write,
 )
+from diptych.testing.contracts.read_store_expiry import ExpiryContract
 from diptych.testing.contracts.read_store_rows import RowsContract
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ WAIT_S_MAX = 10.0
 
 
 @pytest.mark.anyio
-class ReadStoreContract(RowsContract):
+class ReadStoreContract(RowsContract, ExpiryContract):
     """The contract; subclasses say how to connect."""
 
     def connect(self, folder: Path) -> ReadStore:

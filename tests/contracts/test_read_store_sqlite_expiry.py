@@ -1,0 +1,149 @@
+"""What SQLite's read store says of expired rows beyond the contract: SQL, views, indexes, older files."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from diptych.adapters.sqlite import read_store as sqlite
+from diptych.adapters.sqlite import read_tables
+from diptych.adapters.sqlite.read_store import SqliteReadStore
+from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order, Table
+from diptych.testing.contracts.read_store_cases import NAME, SEATS, build, create, rows_of, stored_generation, write
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+
+SESSIONS = Table(
+    "web_sessions",
+    (
+        Column("id", ColumnKind.TEXT),
+        Column("until", ColumnKind.DATETIME, nullable=True),
+        Column("place", ColumnKind.TEXT, indexed=True),
+    ),
+    key=("id",),
+    expires="until",
+)
+NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
+ROWS = [("a", NOON, "FR"), ("b", NOON + dt.timedelta(hours=1), "DE"), ("c", None, "FR")]
+CHANGE_OF_VERSION_1 = "ALTER TABLE diptych_generations DROP COLUMN recorded_at"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncGenerator[SqliteReadStore, None]:
+    store = sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def ids(store: SqliteReadStore, statement: str, moment: dt.datetime, *parameters: Any) -> list[str]:
+    async with store.snapshot() as snapshot:
+        found = await snapshot.sql(statement, parameters, {"id": (ColumnKind.TEXT, False)}, {NAME: moment})
+    return [row["id"] for row in found]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT id FROM web_sessions ORDER BY id",
+        "\n  -- first\n /* then */ SELECT id FROM web_sessions ORDER BY id",
+        "-- with no word\nselect s.id FROM web_sessions AS s ORDER BY 1 -- the end",
+        "WITH mine AS (SELECT id FROM web_sessions) SELECT id FROM mine ORDER BY id",
+        "/* of */with recursive n (i) AS (SELECT 1) SELECT id FROM WEB_SESSIONS, n ORDER BY id",
+        'SELECT one.id FROM "web_sessions" AS one JOIN web_sessions AS two USING (id) ORDER BY id',
+        "SELECT id FROM (SELECT id FROM web_sessions WHERE id >= ?) ORDER BY id",
+    ],
+)
+async def test_sql_shows_what_has_not_expired_at_its_moment(store: SqliteReadStore, statement: str) -> None:
+    """By the table's name, wherever the statement names it; the machine's time does not matter."""
+    await build(store, SESSIONS, ROWS)
+    parameters = ["a"] * statement.count("?")
+    assert await ids(store, statement, NOON - dt.timedelta(microseconds=1), *parameters) == ["a", "b", "c"]
+    assert await ids(store, statement, NOON, *parameters) == ["b", "c"]
+    assert await ids(store, statement, FUTURE, *parameters) == ["c"]
+
+
+async def test_sql_over_several_expiring_tables(store: SqliteReadStore) -> None:
+    """Each by its own moment."""
+    other = Table("web_others", SESSIONS.columns, ("id",), "until")
+    await build(store, SESSIONS, ROWS)
+    await build(store, other, ROWS, "other")
+    text = "SELECT 'one ' || id AS id FROM web_sessions UNION ALL SELECT 'two ' || id FROM web_others ORDER BY 1"
+    async with store.snapshot() as snapshot:
+        found = await snapshot.sql(text, (), {"id": (ColumnKind.TEXT, False)}, {NAME: NOON, "other": FUTURE})
+    assert [row["id"] for row in found] == ["one b", "one c", "two c"]
+
+
+async def test_other_programs_see_what_has_not_expired_by_the_machines_time(
+    store: SqliteReadStore, tmp_path: Path
+) -> None:
+    """The view leaves out what has; it needs no function that only Diptych knows, and follows a switch."""
+    await build(store, SESSIONS, [("gone", PAST, "FR"), ("here", FUTURE, "FR"), ("ever", None, "FR")])
+
+    def seen() -> list[str]:
+        with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
+            return [name for (name,) in connection.execute("SELECT id FROM web_sessions ORDER BY id")]
+
+    assert seen() == ["ever", "here"]
+    second = await write(store, await create(store, SESSIONS, live=False), upserts=[("x", PAST, ""), ("y", FUTURE, "")])
+    await store.switch(NAME, second.number)
+    assert seen() == ["y"]
+
+
+async def test_what_has_expired_is_found_by_an_index_that_others_do_not_use(store: SqliteReadStore) -> None:
+    """It is searched and gives the order; a read that leaves expired rows out goes by its own index."""
+    await build(store, SESSIONS, [(str(n), NOON, str(n)) for n in range(100)])
+    async with store.snapshot() as snapshot:
+        seen: list[str] = []
+        snapshot.connection.set_trace_callback(seen.append)
+        await snapshot.expired(NAME, NOON, 5)
+        filters = [Filter("place", Comparison.EQUAL, "5"), Filter("until", Comparison.MORE_THAN_OR_NONE, NOON)]
+        await snapshot.find(NAME, filters, (Order("id"),), 10)
+        snapshot.connection.set_trace_callback(None)
+        by_time, by_place = [
+            " ".join(row[3] for row in snapshot.connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
+            for statement in seen
+            if "web_sessions" in statement and "diptych_" not in statement
+        ]
+    assert "__expiry" in by_time
+    assert "SEARCH" in by_time
+    assert "TEMP B-TREE" not in by_time
+    assert "__index_place" in by_place
+    assert "__expiry" not in by_place
+
+
+async def test_a_table_that_does_not_expire_has_no_such_index(store: SqliteReadStore, tmp_path: Path) -> None:
+    """Nor has its index entries for rows that never do."""
+    await build(store, SEATS, [("a", 1)])
+    await build(store, SESSIONS, ROWS, "sessions")
+    with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
+        found = connection.execute("SELECT tbl_name, sql FROM sqlite_schema WHERE name LIKE '%__expiry'").fetchall()
+    assert [name for name, _ in found] == ["web_sessions__g1"]
+    assert found[0][1].endswith('WHERE "until" IS NOT NULL')
+
+
+async def test_a_file_of_version_1_is_brought_up_to_date(store: SqliteReadStore, tmp_path: Path) -> None:
+    """Its rows and checkpoints stay, and what expires can be written to it."""
+    generation = await build(store, SEATS, [("a", 1)])
+    await store.close()
+    with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
+        connection.execute(CHANGE_OF_VERSION_1)
+        connection.execute("PRAGMA user_version = 1")
+        connection.commit()
+    await store.open()
+    assert await rows_of(store) == [("a", 1)]
+    assert await stored_generation(store) == generation
+    later = await write(store, await build(store, SESSIONS, ROWS, "sessions"), recorded_at=NOON)
+    assert await stored_generation(store, "sessions") == later
+    assert later.recorded_at == NOON
+    with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (read_tables.SCHEMA_VERSION,)
