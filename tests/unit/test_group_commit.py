@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import pytest
@@ -12,7 +12,7 @@ from diptych import BoundedContext, Command, CommandContext, Conflict, DecisionM
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.application.registration import command_handlers, event_types
 from diptych.clock import SystemClock
-from diptych.errors import OutcomeUnknown, StoreUnavailable
+from diptych.errors import InvalidEvent, OutcomeUnknown, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import Appended, AppendResult, Commit, Conflicting
 from diptych.event_store.history import History
@@ -125,6 +125,62 @@ async def test_a_batch_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     outcomes = await together(commands, *(enrol(n) for n in range(10)))
     assert [len(commits) for commits, _ in store.batches[1:]] == [3, 3, 3, 1]
     assert [outcome.position for outcome in outcomes if isinstance(outcome, Receipt)] == list(range(2, 12))
+
+
+async def test_a_batch_has_a_limit_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past `BATCH_BYTES_MAX` a batch takes no more, be they of events or of rejections; the order is kept."""
+    monkeypatch.setattr(group_commit, "BATCH_BYTES_MAX", 100)  # an enrolment has 34
+    store = WatchedStore()
+    commands = await bus(store, school())
+    await commands.execute(OpenCourse(course=PYTHON, capacity=4), None, NOBODY)
+    ids = {n: f"id-{n}" for n in range(20)}
+    outcomes = await together(commands, *(enrol(n) for n in range(20)), ids=ids)
+    sizes = [len(commits) for commits, _ in store.batches[1:]]
+    assert max(sizes) < 10
+    assert sum(sizes) == 20
+    assert [outcome.position for outcome in outcomes if isinstance(outcome, Receipt)] == [2, 3, 4, 5]
+
+
+async def test_a_batch_whose_first_command_alone_is_past_the_limit_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A command fails after its bytes were counted: those behind it are decided in the next batch."""
+    monkeypatch.setattr(group_commit, "BATCH_BYTES_MAX", 1)
+    context = BoundedContext("school")
+
+    class Fill(Command):
+        course: CourseId
+
+    class Filled(Event):
+        course: CourseId
+        at: str
+
+    @context.command_handler
+    def fill(command: Fill, course: Course) -> Iterator[Filled]:
+        yield Filled(course=command.course, at="a")
+        yield Filled(course=command.course, at="\0")
+
+    commands = await bus(WatchedStore(), context, school())
+    outcomes = await together(commands, Fill(course=PYTHON), Touch(course=PYTHON), Touch(course=RUST))
+    assert [type(outcome) for outcome in outcomes] == [InvalidEvent, Receipt, Receipt]
+
+
+async def test_a_batch_that_is_cancelled_in_the_store_has_no_known_outcome() -> None:
+    """Whoever still listens when the loop is torn down must not take it that nothing was appended (rule 13)."""
+    store = WatchedStore()
+    commands = await bus(store, school())
+
+    async def cancel() -> None:
+        store.before = None
+        (task,) = (task for task in asyncio.all_tasks() if "GroupCommit._run" in str(task.get_coro()))
+        task.cancel()
+        await asyncio.Event().wait()
+
+    store.before = cancel
+    (outcome,) = await together(commands, Touch(course=PYTHON), ids={0: "once"})
+    assert isinstance(outcome, OutcomeUnknown)
+    assert outcome.command_id == "once"
+    assert isinstance(await commands.execute(Touch(course=PYTHON), "once", NOBODY), Receipt)
 
 
 async def test_g3_a_foreign_event_of_the_entity_in_between_is_seen_by_every_link() -> None:

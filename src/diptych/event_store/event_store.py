@@ -32,6 +32,8 @@ __all__ = [
 
 COMMIT_EVENTS_MAX = 1_000
 """Events of one commit."""
+COMMIT_BYTES_MAX = 16 << 20
+"""Bytes of the data of one commit's events."""
 EVENT_BYTES_MAX = 1 << 20
 """Bytes of one event's data."""
 EVENT_TAGS_MAX = 1_000
@@ -46,7 +48,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
     """The outcome of one command, to be made true or not as a whole.
 
     Attributes:
-        events: at most `COMMIT_EVENTS_MAX`, may be empty.
+        events: at most `COMMIT_EVENTS_MAX`, of `COMMIT_BYTES_MAX` in all; may be empty.
         conditions: all have to hold.
         command_id: whose outcome this is; None appends without one.
         payload_hash: tells this payload from others under the same id.

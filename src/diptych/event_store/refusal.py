@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diptych.event_store.event_store import (
     COMMAND_ID_CHARACTERS_MAX,
+    COMMIT_BYTES_MAX,
     COMMIT_EVENTS_MAX,
     EVENT_BYTES_MAX,
     EVENT_TAGS_MAX,
@@ -35,9 +38,18 @@ def refusal(commit: Commit) -> str | None:
     for event in events:
         if not _is_plain(event) and (reason := _event_refusal(event)):
             return f"event {event.type!r}: {reason}"
-    if len(events) > 1 and len({event.event_id for event in events}) < len(events):
+    return None if len(events) < 2 else _several_refusal(events)
+
+
+def _several_refusal(events: Sequence[NewEvent]) -> str | None:
+    if len({event.event_id for event in events}) < len(events):
         return "two of its events have the same id"
-    return None
+    count = sum(len(event.data) for event in events)
+    return (
+        f"its events have {count} bytes, more than COMMIT_BYTES_MAX={COMMIT_BYTES_MAX}"
+        if count > COMMIT_BYTES_MAX
+        else None
+    )
 
 
 def is_storable(text: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from diptych.errors import ConfigurationError
+from diptych.errors import ConfigurationError, MissingService
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.event import Event
@@ -294,19 +294,18 @@ class _SignatureCompiler:
             remedy = f"to fold several of a model, say Mapping[{identities}, {model.__name__}]"
             raise self._error(name, f"is a {bare}", remedy)
         offered = ", ".join(service.__name__ for service in self._services) or "none"
-        raise self._error(
-            name,
-            f"is a {getattr(bare, '__name__', bare)}, which is no decision model and no service (offered: {offered})",
-            f"pass it as Application(services={{{getattr(bare, '__name__', bare)}: ...}})",
-        )
+        kind = getattr(bare, "__name__", str(bare))
+        what = f"is a {kind}, which is no decision model and no service (offered: {offered})"
+        raise MissingService(self._name, name, what, kind)
 
     def _one(self, name: str, fold: ModelFold, by: By | None) -> _Binding:
         fields = self._named_by(name, fold, by) if by else [self._field(name, fold, kind) for kind in fold.identities]
         if not fields:
             return _Binding(lambda command: ((fold, ()),), many=False)
-        read = attrgetter(*fields)
         if len(fields) == 1:
-            return _Binding(lambda command: ((fold, (read(command),)),), many=False)
+            read_one: Callable[[Command], str] = attrgetter(fields[0])
+            return _Binding(lambda command: ((fold, (read_one(command),)),), many=False)
+        read = attrgetter(*fields)
         return _Binding(lambda command: ((fold, read(command)),), many=False)
 
     def _named_by(self, name: str, fold: ModelFold, by: By) -> list[str]:

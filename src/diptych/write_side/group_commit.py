@@ -49,6 +49,8 @@ COMMANDS_WAITING_MAX = 10_000
 """Commands that wait for their commit; past it, `Overloaded`."""
 BATCH_COMMANDS_MAX = 256
 """Commands that share one transaction."""
+BATCH_BYTES_MAX = 4 << 20
+"""Bytes of events and rejections after which a batch takes no further command; the rest go into the next one."""
 CHAIN_ATTEMPTS_MAX = 100
 """How often a command is decided again because an earlier link of its chain broke; not its own conflicts."""
 
@@ -144,6 +146,7 @@ class GroupCommit:
         self._waiting_max = waiting_max
         self._waiting: deque[Attempt] = deque()
         self._deferred: list[Attempt] = []
+        self._batch_bytes = 0
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._observed = START
@@ -183,9 +186,9 @@ class GroupCommit:
             while self._waiting:
                 await self._run_batch()
                 await pause()  # callers that were answered submit their next command before the next batch
-        except BaseException as error:
+        except BaseException:
             while self._waiting:  # the loop is being torn down: nobody is left waiting
-                self._waiting.popleft().fail(error)
+                self._waiting.popleft().fail(StoreClosed("the event loop was torn down: this command was not executed"))
             raise
         finally:
             self._running = None
@@ -206,10 +209,12 @@ class GroupCommit:
             self.tail.restart(self._observed)
         base = self.tail.end
         states: dict[ModelKey, Folded] = {}
-        self._deferred = []
-        drafts = [draft for attempt in batch if (draft := self._draft(attempt, states)) is not None]
-        if not drafts:
-            return
+        drafts = self._drafts(batch, states)
+        if drafts:
+            await self._append(base, drafts, states)
+        self._waiting.extendleft(reversed(self._deferred))
+
+    async def _append(self, base: Position, drafts: Sequence[_Draft], states: dict[ModelKey, Folded]) -> None:
         try:
             results = await self._store.append([draft.commit for draft in drafts], base)
             await self._remember(base, drafts, results, states)
@@ -218,7 +223,6 @@ class GroupCommit:
             raise
         for draft, result in zip(drafts, results, strict=True):
             self._answer(draft, result)
-        self._waiting.extendleft(reversed(self._deferred))
 
     async def _remember(
         self, base: Position, drafts: Sequence[_Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
@@ -240,6 +244,19 @@ class GroupCommit:
                 self._cache.put(key, folded)
 
     # ── deciding ─────────────────────────────────────────────────────────────
+
+    def _drafts(self, batch: Sequence[Attempt], states: dict[ModelKey, Folded]) -> list[_Draft]:
+        """Decide the commands one after the other, as many as fit; the rest are first in the next batch."""
+        drafts: list[_Draft] = []
+        self._deferred, self._batch_bytes = [], 0
+        for index, attempt in enumerate(batch):
+            if self._batch_bytes >= BATCH_BYTES_MAX:
+                self._deferred += batch[index:]
+                break
+            draft = self._draft(attempt, states)
+            if draft is not None:
+                drafts.append(draft)
+        return drafts
 
     def _draft(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> _Draft | None:
         """Decide a command and add its events to the pending ones; None where it ends here or has to wait."""
@@ -290,6 +307,7 @@ class GroupCommit:
         metadata = encode(attempt.envelope)
         events = [self._settle(attempt, event, metadata) for event in decided.events]
         refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
+        self._batch_bytes += len(refused or b"")
         commit = Commit(
             events=tuple([recent.new for recent in events]),
             conditions=tuple([AppendCondition(folded.item, folded.position) for folded in stands.values()]),
@@ -306,6 +324,7 @@ class GroupCommit:
             data, settled = found.codec.settle(event)
         except InvalidMessage as error:
             raise InvalidEvent(attempt.handler.name, found.name, str(error)) from error
+        self._batch_bytes += len(data)
         new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), metadata)
         return RecentEvent(settled, found.name, new, attempt.envelope)
 
@@ -338,9 +357,14 @@ class GroupCommit:
 
 
 def _for_one(error: BaseException, attempt: Attempt) -> BaseException:
-    """A failure of the batch as one of its commands hears it: by its own id."""
+    """A failure of the batch as one of its commands hears it: by its own id.
+
+    The batch is only cancelled where its event loop is torn down, in the middle of an append for all that one knows.
+    """
     if isinstance(error, OutcomeUnknown):
         return OutcomeUnknown(attempt.context.command_id, error.cause)
+    if isinstance(error, asyncio.CancelledError):
+        return OutcomeUnknown(attempt.context.command_id, "its event loop was torn down meanwhile")
     return error
 
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 
 from diptych.event_store.event_store import (
     COMMAND_ID_CHARACTERS_MAX,
+    COMMIT_BYTES_MAX,
     COMMIT_EVENTS_MAX,
     EVENT_BYTES_MAX,
     EVENT_TAGS_MAX,
@@ -361,6 +362,9 @@ def at_the_limits(past: int) -> list[Commit]:
     return [
         commit(*(event("Many") for _ in range(COMMIT_EVENTS_MAX + past))),
         commit(event("Large", data=b"1" * (EVENT_BYTES_MAX + past))),
+        commit(
+            *(event("Large", data=b"1" * EVENT_BYTES_MAX) for _ in range(COMMIT_BYTES_MAX // EVENT_BYTES_MAX + past))
+        ),
         commit(NewEvent(unique_bytes(), "Large", 1, b"{}", (), b"1" * (EVENT_BYTES_MAX + past))),
         commit(event("Tagged", *(f"tag:{number}" for number in range(EVENT_TAGS_MAX + past)))),
         commit(event("Long", "a" * (TAG_BYTES_MAX + past))),
