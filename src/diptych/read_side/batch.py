@@ -129,7 +129,7 @@ def fold_steps(
             except Exception as error:
                 if step.key is None:
                     raise KeyNotFound(
-                        f"{step.fold.declaration.name} at position {step.position}: {told(error)}"
+                        f"{step.fold.name} at position {step.position}: {told(error)}"
                     ) from error
                 text = key_text(step.key)
                 block[text] = BlockedKey(projection.name, text, Position(step.position), told(error))
@@ -224,14 +224,14 @@ def _apply(step: Step, before: Any) -> tuple[Key, Any]:
     form = step.fold.form
     if after is None:
         if step.key is None:
-            raise KeyNotFound(f"{step.fold.declaration.name} returned None, and no field tells which row is meant")
+            raise KeyNotFound(f"{step.fold.name} returned None, and no field tells which row is meant")
         return step.key, None
-    key = form.column_key(form.key_of(after))
+    key = form.column_key_of(after)
     if step.key is not None and key != step.key:
         raise RefusedRow(
-            f"{step.fold.declaration.name} returned a row with the key {key!r} for the row of {form.name} with "
+            f"{step.fold.name} returned a row with the key {key!r} for the row of {form.name} with "
             f"the key {key_text(step.key)}: to move a row, return None for the old key and a row for the new one, with "
             "keys="
         )
-    check_row(step.fold.declaration.name, form, key, after)
+    check_row(step.fold.name, form, key, after)
     return key, after

@@ -76,7 +76,7 @@ _Plan: TypeAlias = Callable[[Any], Iterable[tuple[Key | None, Any]]]
 """An event to the keys it concerns, each with a part of the event; None where the fold itself tells the key."""
 
 
-class Step(NamedTuple):
+class Step(msgspec.Struct, frozen=True, gc=False):
     """One event's effect on one row.
 
     Attributes:
@@ -99,6 +99,7 @@ class _Fold:
         self, declaration: ProjectionDeclaration, form: RowForm, mode: RowMode, plan: _Plan, *, takes_context: bool
     ) -> None:
         self.declaration = declaration
+        self.name = declaration.name
         self.form = form
         self.mode = mode
         self.plan = plan
@@ -121,7 +122,7 @@ class _Fold:
             row = self._blank(step)
         following = self._call(row, step)
         if following is not None and type(following) is not self.form.cls:
-            raise TypeError(f"{self.declaration.name} must return a {self.form.name} or None, not {following!r}")
+            raise TypeError(f"{self.name} must return a {self.form.name} or None, not {following!r}")
         return following
 
     def _blank(self, step: Step) -> Any:
@@ -202,11 +203,11 @@ class Projection:
             steps = [Step(position, key, event, part, context, fold) for key, part in fold.plan(event)]
         except Exception as error:
             raise KeyNotFound(
-                f"{fold.declaration.name}: the key of the event at position {position} cannot be found: {told(error)}"
+                f"{fold.name}: the key of the event at position {position} cannot be found: {told(error)}"
             ) from error
         if len(steps) > KEYS_PER_EVENT_MAX:
             raise KeyNotFound(
-                f"{fold.declaration.name}: the event at position {position} concerns {len(steps)} rows; "
+                f"{fold.name}: the event at position {position} concerns {len(steps)} rows; "
                 f"{KEYS_PER_EVENT_MAX} is the limit"
             )
         return steps
@@ -332,9 +333,9 @@ class _Compiler:
         for name, of_part in sources:
             self._check_kind(form, name, part if of_part else event)
         if not any(of_part for _, of_part in sources):
-            return lambda event, part: form.column_key(form.key_of(event))
+            return lambda event, part: form.column_key_of(event)
         if all(of_part for _, of_part in sources):
-            return lambda event, part: form.column_key(form.key_of(part))
+            return lambda event, part: form.column_key_of(part)
 
         def key_of(event: Any, part: Any) -> Key:
             return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))

@@ -132,7 +132,7 @@ class RowForm:
                 if changed[index] is not None:
                     changed[index] = read(changed[index])
             row = tuple(changed)
-        return self.cls(**dict(zip(self._names, row, strict=True)))
+        return self.cls(**dict(zip(self._names, row)))  # noqa: B905 — a store gives back what it was given
 
     def refusal(self, model: Any) -> str | None:
         """Why no store takes this instance with its key, naming the column; None where every store does.
@@ -162,6 +162,11 @@ class RowForm:
     def key_of(self, model: Any) -> tuple[Any, ...]:
         """The values of the key fields, of an instance or of whatever has fields of those names."""
         return self._keys(model)
+
+    def column_key_of(self, model: Any) -> tuple[Any, ...]:
+        """The key of an instance, as the columns hold it."""
+        key = self._keys(model)
+        return key if self._keys_are_plain else self.column_key(key)
 
     def blank(self, key: tuple[Any, ...]) -> Any:
         """The row that the first event of a key meets; only where `defaults_complete`."""

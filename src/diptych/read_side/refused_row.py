@@ -47,7 +47,7 @@ def stored_row(functions: str, form: RowForm, row: Any) -> Row:
         return form.row(row)
     except _UNFIT as error:
         raise RefusedRow(
-            f"{functions} returned a row of {form.name} with the key {key_text(form.column_key(form.key_of(row)))} "
+            f"{functions} returned a row of {form.name} with the key {key_text(form.column_key_of(row))} "
             f"that cannot be stored: {_unfit(form, row, error)}"
         ) from error
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
+import msgspec
+
 from diptych.messages.command import Command, CommandContext
 from diptych.read_side.projection import Projection, Step
 from diptych.read_side.read_store import Key
@@ -95,7 +97,7 @@ def _planned(projection: Projection, fact: Fact) -> Sequence[Step]:
 
 def _applied(projection: Projection, step: Step, rows: Mapping[Key, Any]) -> tuple[Key | None, Any]:
     def apply(before: Any, event: Any) -> Any:
-        return step.fold.apply(before, step._replace(event=event))
+        return step.fold.apply(before, msgspec.structs.replace(step, event=event))
 
     before = None if step.key is None else rows.get(step.key)
     if (

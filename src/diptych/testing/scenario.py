@@ -252,7 +252,7 @@ class _Run(NamedTuple):
         shown = self._shown(type(row))
         form = shown.projection.form
         expected = form.model(form.row(row))
-        key = form.column_key(form.key_of(expected))
+        key = form.column_key_of(expected)
         actual = self._row(shown, key)
         if actual is None:
             others = listed(shown.rows.values())
@@ -355,7 +355,7 @@ async def _shown(app: InMemoryApplication, facts: list[Fact]) -> dict[type, _Sho
     shown: dict[type, _Shown] = {}
     for projection in registration.projections(app.contexts, registration.event_types(app.contexts)):
         form = projection.form
-        rows = {form.column_key(form.key_of(row)): row for row in await app.rows(form.cls)}
+        rows = {form.column_key_of(row): row for row in await app.rows(form.cls)}
         blocked = {found.key: found.error for found in parked if found.name == projection.name}
         shown[form.cls] = _Shown(projection, rows, blocked, stopped.get(projection.name, ""))
         folded = {
