@@ -24,7 +24,7 @@ from diptych.adapters.sqlite.columns import (
     encode_parameter,
     exponent_column,
 )
-from diptych.adapters.sqlite.connection import Failures, open_reader
+from diptych.adapters.sqlite.connection import Failures, data_version, open_reader
 from diptych.adapters.sqlite.read_queries import (
     after_place,
     filtered,
@@ -109,10 +109,18 @@ class Builds:
 
 
 class Reader:
-    """A connection that cannot write, and what it is allowed at the moment."""
+    """A connection that cannot write, and what it is allowed at the moment.
+
+    Attributes:
+        generations: those that it read since anybody last committed, by name and number.
+        blocked: likewise, the blocked keys of generations.
+    """
 
     def __init__(self, path: str) -> None:
         self.connection = open_reader(path)
+        self.generations: dict[tuple[str, int | None], Generation | None] = {}
+        self.blocked: dict[tuple[str, int | None], Sequence[BlockedKey]] = {}
+        self._version = 0
         self.of_user = False
         self.deadline = math.inf
         self.abandoned = False
@@ -120,9 +128,13 @@ class Reader:
         self.connection.set_progress_handler(self._is_over, STEPS_BETWEEN_CHECKS)
 
     def begin(self) -> None:
-        """Take the view: SQLite takes it with the first read."""
+        """Take the view, which SQLite does with the first read, and forget what may have changed."""
         self.connection.execute("BEGIN")
-        self.connection.execute("SELECT 1 FROM diptych_generations LIMIT 1").fetchall()
+        version = data_version(self.connection)
+        if version != self._version:
+            self._version = version
+            self.generations.clear()
+            self.blocked.clear()
 
     def end(self) -> None:
         """Let the view go."""
@@ -265,7 +277,6 @@ class SqliteReadSnapshot:
         self._builds = builds
         self._threads = threads
         self._failures = failures
-        self._live: dict[str, StoredTable] = {}
         self._submitted: Future[Any] | None = None
         self._running: asyncio.Future[Any] | None = None
 
@@ -285,16 +296,15 @@ class SqliteReadSnapshot:
     async def generation(self, name: str, number: int | None = None) -> Generation | None:
         """The live generation, or the numbered one."""
         with self._failures:
-            return self._read_generation(name, number)
+            return self._generation(name, number)
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
-        with self._failures:
-            if number is None:
-                found = self.connection.execute(_LIVE_BLOCKED, (name, name))
-            else:
-                found = self.connection.execute(_NUMBERED_BLOCKED, (name, number))
-            return [BlockedKey(name, key, position, error) for key, position, error in found]
+        found = self._reader.blocked.get((name, number))
+        if found is None:
+            with self._failures:
+                found = self._reader.blocked[name, number] = self._read_blocked(name, number)
+        return list(found)
 
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
         """The rows of these keys; keys without a row are left out."""
@@ -403,6 +413,19 @@ class SqliteReadSnapshot:
 
     # ── how ──────────────────────────────────────────────────────────────────
 
+    def _generation(self, name: str, number: int | None) -> Generation | None:
+        known = self._reader.generations
+        if (name, number) not in known:
+            known[name, number] = self._read_generation(name, number)
+        return known[name, number]
+
+    def _read_blocked(self, name: str, number: int | None) -> Sequence[BlockedKey]:
+        if number is None:
+            found = self.connection.execute(_LIVE_BLOCKED, (name, name))
+        else:
+            found = self.connection.execute(_NUMBERED_BLOCKED, (name, number))
+        return [BlockedKey(name, key, position, error) for key, position, error in found]
+
     def _read_generation(self, name: str, number: int | None) -> Generation | None:
         if number is None:
             found = self.connection.execute(_LIVE_GENERATION, (name,)).fetchone()
@@ -415,17 +438,10 @@ class SqliteReadSnapshot:
         table = decode_table(form) if known is None else known.form
         place = Place(history_id, Position(position), event_id)
         moment = decode_moment(recorded_at)
-        generation = Generation(name, at, fingerprint, table, bool(live), place, epoch, stopped, moment)
-        stored = self._builds.of(generation) if known is None else known
-        if live and stored is not None:
-            self._live[name] = stored
-        return generation
+        return Generation(name, at, fingerprint, table, bool(live), place, epoch, stopped, moment)
 
     def _table(self, name: str, number: int | None) -> StoredTable:
-        table = self._live.get(name) if number is None else None
-        if table is not None:
-            return table
-        generation = self._read_generation(name, number)
+        generation = self._generation(name, number)
         table = None if generation is None else self._builds.of(generation)
         if table is None:
             which = "live generation" if number is None else f"generation {number}"
