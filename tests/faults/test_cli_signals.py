@@ -65,10 +65,11 @@ def ended(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, 
     return process.returncode, err
 
 
-def ask(where: str, method: str, path: str, body: object = None) -> tuple[int, Any]:
+def ask(where: str, method: str, path: str, body: object = None, *, token: str | None = None) -> tuple[int, Any]:
     """Status and JSON of an answer over HTTP."""
+    headers = {"Content-Type": "application/json"} | ({} if token is None else {"Consistency-Token": token})
     with closing(HTTPConnection(where, timeout=EXIT_WAIT_S)) as connection:
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request(method, path, json.dumps(body), headers)
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read())
 
@@ -145,6 +146,29 @@ def test_a_server_in_memory_says_that_nothing_is_kept(project: Project) -> None:
         assert "warning no store was given: events are kept in memory" in first
         assert address(process.stderr)
         assert ended(process, signal.SIGTERM) == (0, "")
+
+
+def test_a_worker_keeps_the_read_models_of_an_api(project: Project) -> None:
+    """Each does its part in a process of its own; the worker serves its health and nothing else."""
+    with serving(project, "--port", "0", "--role", "api") as (_, api):
+        _, receipt = ask(api, "POST", "/commands/Enrol", {"course": "python"})
+        assert ask(api, "POST", "/queries/SeatsOf", {"course": "python"}) == (200, None)
+        with serving(project, "--port", "0", "--role", "worker") as (worker, where):
+            assert ask(where, "GET", "/health/live") == (200, {"live": True})
+            assert ask(where, "POST", "/commands/Enrol", {"course": "python"})[0] == 404
+            assert ask(where, "GET", "/openapi.json")[0] == 404
+            status, seats = ask(api, "POST", "/queries/SeatsOf", {"course": "python"}, token=receipt["token"])
+            assert (status, seats["taken"]) == (200, 1)
+            assert ask(where, "GET", "/health/ready") == (200, {"ready": True})
+            assert ended(worker, signal.SIGTERM) == (0, "")
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+def test_a_role_needs_a_store_that_others_see(project: Project, role: str) -> None:
+    """In memory there is nobody to share the work with."""
+    result = project.run("run", "school:school", "--role", role, "--store", "memory:")
+    assert result.code == 1
+    assert f"error: --role {role} shares its stores with other processes: say which with --store" in result.err
 
 
 def test_other_commands_work_beside_a_server(project: Project) -> None:

@@ -20,8 +20,8 @@ _SERVER = "diptych.entrypoints.http.server"
 _log = logging.getLogger("diptych.cli")
 
 
-async def serve(application: Application, *, host: str, port: int) -> None:
-    """Serve an open application until this task is cancelled; say where, as soon as connections are taken.
+async def serve(application: Application, *, host: str, port: int, messages: bool = True) -> None:
+    """Serve an open application, or its health alone, until this task is cancelled; say where, once it takes connections.
 
     Raises:
         ConfigurationError: this address cannot be listened on.
@@ -36,6 +36,7 @@ async def serve(application: Application, *, host: str, port: int) -> None:
             loop.remove_signal_handler(number)
             signal.signal(number, handler)
         names = ", ".join(context.name for context in application.contexts)
-        _log.info("serving %s at %s; Ctrl-C stops it", names, url, extra={"url": url})
+        what = names if messages else f"the health of a worker for {names}"
+        _log.info("serving %s at %s; Ctrl-C stops it", what, url, extra={"url": url})
 
-    await import_module(_SERVER).serve(application, host=host, port=port, on_ready=ready)
+    await import_module(_SERVER).serve(application, host=host, port=port, messages=messages, on_ready=ready)

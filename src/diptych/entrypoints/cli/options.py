@@ -7,7 +7,14 @@ from typing import Annotated, Literal
 
 from cyclopts import Group, Parameter
 
-from diptych.entrypoints.cli.settings import DEFAULT_HOST, DEFAULT_LOG_FORMAT, DEFAULT_PORT, PORT_MAX
+from diptych.entrypoints.cli.settings import (
+    DEFAULT_HOST,
+    DEFAULT_LOG_FORMAT,
+    DEFAULT_PORT,
+    DEFAULT_ROLE,
+    PORT_MAX,
+    Role,
+)
 
 __all__ = [
     "ADDRESS_UNSET",
@@ -66,6 +73,7 @@ _HOST = Parameter(
     name="--host", env_var="DIPTYCH_HOST", metavar="ADDRESS", show_default=lambda _: DEFAULT_HOST, group=_HTTP
 )
 _PORT = Parameter(name="--port", env_var="DIPTYCH_PORT", show_default=lambda _: str(DEFAULT_PORT), group=_HTTP)
+_ROLE = Parameter(name="--role", env_var="DIPTYCH_ROLE", show_default=lambda _: DEFAULT_ROLE, group=_HTTP)
 _PORTS = in_range(0, PORT_MAX)
 _VERBOSE = Parameter(name=["--verbose", "-v"], negative="", show_default=False, group=_LOGS)
 _LOG_FORMAT = Parameter(
@@ -101,6 +109,10 @@ class ServeOptions:
 
     port: Annotated[int | None, _PORT, _PORTS] = None
     """The port to listen at; 0 takes a free one."""
+
+    role: Annotated[Role | None, _ROLE] = None
+    """api: take commands and answer queries. worker: keep read models, deliver to subscribers, and serve health alone.
+    all: both."""
 
 
 @Parameter(name="*")

@@ -13,6 +13,7 @@ from diptych.entrypoints.cli.options import (
 )
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import Terminated, run_async
+from diptych.errors import ConfigurationError
 
 __all__ = ["run"]
 
@@ -23,7 +24,7 @@ def run(
     http: ServeOptions = ADDRESS_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
-    """Serve bounded contexts over HTTP, and keep their read models.
+    """Serve bounded contexts over HTTP, and keep their read models; or one of both, several processes sharing the work.
 
     POST /commands/NAME takes commands, GET /queries/NAME answers queries, /openapi.json tells their form.
     Without a store, events are kept in memory, and gone at the end.
@@ -42,6 +43,7 @@ def run(
         read_store=stores.read_store,
         host=http.host,
         port=http.port,
+        role=http.role,
         log_format=log.log_format,
     )
     try:
@@ -55,6 +57,11 @@ async def _served(settings: Settings) -> None:
     from diptych.entrypoints.cli.contexts import load_contexts
     from diptych.entrypoints.cli.http_server import serve
 
+    if settings.role != "all" and (settings.store is None or settings.store.startswith("memory:")):
+        raise ConfigurationError(f"--role {settings.role} shares its stores with other processes: say which with --store")
     contexts = load_contexts(settings.app)
-    async with Application(*contexts, store=settings.store, read_store=settings.read_store) as application:
-        await serve(application, host=settings.host, port=settings.port)
+    projecting, messages = settings.role != "api", settings.role != "worker"
+    async with Application(
+        *contexts, store=settings.store, read_store=settings.read_store, projecting=projecting
+    ) as application:
+        await serve(application, host=settings.host, port=settings.port, messages=messages)

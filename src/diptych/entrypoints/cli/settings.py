@@ -11,19 +11,32 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from diptych.entrypoints.cli import logs
 from diptych.errors import ConfigurationError
 
-__all__ = ["DEFAULT_HOST", "DEFAULT_LOG_FORMAT", "DEFAULT_PORT", "PORT_MAX", "SETTINGS_FILE", "Settings", "settled"]
+__all__ = [
+    "DEFAULT_HOST",
+    "DEFAULT_LOG_FORMAT",
+    "DEFAULT_PORT",
+    "DEFAULT_ROLE",
+    "PORT_MAX",
+    "SETTINGS_FILE",
+    "Role",
+    "Settings",
+    "settled",
+]
 
 SETTINGS_FILE = "diptych.toml"
 """Read from the working directory, where it exists; its relative paths are relative to there as well."""
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8000
+Role: TypeAlias = Literal["all", "api", "worker"]
+"""What a server does: take commands and answer queries, keep read models and deliver to subscribers, or both."""
+DEFAULT_ROLE: Role = "all"
 DEFAULT_LOG_FORMAT: Literal["text", "json"] = "text"
 PORT_MAX = 65_535
 """The greatest TCP port."""
@@ -41,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         read_store: the read models' URL; beside the event store where there is none.
         host: the address to serve at.
         port: the port to serve at, 0 to 65,535; 0 takes a free one.
+        role: what a server does.
         log_format: for people or machines.
     """
 
@@ -49,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     read_store: str | None = None
     host: str = DEFAULT_HOST
     port: Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)] = DEFAULT_PORT
+    role: Role = DEFAULT_ROLE
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
 
 

@@ -5,6 +5,6 @@ A command is `POST /commands/{Command}`, a query `GET` or `POST /queries/{Query}
 
 from __future__ import annotations
 
-from diptych.entrypoints.http.routes import http_app
+from diptych.entrypoints.http.routes import health_app, http_app
 
-__all__ = ["http_app"]
+__all__ = ["health_app", "http_app"]

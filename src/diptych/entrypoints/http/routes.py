@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.types import ExceptionHandler, Receive, Scope, Send
 
-__all__ = ["http_app"]
+__all__ = ["health_app", "http_app"]
 
 COMMANDS = "/commands/"
 QUERIES = "/queries/"
@@ -67,14 +67,24 @@ def http_app(application: Application) -> Starlette:
         routes=[
             *messages,
             _Route("/openapi.json", Document(application)),
-            _Route("/health/live", live),
-            _Route("/health/ready", Ready(application)),
+            *_health(application),
         ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _no_route},
     )
     app.router.redirect_slashes = False
     return app
+
+
+def health_app(application: Application) -> Starlette:
+    """The health of an open application over HTTP and nothing else, for a process that only projects."""
+    app = Starlette(routes=_health(application), exception_handlers={HTTPException: _no_route, Exception: _no_route})
+    app.router.redirect_slashes = False
+    return app
+
+
+def _health(application: Application) -> list[BaseRoute]:
+    return [_Route("/health/live", live), _Route("/health/ready", Ready(application))]
 
 
 def _path(scope: Scope) -> str:

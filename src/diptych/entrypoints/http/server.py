@@ -17,7 +17,7 @@ from types import FrameType
 import uvicorn
 
 from diptych.application.application import Application
-from diptych.entrypoints.http.routes import http_app
+from diptych.entrypoints.http.routes import health_app, http_app
 from diptych.errors import ConfigurationError
 
 __all__ = ["event_loop", "serve"]
@@ -43,7 +43,12 @@ def event_loop() -> asyncio.AbstractEventLoop:
 
 
 async def serve(
-    application: Application, *, host: str, port: int, on_ready: Callable[[str], None] | None = None
+    application: Application,
+    *,
+    host: str,
+    port: int,
+    messages: bool = True,
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve an open application until SIGTERM or SIGINT, or until cancelled.
 
@@ -54,6 +59,7 @@ async def serve(
         application: is open, and stays so.
         host: the address to listen on.
         port: 0 takes a free one.
+        messages: whether commands and queries are served; else its health alone.
         on_ready: is told the URL, once connections are taken.
 
     Raises:
@@ -61,7 +67,7 @@ async def serve(
     """
     listening = _listen(host, port)
     config = uvicorn.Config(
-        http_app(application),
+        http_app(application) if messages else health_app(application),
         lifespan="off",
         ws="none",
         log_config=None,
