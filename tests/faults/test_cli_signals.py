@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -161,6 +162,56 @@ def test_a_worker_keeps_the_read_models_of_an_api(project: Project) -> None:
             assert (status, seats["taken"]) == (200, 1)
             assert ask(where, "GET", "/health/ready") == (200, {"ready": True})
             assert ended(worker, signal.SIGTERM) == (0, "")
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes that a process has started, by the system's account."""
+    return [int(found) for found in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+linux_only = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are found in /proc")
+
+
+@linux_only
+def test_several_processes_serve_one_address_and_are_replaced_when_they_die(project: Project) -> None:
+    """Whichever takes a connection; one that is killed is replaced, and a signal to the parent ends all of them."""
+    with serving(project, "--port", "0", "--processes", "2") as (parent, where):
+        receipt: dict[str, Any] = {}
+        for position in range(1, 9):
+            status, receipt = ask(where, "POST", "/commands/Enrol", {"course": "python"})
+            assert (status, receipt["position"]) == (200, position)
+        status, seats = ask(where, "POST", "/queries/SeatsOf", {"course": "python"}, token=receipt["token"])
+        assert (status, seats["taken"]) == (200, 8)
+        before = children(parent)
+        os.kill(before[0], signal.SIGKILL)
+        assert parent.stderr is not None
+        assert "a server ended with exit code -9; another one is started" in parent.stderr.readline()
+        assert "it is replaced" in parent.stderr.readline()
+        now = children(parent)
+        assert len(now) == 2
+        assert before[1] in now
+        assert before[0] not in now
+        assert ask(where, "POST", "/commands/Enrol", {"course": "python"})[0] == 200
+        assert ended(parent, signal.SIGTERM) == (0, "")  # they write to the same stderr: it ended with the last of them
+
+
+@linux_only
+def test_servers_end_with_the_process_that_started_them(project: Project) -> None:
+    """Also where that is killed and can tell them nothing: what they write to comes to its end."""
+    with serving(project, "--port", "0", "--processes", "2") as (parent, where):
+        assert ask(where, "GET", "/health/live")[0] == 200
+        assert len(children(parent)) == 2
+        parent.kill()
+        parent.communicate(timeout=EXIT_WAIT_S)
+
+
+def test_servers_that_cannot_start_are_not_started_for_ever(project: Project) -> None:
+    """What is wrong is told by them; the parent ends as well."""
+    with running(project, "run", "school:nothing", "--port", "0", "--processes", "2") as process:
+        _, err = process.communicate(timeout=EXIT_WAIT_S)
+    assert process.returncode == 1
+    assert "error: no module is named 'school'" in err
+    assert "error: a server ended with exit code 1 before it could serve" in err
 
 
 @pytest.mark.parametrize("role", ["api", "worker"])

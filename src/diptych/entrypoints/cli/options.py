@@ -11,8 +11,10 @@ from diptych.entrypoints.cli.settings import (
     DEFAULT_HOST,
     DEFAULT_LOG_FORMAT,
     DEFAULT_PORT,
+    DEFAULT_PROCESSES,
     DEFAULT_ROLE,
     PORT_MAX,
+    PROCESSES_MAX,
     Role,
 )
 
@@ -75,6 +77,10 @@ _HOST = Parameter(
 _PORT = Parameter(name="--port", env_var="DIPTYCH_PORT", show_default=lambda _: str(DEFAULT_PORT), group=_HTTP)
 _ROLE = Parameter(name="--role", env_var="DIPTYCH_ROLE", show_default=lambda _: DEFAULT_ROLE, group=_HTTP)
 _PORTS = in_range(0, PORT_MAX)
+_PROCESSES = Parameter(
+    name="--processes", env_var="DIPTYCH_PROCESSES", show_default=lambda _: str(DEFAULT_PROCESSES), group=_HTTP
+)
+_COUNTS = in_range(1, PROCESSES_MAX)
 _VERBOSE = Parameter(name=["--verbose", "-v"], negative="", show_default=False, group=_LOGS)
 _LOG_FORMAT = Parameter(
     name="--log-format", env_var="DIPTYCH_LOG_FORMAT", show_default=lambda _: DEFAULT_LOG_FORMAT, group=_LOGS
@@ -113,6 +119,9 @@ class ServeOptions:
     role: Annotated[Role | None, _ROLE] = None
     """api: take commands and answer queries. worker: keep read models, deliver to subscribers, and serve health alone.
     all: both."""
+
+    processes: Annotated[int | None, _PROCESSES, _COUNTS] = None
+    """How many servers share the address and the work; one that dies is replaced. They need a store that they share."""
 
 
 @Parameter(name="*")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+
 from diptych.entrypoints.cli.options import (
     ADDRESS_UNSET,
     LOGS_UNSET,
@@ -11,11 +14,14 @@ from diptych.entrypoints.cli.options import (
     ServeOptions,
     StoreOptions,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.processes import as_child, keep_alive
+from diptych.entrypoints.cli.settings import DEFAULT_ROLE, Settings, settled
 from diptych.entrypoints.cli.signals import Terminated, run_async
 from diptych.errors import ConfigurationError
 
 __all__ = ["run"]
+
+_log = logging.getLogger("diptych.cli")
 
 
 def run(
@@ -44,10 +50,11 @@ def run(
         host=http.host,
         port=http.port,
         role=http.role,
+        processes=http.processes,
         log_format=log.log_format,
     )
     try:
-        run_async(lambda: _served(settings))
+        run_async(lambda: _served(settings) if settings.processes == 1 else _shared(settings, verbose=log.verbose))
     except Terminated:
         return  # the way in which servers are meant to end
 
@@ -57,11 +64,39 @@ async def _served(settings: Settings) -> None:
     from diptych.entrypoints.cli.contexts import load_contexts
     from diptych.entrypoints.cli.http_server import serve
 
-    if settings.role != "all" and (settings.store is None or settings.store.startswith("memory:")):
-        raise ConfigurationError(f"--role {settings.role} shares its stores with other processes: say which with --store")
+    if settings.role != DEFAULT_ROLE:
+        _check_is_shared(settings, f"--role {settings.role}")
+    child = as_child()
     contexts = load_contexts(settings.app)
     projecting, messages = settings.role != "api", settings.role != "worker"
     async with Application(
         *contexts, store=settings.store, read_store=settings.read_store, projecting=projecting
     ) as application:
-        await serve(application, host=settings.host, port=settings.port, messages=messages)
+        await serve(
+            application,
+            host=settings.host,
+            port=settings.port,
+            listening=child and child.listening,
+            messages=messages,
+            on_ready=child and child.tell_ready,
+        )
+
+
+async def _shared(settings: Settings, *, verbose: bool) -> None:
+    from diptych.entrypoints.cli.http_server import listen
+
+    _check_is_shared(settings, f"--processes {settings.processes}")
+    if os.name == "nt":
+        raise ConfigurationError("--processes is not for Windows: start several servers at addresses of their own")
+    listening, url = listen(settings.host, settings.port)
+
+    def ready() -> None:
+        _log.info("serving at %s with %d processes; Ctrl-C stops them", url, settings.processes, extra={"url": url})
+
+    with listening:
+        await keep_alive(settings, listening, ready, verbose=verbose)
+
+
+def _check_is_shared(settings: Settings, option: str) -> None:
+    if settings.store is None or settings.store.startswith("memory:"):
+        raise ConfigurationError(f"{option} shares its stores with other processes: say which with --store")

@@ -22,8 +22,11 @@ __all__ = [
     "DEFAULT_HOST",
     "DEFAULT_LOG_FORMAT",
     "DEFAULT_PORT",
+    "DEFAULT_PROCESSES",
     "DEFAULT_ROLE",
     "PORT_MAX",
+    "PROCESSES_MAX",
+    "SERVER_VARIABLE",
     "SETTINGS_FILE",
     "Role",
     "Settings",
@@ -37,6 +40,11 @@ DEFAULT_PORT = 8000
 Role: TypeAlias = Literal["all", "api", "worker"]
 """What a server does: take commands and answer queries, keep read models and deliver to subscribers, or both."""
 DEFAULT_ROLE: Role = "all"
+DEFAULT_PROCESSES = 1
+PROCESSES_MAX = 256
+"""Servers that one command starts."""
+SERVER_VARIABLE = "DIPTYCH_SERVER"
+"""Set for a server that another process has started: what it hands over, see `processes`."""
 DEFAULT_LOG_FORMAT: Literal["text", "json"] = "text"
 PORT_MAX = 65_535
 """The greatest TCP port."""
@@ -55,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         host: the address to serve at.
         port: the port to serve at, 0 to 65,535; 0 takes a free one.
         role: what a server does.
+        processes: how many servers share the address.
         log_format: for people or machines.
     """
 
@@ -64,6 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = DEFAULT_HOST
     port: Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)] = DEFAULT_PORT
     role: Role = DEFAULT_ROLE
+    processes: Annotated[int, msgspec.Meta(ge=1, le=PROCESSES_MAX)] = DEFAULT_PROCESSES
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
 
 

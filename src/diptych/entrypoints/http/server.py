@@ -20,7 +20,7 @@ from diptych.application.application import Application
 from diptych.entrypoints.http.routes import health_app, http_app
 from diptych.errors import ConfigurationError
 
-__all__ = ["event_loop", "serve"]
+__all__ = ["event_loop", "listen", "serve", "url_of"]
 
 STOP_S = 10
 """Seconds that requests under way have to end once the server is told to stop; then they are cancelled."""
@@ -47,6 +47,7 @@ async def serve(
     *,
     host: str,
     port: int,
+    listening: socket.socket | None = None,
     messages: bool = True,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
@@ -59,13 +60,14 @@ async def serve(
         application: is open, and stays so.
         host: the address to listen on.
         port: 0 takes a free one.
+        listening: a socket that listens there already, shared with other processes.
         messages: whether commands and queries are served; else its health alone.
         on_ready: is told the URL, once connections are taken.
 
     Raises:
         ConfigurationError: this address cannot be listened on.
     """
-    listening = _listen(host, port)
+    listening = listening or listen(host, port)
     config = uvicorn.Config(
         http_app(application) if messages else health_app(application),
         lifespan="off",
@@ -80,7 +82,7 @@ async def serve(
         timeout_graceful_shutdown=STOP_S,
     )
     try:
-        await _Server(config, _url(host, listening), on_ready).serve(sockets=[listening])
+        await _Server(config, url_of(host, listening), on_ready).serve(sockets=[listening])
     finally:
         listening.close()
 
@@ -127,8 +129,8 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket that names its protocol.
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, which connections queue at from now on. It names its protocol.
 
     Only on those that do does asyncio send without delay (TCP_NODELAY); on others each reply waits 40 ms for an
     acknowledgement that the client holds back.
@@ -142,6 +144,7 @@ def _listen(host: str, port: int) -> socket.socket:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind(address)
+            listening.listen(CONNECTIONS_WAITING_MAX)
         except BaseException:
             listening.close()
             raise
@@ -150,6 +153,7 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _url(host: str, listening: socket.socket) -> str:
+def url_of(host: str, listening: socket.socket) -> str:
+    """Where it is served."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{listening.getsockname()[1]}"

@@ -1,0 +1,166 @@
+"""`diptych run --processes N`: several servers behind one listening socket, kept alive by the process that was started.
+
+    parent: listens, starts, watches ──▶ N children: `diptych run …`, which take connections from the parent's socket
+
+A child is told by the environment of the socket, and of a pipe on which it says that it serves. Its standard input is
+the reading end of another pipe: it stops when that ends, so that a parent that is killed leaves nobody behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from diptych.entrypoints.cli.failures import CommandFailed
+from diptych.entrypoints.cli.settings import SERVER_VARIABLE, Settings
+
+__all__ = ["Child", "as_child", "keep_alive"]
+
+_log = logging.getLogger("diptych.cli")
+
+
+# ── the parent ───────────────────────────────────────────────────────────────
+
+
+async def keep_alive(
+    settings: Settings, listening: socket.socket, on_ready: Callable[[], None], *, verbose: bool
+) -> None:
+    """Run so many servers until this task is cancelled, and start another one for each that dies.
+
+    Args:
+        settings: of each.
+        listening: where they take connections from.
+        on_ready: called once all of them serve.
+        verbose: whether they log more than problems.
+
+    Raises:
+        CommandFailed: one ended before it served; what was wrong it has told itself. The others are stopped.
+    """
+    command = [sys.executable, "-m", "diptych", *_arguments(settings, verbose=verbose)]
+    missing = settings.processes
+
+    def one_is_ready() -> None:
+        nonlocal missing
+        missing -= 1
+        if not missing:
+            on_ready()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(settings.processes):
+                group.create_task(_kept_alive(command, listening, one_is_ready))
+    except* CommandFailed as failed:
+        raise failed.exceptions[0] from None
+
+
+def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
+    """The command line of one server: all that was settled, wherever it came from."""
+    options = {
+        "--store": settings.store,
+        "--read-store": settings.read_store,
+        "--role": settings.role,
+        "--log-format": settings.log_format,
+    }
+    given = [part for name, value in options.items() if value is not None for part in (name, value)]
+    return ["run", *settings.app, *given, "--processes", "1", *(["--verbose"] if verbose else [])]
+
+
+async def _kept_alive(command: Sequence[str], listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    while True:
+        code = await _run_once(command, listening, on_ready)
+        _log.error("a server ended with exit code %s; another one is started", code)
+        on_ready = _tell_replaced
+
+
+def _tell_replaced() -> None:
+    _log.info("it is replaced")
+
+
+async def _run_once(command: Sequence[str], listening: socket.socket, on_ready: Callable[[], None]) -> int:
+    """Run one server to its end.
+
+    Raises:
+        CommandFailed: it ended before it served.
+    """
+    reading, writing = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            pass_fds=(listening.fileno(), writing),
+            env={**os.environ, SERVER_VARIABLE: f"{listening.fileno()},{writing}"},
+            start_new_session=True,  # Ctrl-C goes to the parent alone, which stops them in order
+        )
+    except BaseException:
+        os.close(reading)
+        raise
+    finally:
+        os.close(writing)
+    try:
+        if not await _said(reading):
+            code = await process.wait()
+            raise CommandFailed(f"a server ended with exit code {code} before it could serve")
+        on_ready()
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            await process.wait()
+
+
+async def _said(pipe: int) -> bytes:
+    """What comes out of a pipe until its other end is closed."""
+    reader = asyncio.StreamReader()
+    with os.fdopen(pipe, "rb") as file:
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), file
+        )
+        try:
+            return await reader.read()
+        finally:
+            transport.close()
+
+
+# ── a child ──────────────────────────────────────────────────────────────────
+
+
+class Child(NamedTuple):
+    """A server that another process has started.
+
+    Attributes:
+        listening: the socket that it shares.
+        ready: a pipe to tell on that it serves.
+    """
+
+    listening: socket.socket
+    ready: int
+
+    def tell_ready(self) -> None:
+        """Tell the parent that this one serves."""
+        os.write(self.ready, b".")
+        os.close(self.ready)
+
+
+def as_child() -> Child | None:
+    """What the parent has handed over, and be told to stop when it is gone; None in a process without such a parent."""
+    told = os.environ.pop(SERVER_VARIABLE, None)
+    if told is None:
+        return None
+    loop, pipe = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def look() -> None:
+        if not os.read(pipe, 1):  # it never writes
+            loop.remove_reader(pipe)
+            signal.raise_signal(signal.SIGTERM)
+
+    loop.add_reader(pipe, look)
+    listening, _, ready = told.partition(",")
+    return Child(socket.socket(fileno=int(listening)), int(ready))
