@@ -1,12 +1,16 @@
-"""The contract of read stores, for both adapters, and what each says beyond it."""
+"""The contract of read stores, for every adapter."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from diptych.adapters.memory import read_store as memory
+from diptych.adapters.postgres import read_store as postgres
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.testing.contracts.read_store import ReadStoreContract
+from tests.postgres_server import in_thread, new_read_store, with_parameter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,5 +24,23 @@ class TestMemoryReadStore(ReadStoreContract):
 
 
 class TestSqliteReadStore(ReadStoreContract):
+    leases_are_locks = True
+
     def connect(self, folder: Path) -> ReadStore:
         return sqlite.connect(f"sqlite:{folder / 'read.db'}")
+
+
+class TestPostgresReadStore(ReadStoreContract):
+    @pytest.fixture(autouse=True)
+    def make_schema(self) -> None:
+        self.url = in_thread(new_read_store())
+
+    def connect(self, folder: Path) -> ReadStore:
+        return postgres.connect(self.url)
+
+
+class TestPostgresReadStoreBehindAPooler(TestPostgresReadStore):
+    """With `pgbouncer=true` no statement is prepared for later, nothing is set, and nobody listens."""
+
+    def connect(self, folder: Path) -> ReadStore:
+        return postgres.connect(with_parameter(self.url, "pgbouncer", "true"))

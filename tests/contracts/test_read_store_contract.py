@@ -18,8 +18,10 @@ from diptych.adapters.memory import read_store as memory
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.read_side.read_store import Comparison, Failed, Generation, SliceWrite
 from diptych.testing.contracts import read_store as contract
+from diptych.testing.contracts import read_store_leases
 from diptych.testing.contracts.read_store import ReadStoreContract
 from diptych.testing.contracts.read_store_cases import SEATS, place
+from tests.contracts.lease_breakages import LEASE_BREAKAGES
 
 if TYPE_CHECKING:
     from diptych.read_side.read_store import ReadStore
@@ -597,10 +599,11 @@ def no_generation_reads_as_no_rows(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_Snapshot, "_build", lambda *_: (empty, SEATS))
 
 
-@pytest.mark.parametrize(("breakage", "tests"), BREAKAGES)
+@pytest.mark.parametrize(("breakage", "tests"), BREAKAGES + LEASE_BREAKAGES)
 def test_a_broken_store_is_noticed(breakage: Patch, tests: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests named for this breakage fail with it, each by itself."""
     monkeypatch.setattr(contract, "WAIT_S_MAX", 0.2)
+    monkeypatch.setattr(read_store_leases, "WAIT_S_MAX", 0.2)
     breakage(monkeypatch)
     assert tests
     assert [test for test in tests if not run(test)] == []
@@ -608,7 +611,7 @@ def test_a_broken_store_is_noticed(breakage: Patch, tests: Sequence[str], monkey
 
 def test_every_test_is_proven() -> None:
     """Each test of the contract is known to fail for some breakage, but for those listed here, which add examples."""
-    proven = {test for parameter in BREAKAGES for test in parameter.values[1]}
+    proven = {test for parameter in BREAKAGES + LEASE_BREAKAGES for test in parameter.values[1]}
     assert set(TESTS) - proven == {
         "test_a_generation_is_listed_as_it_was_made",
         "test_a_generation_that_is_gone_is_fenced",

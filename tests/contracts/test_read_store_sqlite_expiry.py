@@ -34,7 +34,10 @@ SESSIONS = Table(
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 ROWS = [("a", NOON, "FR"), ("b", NOON + dt.timedelta(hours=1), "DE"), ("c", None, "FR")]
-CHANGE_OF_VERSION_1 = "ALTER TABLE diptych_generations DROP COLUMN recorded_at"
+CHANGES_SINCE_VERSION_1 = (
+    "ALTER TABLE diptych_generations DROP COLUMN recorded_at",
+    "ALTER TABLE diptych_generations DROP COLUMN last_holder",
+)
 
 
 @pytest.fixture
@@ -136,7 +139,8 @@ async def test_a_file_of_version_1_is_brought_up_to_date(store: SqliteReadStore,
     generation = await build(store, SEATS, [("a", 1)])
     await store.close()
     with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
-        connection.execute(CHANGE_OF_VERSION_1)
+        for statement in CHANGES_SINCE_VERSION_1:
+            connection.execute(statement)
         connection.execute("PRAGMA user_version = 1")
         connection.commit()
     await store.open()

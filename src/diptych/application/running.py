@@ -18,9 +18,11 @@ from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
 from diptych.event_store.position import START, Position
 from diptych.messages.registry import MessageTypes
+from diptych.messages.unique_id import unique_id
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
-from diptych.read_side.projector import Projector
+from diptych.read_side.leases import Leases
+from diptych.read_side.projector import Projector, Slice
 from diptych.read_side.query_bus import QueryBus, compile_query_handlers
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
@@ -95,6 +97,7 @@ class Running:
     freshness: Freshness
     projector: Projector
     subscriptions: Sequence[Subscription]
+    leases: Leases
     command_types: MessageTypes
     query_types: MessageTypes
     projecting: bool
@@ -112,16 +115,17 @@ class Running:
         if self.projecting:
             for subscription in self.subscriptions:
                 await subscription.open()
-                subscription.start()
-            await self.projector.retry_stopped()
-            if self.projector.slices:
-                self.projector.start()
+            await self.leases.open()
+            for subscription in self.subscriptions:
+                subscription.start(self.leases)
+            await self.projector.start(self.leases)
 
     async def close(self) -> None:
         """Stop in the order of the data: commands first, the stores last."""
         async with AsyncExitStack() as closing:  # one that fails, or is cancelled, leaves none of the others open
             closing.push_async_callback(self.store.close)
             closing.push_async_callback(self.read_store.close)
+            closing.push_async_callback(self.leases.close)
             closing.push_async_callback(self.projector.close)
             for subscription in reversed(self.subscriptions):
                 closing.push_async_callback(subscription.close)
@@ -148,7 +152,7 @@ class Running:
                     other_code=any(
                         other.name == name and other.live and other.fingerprint != found.fingerprint for other in known
                     ),
-                    stopped=slice.stopped or found.stopped,
+                    stopped=found.stopped or _stopped(slice, found),
                 )
             )
         delivered = {found.name: found.checkpoint.position for found in known if found.table is None}
@@ -180,8 +184,9 @@ class Running:
 
     async def health(self) -> Health:
         """Whether the store is reachable, and the projections run and keep up."""
-        if self.projecting and self.projector.failure:
-            return Health(ready=False, reason=f"projections have stopped: {self.projector.failure}")
+        failure = self.projector.failure or self.leases.failure
+        if self.projecting and failure:
+            return Health(ready=False, reason=f"projections have stopped: {failure}")
         try:
             status = await self.status()
         except DiptychError as error:
@@ -201,18 +206,32 @@ class Running:
         """
         head, seen = (await self.store.head()).position, 0
         while True:
-            async with self.projector.lock:  # a commit wakes us before the projector itself has noted it
-                behind = [
-                    slice
-                    for slice in self.projector.slices
-                    if not slice.stopped and (slice.position < head or not slice.generation.live)
-                ]
-            if not behind:
+            behind = await self._behind(head)
+            if behind is None:
                 return
-            if self.projector.failure or not self.projecting:
-                reason = self.projector.failure or "this application does not project"
-                raise NotFresh(behind[0].projection.name, head, behind[0].position, reason)
+            failure = self.projector.failure or self.leases.failure
+            if failure or not self.projecting:
+                reason = failure or "this application does not project"
+                raise NotFresh(behind.name, head, behind.checkpoint.position, reason)
             seen = await self.read_store.wait_for_change(seen, PROJECTED_WAIT_S)
+
+    async def _behind(self, head: Position) -> Generation | None:
+        """One that can go on and does not show the history up to there; by the store, for others may fold it."""
+        async with self.projector.lock:  # a commit wakes us before the projector itself has noted it
+            going_on = [slice.generation for slice in self.projector.slices if not slice.stopped]
+            behind = [found for found in going_on if _is_behind(found, head)]
+            known = await self.read_store.generations() if behind else ()
+        stored = [_stored(found, known) for found in behind]
+        return next((found for found in stored if not found.stopped and _is_behind(found, head)), None)
+
+
+def _is_behind(generation: Generation, head: Position) -> bool:
+    return generation.checkpoint.position < head or not generation.live
+
+
+def _stopped(slice: Slice, found: Generation) -> str:
+    """Why a slice cannot go on here, unless another process has gone on with it."""
+    return "" if found.checkpoint.position > slice.position else slice.stopped
 
 
 def _stored(mine: Generation, known: Sequence[Generation]) -> Generation:
@@ -247,6 +266,10 @@ def wire(
     freshness = Freshness(store, read_store, clock)
     projector = Projector(store, history, read_store, projections)
     by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in projections}
+    subscriptions = [
+        Subscription(found, store, history, read_store)
+        for found in registration.subscribers(contexts, services, types, projections)
+    ]
     return Running(
         store=store,
         read_store=read_store,
@@ -256,10 +279,10 @@ def wire(
         queries=QueryBus(query_handlers, by_model, store, read_store, freshness),
         freshness=freshness,
         projector=projector,
-        subscriptions=[
-            Subscription(found, store, history, read_store)
-            for found in registration.subscribers(contexts, services, types, projections)
-        ],
+        subscriptions=subscriptions,
+        leases=Leases(
+            read_store, lambda: projector.wanted() + [found.lease_key for found in subscriptions], unique_id()
+        ),
         command_types=MessageTypes("command", registration.handled_commands(contexts)),
         query_types=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
         projecting=projecting,

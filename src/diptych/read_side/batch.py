@@ -128,9 +128,7 @@ def fold_steps(
                 key, after = _apply(step, before)
             except Exception as error:
                 if step.key is None:
-                    raise KeyNotFound(
-                        f"{step.fold.name} at position {step.position}: {told(error)}"
-                    ) from error
+                    raise KeyNotFound(f"{step.fold.name} at position {step.position}: {told(error)}") from error
                 text = key_text(step.key)
                 block[text] = BlockedKey(projection.name, text, Position(step.position), told(error))
                 if step.key in rows and begun.get(step.key, (0,))[0] == step.position:

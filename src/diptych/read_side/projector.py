@@ -3,7 +3,8 @@
     event store ──▶ read and decode once ──▶ each projection: plan → load rows → fold ──▶ one write: rows + checkpoint
 
 Projections at the same checkpoint go together. A batch grows with the backlog and shrinks to one event when live.
-Each write is fenced by the checkpoint it was folded from, so two projectors on one store waste work, not rows.
+Only what this process has on lease is folded; and each write is fenced by the checkpoint and epoch it was folded from,
+so two projectors of one generation, whichever way that came about, waste work, not rows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 
 from diptych.clock import pause
 from diptych.errors import HistoryDiverged, Unavailable, UnreadableEvent
@@ -31,6 +33,7 @@ from diptych.read_side.batch import (
     plan_steps,
     slice_write,
 )
+from diptych.read_side.leases import Leases
 from diptych.read_side.projection import KeyNotFound, Projection, told
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import (
@@ -39,6 +42,7 @@ from diptych.read_side.read_store import (
     Fenced,
     Generation,
     Key,
+    LeaseKey,
     ReadSnapshot,
     ReadStore,
     SliceWrite,
@@ -90,9 +94,14 @@ class Slice:
         """The position up to which it is folded."""
         return self.generation.checkpoint.position
 
+    @property
+    def lease_key(self) -> LeaseKey:
+        """As what it is leased."""
+        return self.generation.name, self.generation.number
+
 
 class Projector:
-    """Follows the history with the projections of an application. One per process is enough."""
+    """Follows the history with those projections of an application that its process has on lease."""
 
     def __init__(
         self, store: EventStore, history: History, read_store: ReadStore, projections: Sequence[Projection]
@@ -125,18 +134,20 @@ class Projector:
             self.slices.append(Slice(projection, found, START if found.live else head.position))
             await self.loaded(self.slices[-1])
 
-    async def retry_stopped(self) -> None:
-        """Let what an earlier process stopped at be tried again: its code may be mended, and answers wait for that."""
-        for slice in self.slices:
-            found = slice.generation
-            if found.stopped:
-                (result,) = await self._read_store.write([SliceWrite(found, found.checkpoint)])
-                if isinstance(result, Written):
-                    slice.generation = result.generation
+    def wanted(self) -> list[LeaseKey]:
+        """What to ask leases for: all but what cannot go on here, which another process with other code may."""
+        return [slice.lease_key for slice in self.slices if not slice.stopped]
 
-    def start(self) -> None:
-        """Follow the history from now on, in a task of its own."""
-        self._task = asyncio.get_running_loop().create_task(self._follow(), name="diptych projector")
+    async def start(self, leases: Leases) -> None:
+        """Follow the history from now on, in a task of its own, with what is held at any time.
+
+        What an earlier process stopped at is tried again: its code may be mended, and answers wait for that.
+        """
+        async with self.lock:
+            for slice in await self._held(leases):
+                await self._retry_stopped(slice)
+        if self.slices:
+            self._task = asyncio.get_running_loop().create_task(self._follow(leases), name="diptych projector")
 
     async def close(self) -> None:
         """Finish the batch under way and stop."""
@@ -207,19 +218,22 @@ class Projector:
 
     # ── following ────────────────────────────────────────────────────────────
 
-    async def _follow(self) -> None:
+    async def _follow(self, leases: Leases) -> None:
         backoff, stale = BACKOFF_FIRST_S, False
         try:
             while True:
+                version = leases.version
                 try:
                     async with self.lock:
-                        for slice in self.slices if stale else ():
+                        held = await self._held(leases)
+                        for slice in held if stale else ():
                             await self.loaded(slice)
                         stale = False
-                        progressed = await self.advance(self.slices) or await self._switch_late()
+                        with leases.using(slice.lease_key for slice in held):
+                            progressed = await self.advance(held) or await self._switch_late(held)
                     backoff = BACKOFF_FIRST_S
                     if not progressed:
-                        await self._idle()
+                        await leases.wait(version, partial(self._idle, held))
                 except Unavailable as error:
                     _log.warning("projections wait %.2f s: %s", backoff, error)
                     await pause(backoff)
@@ -233,10 +247,36 @@ class Projector:
             if not isinstance(error, Exception):
                 raise
 
-    async def _idle(self) -> None:
-        """Wait for an event past the slowest projection; all of them are at the head, or stopped."""
-        following = [slice.position for slice in self.slices if not slice.stopped]
-        await self._store.wait_for_events(min(following, default=Position(1 << 62)), IDLE_WAIT_S)
+    async def _held(self, leases: Leases) -> list[Slice]:
+        """The slices to work on now, each as it was left by whoever held it before."""
+        for slice in self.slices:
+            if slice.stopped:
+                continue
+            epoch = leases.epoch(slice.lease_key)
+            if slice.lease_key in leases.gone:
+                await self.loaded(slice)  # replaced by another process: its successor is wanted
+            elif epoch is not None and epoch > slice.generation.epoch:
+                await self.loaded(slice)
+                await self._retry_stopped(slice)
+        given_up = {slice.lease_key for slice in self.slices if slice.stopped}
+        if not leases.asked.issuperset(self.wanted()) or not leases.asked.isdisjoint(given_up):
+            leases.ask()
+        return [slice for slice in self.slices if not slice.stopped and leases.epoch(slice.lease_key) is not None]
+
+    async def _retry_stopped(self, slice: Slice) -> None:
+        found = slice.generation
+        if found.stopped:
+            (result,) = await self._read_store.write([SliceWrite(found, found.checkpoint)])
+            if isinstance(result, Written):
+                slice.generation = result.generation
+
+    async def _idle(self, held: Sequence[Slice]) -> None:
+        """Wait for an event past the slowest projection; all of them are at the head, or stopped, or there are none."""
+        following = [slice.position for slice in held if not slice.stopped]
+        if following:
+            await self._store.wait_for_events(min(following), IDLE_WAIT_S)
+        else:
+            await pause(IDLE_WAIT_S)
 
     async def advance(self, slices: Sequence[Slice], until: Position | None = None) -> bool:
         """Fold one batch: of the slices furthest behind, those at the same place together.
@@ -351,11 +391,11 @@ class Projector:
             await self.loaded(slice)
         return switched
 
-    async def _switch_late(self) -> bool:
+    async def _switch_late(self, slices: Sequence[Slice]) -> bool:
         """Switch to what has caught up: whoever wrote its last batch may have died, or failed, before it switched."""
         ready = [
             slice
-            for slice in self.slices
+            for slice in slices
             if not slice.stopped and not slice.generation.live and slice.position >= slice.target
         ]
         return any([await self.switch(slice) for slice in ready])

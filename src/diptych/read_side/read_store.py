@@ -3,7 +3,7 @@
 A read model is a table; a projection folds events into it. Each build of it from the history is a *generation*, with a
 table and a checkpoint of its own, so that a changed fold can be built beside the one that answers queries. Rows and
 checkpoint change in one transaction (G5), and a snapshot shows the rows of every read model together with the
-checkpoints they belong to (G8).
+checkpoints they belong to (G8). Each generation is worked on by one process at a time, which has it on lease.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import enum
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -34,6 +34,8 @@ __all__ = [
     "Filter",
     "Generation",
     "Key",
+    "LeaseKey",
+    "Leased",
     "Order",
     "ReadSnapshot",
     "ReadStore",
@@ -105,7 +107,8 @@ class Generation(msgspec.Struct, frozen=True):
         table: its form; None for a subscriber.
         live: whether it answers queries.
         checkpoint: every event up to this place is folded, but for blocked keys and discards.
-        epoch: counts changes made to it by hand; a writer that has not seen them is fenced.
+        epoch: goes up with each change by hand, and whenever a worker loses its lease on it; a writer that has not
+            seen that is fenced.
         stopped: why nothing can be folded any more; empty while it goes on.
         recorded_at: when the event at the checkpoint was recorded, where rows expire: those that expire by then are
             gone, for folds and for queries. None at the beginning, and where rows do not expire.
@@ -191,6 +194,24 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 WriteResult: TypeAlias = Written | Fenced | Failed
+
+
+LeaseKey: TypeAlias = tuple[str, int]
+"""The name and number of a generation, as what is leased."""
+
+
+class Leased(msgspec.Struct, frozen=True):
+    """What a worker holds.
+
+    Attributes:
+        epochs: what it holds, each with the epoch that the generation has now.
+        surplus: what of it is more than its fair share: to be released as soon as no work on it is under way.
+        gone: what it wanted and is not there any more.
+    """
+
+    epochs: Mapping[LeaseKey, int]
+    surplus: frozenset[LeaseKey] = frozenset()
+    gone: frozenset[LeaseKey] = frozenset()
 
 
 class Comparison(enum.Enum):
@@ -365,6 +386,32 @@ class ReadStore(Protocol):
 
     async def discards(self, name: str) -> list[Discard]:
         """The discards of a projection, by position, whatever the generation."""
+        ...
+
+    async def lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
+        """Ask for the lease of generations, and renew what is held, in one transaction.
+
+        A lease is held by one worker at a time, until `ttl_s` seconds from now by the store's clock; workers are
+        forgotten past their time. What the worker holds and does not want any more is given up. It gets what is free
+        up to its fair share (`lease_shares.deal`); what a live worker holds is never taken from it, it is told of its
+        surplus. Where the worker that held a generation last is another one and has not released it, the epoch goes
+        up, so that what that one still writes is fenced.
+
+        A store for the processes of one machine may use locks of the operating system instead, which never run out
+        while their holder is there, and go to whoever comes first.
+
+        Args:
+            worker: a name that no other process, and no later run of this one, has.
+            wanted: names and numbers; may be empty.
+            ttl_s: seconds for which the lease is valid unless it is renewed.
+        """
+        ...
+
+    async def release(self, worker: str, keys: Collection[LeaseKey] | None = None) -> None:
+        """Give up leases at once: those of `keys` that the worker holds; by default all, and forget the worker.
+
+        Their epochs go up: the worker can write nothing there any more. Wakes who waits for a change.
+        """
         ...
 
     def snapshot(self) -> AbstractAsyncContextManager[ReadSnapshot]:

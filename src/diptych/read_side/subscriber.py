@@ -1,7 +1,8 @@
 """Subscribers: effects outside, in the order of the history, at least once.
 
 What no pure fold can do (send a mail, feed another system) happens here. The checkpoint moves after the subscriber
-returned; a crash in between delivers the batch again.
+returned; a crash in between delivers the batch again. One process at a time delivers to a subscriber, whichever has
+it on lease.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.messages.annotations import Scope, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.registry import EventTypes
+from diptych.read_side.leases import Leases
 from diptych.read_side.projection import told
-from diptych.read_side.read_store import Generation, ReadStore, SliceWrite, Written
+from diptych.read_side.read_store import Generation, LeaseKey, ReadStore, SliceWrite, Written
 
 __all__ = ["Subscriber", "SubscriberDeclaration", "Subscription", "compile_subscriber", "subscribed_events"]
 
@@ -125,6 +127,12 @@ class Subscription:
         """The position up to which everything was delivered, as far as is known here."""
         return START if self._generation is None else self._generation.checkpoint.position
 
+    @property
+    def lease_key(self) -> LeaseKey:
+        """As what it is leased; it is open."""
+        generation = self._opened()
+        return generation.name, generation.number
+
     async def open(self) -> None:
         """Find its checkpoint; a new subscriber begins with the first event."""
         start = Place(self._store.history_id, START, NOWHERE)
@@ -134,10 +142,11 @@ class Subscription:
             self._store.history_id, None if place is None else place.event_id, f"the subscriber {self.subscriber.name}"
         )
 
-    def start(self) -> None:
-        """Deliver from now on, in a task of its own."""
+    def start(self, leases: Leases) -> None:
+        """Deliver from now on, in a task of its own, while it is held."""
         self._closing = False
-        self._task = asyncio.get_running_loop().create_task(self._follow(), name=f"diptych {self.subscriber.name}")
+        following = self._follow(leases)
+        self._task = asyncio.get_running_loop().create_task(following, name=f"diptych {self.subscriber.name}")
 
     async def close(self) -> None:
         """Stop; a delivery under way is cancelled, and comes again."""
@@ -147,11 +156,18 @@ class Subscription:
             await asyncio.wait([self._task])
             self._task = None
 
-    async def _follow(self) -> None:
+    def _opened(self) -> Generation:
+        assert self._generation is not None, "open() was called"
+        return self._generation
+
+    async def _follow(self, leases: Leases) -> None:
         backoff = BACKOFF_FIRST_S
         while not self._closing:
+            version = leases.version
             try:
-                if not await self._deliver_batch():
+                if not await self._is_held(leases):
+                    await leases.wait(version, lambda: pause(IDLE_WAIT_S))
+                elif not await self._deliver_held(leases):
                     await self._store.wait_for_events(self.position, IDLE_WAIT_S)
                 self.failure, backoff = "", BACKOFF_FIRST_S
             except Exception as error:  # noqa: BLE001  # the user's code failed: reported, and tried again
@@ -160,10 +176,23 @@ class Subscription:
                 await pause(backoff)
                 backoff = min(backoff * 2, BACKOFF_MAX_S)
 
+    async def _is_held(self, leases: Leases) -> bool:
+        """Whether this process delivers now; if so, from where whoever did so before has left it."""
+        if self.lease_key in leases.gone:
+            await self.open()
+            leases.ask()
+        epoch = leases.epoch(self.lease_key)
+        if epoch is not None and epoch > self._opened().epoch:
+            await self.open()
+        return epoch is not None
+
+    async def _deliver_held(self, leases: Leases) -> bool:
+        with leases.using([self.lease_key]):
+            return await self._deliver_batch()
+
     async def _deliver_batch(self) -> bool:
         """Deliver the next events; False at the head."""
-        generation = self._generation
-        assert generation is not None, "open() was called"
+        generation = self._opened()
         found = await self._store.read(self.subscriber.query, self.position, BATCH_EVENTS_MAX)
         if found.through == self.position:
             return False

@@ -8,6 +8,8 @@ in the table; persistent trees would not depend on the number of open snapshots,
 What expires is in a heap beside the rows, by time. An entry is not removed when its row changes: it is dropped when it
 comes up, and all are when they outnumber the rows.
 
+A generation knows who holds its lease, or held it last; a worker is known until its time is over.
+
 Reads by key and of what has expired, and writes, cost the same whatever the size; `find`, `count` and `search` look at
 every row.
 """
@@ -19,15 +21,17 @@ import datetime as dt
 import heapq
 import itertools
 import operator
+import time
 import unicodedata
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from diptych.errors import ConfigurationError, InvalidMessage, Overloaded, StoreClosed, StoreUnavailable
+from diptych.read_side.lease_shares import deal
 from diptych.read_side.read_store import (
     BlockedKey,
     Column,
@@ -39,6 +43,8 @@ from diptych.read_side.read_store import (
     Filter,
     Generation,
     Key,
+    Leased,
+    LeaseKey,
     Order,
     Row,
     SliceWrite,
@@ -88,13 +94,27 @@ class _Build(msgspec.Struct, frozen=True):
     rows: dict[Key, Row]
     expiries: list[_Expiry]
     blocked: Mapping[str, BlockedKey] = MappingProxyType({})
+    last_holder: str | None = None
+
+
+class _Worker(NamedTuple):
+    """Somebody who asks for leases: for which, and until when it is alive."""
+
+    wanted: frozenset[LeaseKey]
+    until: float
 
 
 class MemoryReadStore:
-    """A read store that lasts as long as its object; it may be closed and opened again."""
+    """A read store that lasts as long as its object; it may be closed and opened again.
 
-    def __init__(self) -> None:
+    Args:
+        monotonic: the store's clock, in seconds, for leases.
+    """
+
+    def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._open = False
+        self._monotonic = monotonic
+        self._workers: dict[str, _Worker] = {}
         self._builds: dict[tuple[str, int], _Build] = {}
         self._last_numbers: dict[str, int] = {}
         self._discards: set[tuple[str, int, str]] = set()
@@ -228,12 +248,52 @@ class MemoryReadStore:
 
     def _put(self, build: _Build, blocked: Mapping[str, BlockedKey] | None = None, **changes: Any) -> _Build:
         generation = msgspec.structs.replace(build.generation, **changes)
-        changed = _Build(generation, build.rows, build.expiries, build.blocked if blocked is None else blocked)
+        blocked = build.blocked if blocked is None else blocked
+        changed = _Build(generation, build.rows, build.expiries, blocked, build.last_holder)
         self._builds[generation.name, generation.number] = changed
         return changed
 
     def _builds_of(self, name: str) -> list[_Build]:
         return [build for (of, _), build in self._builds.items() if of == name]
+
+    # ── leases ───────────────────────────────────────────────────────────────
+
+    async def lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
+        """Ask for the lease of generations, and renew what is held. See the port."""
+        self._check_open()
+        now = self._monotonic()
+        alive = {name: found for name, found in self._workers.items() if found.until > now}
+        self._workers = {**alive, worker: _Worker(frozenset(wanted), now + ttl_s)}
+        dealt = deal(
+            worker,
+            {name: found.wanted for name, found in self._workers.items()},
+            {key: build.last_holder for key, build in self._builds.items()},
+        )
+        self._give_up(dealt.given_up)
+        for key in dealt.taken:
+            overtaken = self._builds[key].last_holder not in (None, worker)
+            self._change_holder(key, worker, overtaken=overtaken)
+        epochs = {key: self._builds[key].generation.epoch for key in dealt.kept | dealt.taken}
+        return Leased(epochs, dealt.surplus, frozenset(wanted).difference(self._builds))
+
+    async def release(self, worker: str, keys: Collection[LeaseKey] | None = None) -> None:
+        """Give up leases at once. See the port."""
+        self._check_open()
+        if keys is None:
+            self._workers.pop(worker, None)
+        mine = [key for key, build in self._builds.items() if build.last_holder == worker]
+        self._give_up([key for key in mine if keys is None or key in keys])
+
+    def _give_up(self, keys: Collection[LeaseKey]) -> None:
+        for key in keys:
+            self._change_holder(key, None, overtaken=True)
+        if keys:
+            self._tell()
+
+    def _change_holder(self, key: LeaseKey, worker: str | None, *, overtaken: bool) -> None:
+        build = self._builds[key]
+        generation = msgspec.structs.replace(build.generation, epoch=build.generation.epoch + overtaken)
+        self._builds[key] = msgspec.structs.replace(build, generation=generation, last_holder=worker)
 
     # ── reads ────────────────────────────────────────────────────────────────
 

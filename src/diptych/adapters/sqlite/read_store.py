@@ -7,16 +7,17 @@ through a second connection, which syncs. Neither a crash nor a power cut parts 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from diptych.adapters.sqlite import read_writes
 from diptych.adapters.sqlite.connection import CommitFailed, Failures, Writer, data_version, open_reader
+from diptych.adapters.sqlite.read_leases import LeaseLocks
 from diptych.adapters.sqlite.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.sqlite.read_tables import prepare_file, read_generations
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
-from diptych.read_side.read_store import Discard, Generation, SliceWrite, Table, WriteResult
+from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
 
 if TYPE_CHECKING:
     import sqlite3
@@ -57,6 +58,7 @@ class SqliteReadStore:
         self._durable_writer = Writer(path, synchronous="FULL")
         self._snapshots: Snapshots | None = None
         self._changes: _Changes | None = None
+        self._locks = LeaseLocks(path)
 
     @property
     def durable(self) -> bool:
@@ -85,6 +87,7 @@ class SqliteReadStore:
             changes.close()
         if snapshots is not None:
             await snapshots.close()
+        self._locks.close()
         await self._durable_writer.close()
         await self._writer.close()
 
@@ -143,6 +146,40 @@ class SqliteReadStore:
                     "SELECT key, position FROM diptych_discards WHERE name = ? ORDER BY position, key", (name,)
                 ).fetchall()
         return [Discard(name, key, Position(position)) for key, position in found]
+
+    # ── leases ───────────────────────────────────────────────────────────────
+
+    async def lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
+        """Lock what is wanted and free. See the port; a lock does not run out, so that the time does not matter."""
+        del ttl_s
+        there = {(found.name, found.number): found.epoch for found in await self.generations()}
+        epochs = {key: there[key] for key in wanted if key in there}
+        gone = frozenset(wanted).difference(epochs)
+        if not self._locks.exclude:
+            return Leased(epochs, gone=gone)
+        await self._let_go(worker, self._locks.held(worker) - epochs.keys())
+        taken = self._locks.take(worker, sorted(epochs.keys() - self._locks.held(worker)))
+        if taken:
+            try:
+                noted = await self._change(lambda connection: read_writes.note_holder(connection, worker, taken))
+            except BaseException:
+                self._locks.let_go(worker, taken)
+                raise
+            self._locks.let_go(worker, set(taken) - noted.keys())
+            epochs |= noted
+        return Leased({key: epochs[key] for key in self._locks.held(worker)}, gone=gone)
+
+    async def release(self, worker: str, keys: Collection[LeaseKey] | None = None) -> None:
+        """Unlock, and fence what the worker still writes. See the port."""
+        self._opened()
+        held = self._locks.held(worker)
+        await self._let_go(worker, held if keys is None else held.intersection(keys))
+
+    async def _let_go(self, worker: str, keys: Collection[LeaseKey]) -> None:
+        """First the lock, then the commit: it wakes others, which are to find the lock free."""
+        self._locks.let_go(worker, keys)
+        if keys:
+            await self._change(lambda connection: read_writes.note_release(connection, worker, keys))
 
     async def _change(self, work: Callable[[sqlite3.Connection], T], *, durably: bool = False) -> T:
         writer = self._durable_writer if durably else self._writer

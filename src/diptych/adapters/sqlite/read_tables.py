@@ -33,7 +33,7 @@ __all__ = [
 
 APPLICATION_ID = 0x44507972
 """In the file's header: this is a read store of Diptych."""
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the catalog; in the file's header."""
 SQLITE_VERSION_MIN = (3, 37, 0)
 """For STRICT tables."""
@@ -59,6 +59,7 @@ _CATALOG = (
         epoch INTEGER NOT NULL,
         stopped TEXT NOT NULL,
         recorded_at INTEGER,
+        last_holder TEXT,
         PRIMARY KEY (name, number)
     ) STRICT, WITHOUT ROWID""",
     "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1",
@@ -78,7 +79,10 @@ _CATALOG = (
     ) STRICT, WITHOUT ROWID""",
 )
 
-_UPGRADES = (("ALTER TABLE diptych_generations ADD COLUMN recorded_at INTEGER",),)
+_UPGRADES = (
+    ("ALTER TABLE diptych_generations ADD COLUMN recorded_at INTEGER",),
+    ("ALTER TABLE diptych_generations ADD COLUMN last_holder TEXT",),
+)
 """What makes a catalog of version 1 one of version 2, and so on."""
 
 _TYPES = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -20,9 +20,26 @@ from diptych.adapters.sqlite.read_tables import (
 )
 from diptych.errors import ConfigurationError
 from diptych.event_store.position import Place
-from diptych.read_side.read_store import Failed, Fenced, Generation, SliceWrite, Table, WriteResult, Written
+from diptych.read_side.read_store import (
+    Failed,
+    Fenced,
+    Generation,
+    LeaseKey,
+    SliceWrite,
+    Table,
+    WriteResult,
+    Written,
+)
 
-__all__ = ["StoredTables", "apply", "create_generation", "drop_generation", "switch"]
+__all__ = [
+    "StoredTables",
+    "apply",
+    "create_generation",
+    "drop_generation",
+    "note_holder",
+    "note_release",
+    "switch",
+]
 
 StoredTables: TypeAlias = Callable[[Generation], StoredTable | None]
 """Finds the table of a generation; None for a subscriber."""
@@ -116,6 +133,35 @@ def _change_keys(connection: sqlite3.Connection, write: SliceWrite) -> None:
 def _storable(text: str) -> str:
     """Text of an error may hold anything, and must never be why a key cannot be blocked."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+# ── leases ───────────────────────────────────────────────────────────────────
+
+
+def note_holder(connection: sqlite3.Connection, worker: str, keys: Iterable[LeaseKey]) -> dict[LeaseKey, int]:
+    """Note who has taken these leases: the epochs of those that are there, raised where another did not release."""
+    found = [
+        (
+            key,
+            connection.execute(
+                """UPDATE diptych_generations
+                SET epoch = epoch + (last_holder IS NOT NULL AND last_holder <> ?), last_holder = ?
+                WHERE name = ? AND number = ? RETURNING epoch""",
+                (worker, worker, *key),
+            ).fetchall(),
+        )
+        for key in keys
+    ]
+    return {key: epoch for key, rows in found for (epoch,) in rows}
+
+
+def note_release(connection: sqlite3.Connection, worker: str, keys: Iterable[LeaseKey]) -> None:
+    """Fence what a worker has let go of, unless somebody else has taken it already, which has fenced it."""
+    connection.executemany(
+        """UPDATE diptych_generations SET epoch = epoch + 1, last_holder = NULL
+        WHERE name = ? AND number = ? AND last_holder = ?""",
+        [(*key, worker) for key in keys],
+    )
 
 
 # ── generations ──────────────────────────────────────────────────────────────

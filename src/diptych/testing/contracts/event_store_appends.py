@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from datetime import timedelta
 
 from diptych.event_store.event_store import (
@@ -362,9 +363,7 @@ def at_the_limits(past: int) -> list[Commit]:
     return [
         commit(*(event("Many") for _ in range(COMMIT_EVENTS_MAX + past))),
         commit(event("Large", data=b"1" * (EVENT_BYTES_MAX + past))),
-        commit(
-            *(event("Large", data=b"1" * EVENT_BYTES_MAX) for _ in range(COMMIT_BYTES_MAX // EVENT_BYTES_MAX + past))
-        ),
+        commit(*events_of(COMMIT_BYTES_MAX + past)),
         commit(NewEvent(unique_bytes(), "Large", 1, b"{}", (), b"1" * (EVENT_BYTES_MAX + past))),
         commit(event("Tagged", *(f"tag:{number}" for number in range(EVENT_TAGS_MAX + past)))),
         commit(event("Long", "a" * (TAG_BYTES_MAX + past))),
@@ -372,6 +371,15 @@ def at_the_limits(past: int) -> list[Commit]:
         commit(event("Named"), command_id="i" * (COMMAND_ID_CHARACTERS_MAX + past)),
         commit(command_id=f"large-{past}", rejection=b"1" * (EVENT_BYTES_MAX + past)),
     ]
+
+
+def events_of(size: int) -> Iterable[NewEvent]:
+    """Events that have so many bytes in all, in their data and metadata."""
+    while size:
+        share = min(size, EVENT_BYTES_MAX)
+        size -= share
+        metadata = b"{}"[:share]
+        yield NewEvent(unique_bytes(), "Large", 1, b"1" * (share - len(metadata)), (), metadata)
 
 
 async def count_up(store: EventStore) -> None:

@@ -46,6 +46,7 @@ from diptych.testing.contracts.read_store_cases import (
     write,
 )
 from diptych.testing.contracts.read_store_expiry import ExpiryContract
+from diptych.testing.contracts.read_store_leases import LeasesContract
 from diptych.testing.contracts.read_store_rows import RowsContract
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ WAIT_S_MAX = 10.0
 
 
 @pytest.mark.anyio
-class ReadStoreContract(RowsContract, ExpiryContract):
+class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
     """The contract; subclasses say how to connect."""
 
     def connect(self, folder: Path) -> ReadStore:
@@ -380,6 +381,8 @@ class ReadStoreContract(RowsContract, ExpiryContract):
             lambda: store.drop_generation(NAME, 1),
             lambda: store.write([SliceWrite(generation, place(1))]),
             lambda: store.discards(NAME),
+            lambda: store.lease("worker", [(NAME, 1)], WAIT_S_MAX),
+            lambda: store.release("worker"),
             lambda: store.wait_for_change(0, 0),
         ):
             with pytest.raises(StoreClosed):

@@ -1,0 +1,211 @@
+"""Leases of one file between processes: one of them works, and `kill -9` of it is all that the next one needs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import diptych
+from diptych import Application
+from diptych.adapters.sqlite import read_store as sqlite
+from diptych.adapters.sqlite.read_store import SqliteReadStore
+from diptych.errors import StoreUnavailable
+from diptych.read_side.read_store import Leased
+from diptych.testing.contracts.read_store_cases import NAME, SEATS, create
+from tests.faults.leased_stock import TOLD, Count, Sku, StockOf, warehouse
+
+fcntl = pytest.importorskip("fcntl", reason="this system has no flock: everybody holds everything")
+pytestmark = pytest.mark.anyio
+
+HANG_S = 60
+ROOT = Path(__file__).parents[2]
+KEY = (NAME, 1)
+
+
+@contextmanager
+def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that projects; it counts what it is told to."""
+    sources = [str(Path(diptych.__file__).parents[1]), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources), TOLD: str(folder)}
+    command = [sys.executable, "-m", "tests.faults.leased_stock", f"sqlite:{folder}/events.db"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "open\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def count_in(process: subprocess.Popen[str]) -> int:
+    """Let it count; the position of that event, once it is folded."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("a\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
+def told(folder: Path, name: str) -> dict[int, list[int]]:
+    """What each process worked on: positions by pid."""
+    found: dict[int, list[int]] = {}
+    for line in (folder / name).read_text().splitlines():
+        pid, position = map(int, line.split())
+        found.setdefault(pid, []).append(position)
+    return found
+
+
+async def delivered(app: Application, position: int) -> None:
+    seen = 0
+    while (await app.status()).subscribers[0].checkpoint < position:
+        seen = await app._open_parts().read_store.wait_for_change(seen, HANG_S)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+@pytest.mark.parametrize("end", ["kill", "stop gracefully"])
+async def test_g5_of_two_processes_one_works_and_the_other_takes_over_when_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Killed or ended: what it left is folded and delivered by the other, and what it did is not done again."""
+    monkeypatch.setenv(TOLD, str(tmp_path))
+    with another_process(tmp_path) as first:
+        async with asyncio.timeout(HANG_S), Application(warehouse, store=f"sqlite:{tmp_path}/events.db") as app:
+            assert await asyncio.to_thread(count_in, first) == 1
+            receipt = await app.execute(Count(sku=Sku("a")))
+            row = await app.query(StockOf(sku=Sku("a")), after=receipt)
+            assert row is not None
+            assert row.events == 2
+            await delivered(app, 2)
+            assert told(tmp_path, "folded.txt") == told(tmp_path, "heard.txt") == {first.pid: [1, 2]}
+            if end == "kill":
+                first.kill()
+            else:
+                assert first.stdin is not None
+                first.stdin.close()
+            await asyncio.to_thread(first.wait)
+            receipt = await app.execute(Count(sku=Sku("a")))
+            row = await app.query(StockOf(sku=Sku("a")), after=receipt, wait_s=HANG_S)
+            assert row is not None
+            assert row.events == 3
+            await delivered(app, 3)
+    assert told(tmp_path, "folded.txt") == told(tmp_path, "heard.txt") == {first.pid: [1, 2], os.getpid(): [3]}
+
+
+# ── the files ────────────────────────────────────────────────────────────────
+
+
+@contextlib.asynccontextmanager
+async def opened(folder: Path) -> AsyncGenerator[SqliteReadStore]:
+    store = sqlite.connect(f"sqlite:{folder}/read.db")
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def lock_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*-lease-*"))
+
+
+async def test_two_instances_in_one_process_exclude_each_other(tmp_path: Path) -> None:
+    """And one that is closed without a release holds nothing; who comes next fences it all the same."""
+    async with opened(tmp_path) as other:
+        async with opened(tmp_path) as store:
+            await create(store, SEATS)
+            assert await store.lease("a", [KEY], 1) == Leased({KEY: 0})
+            assert await other.lease("b", [KEY], 1) == Leased({})
+        assert await other.lease("b", [KEY], 1) == Leased({KEY: 1})
+
+
+async def test_an_idle_holder_writes_nothing(tmp_path: Path) -> None:
+    """However often it renews: neither the file nor its log changes."""
+    async with opened(tmp_path) as store:
+        await create(store, SEATS)
+        await store.lease("a", [KEY], 1)
+        with contextlib.closing(sqlite3.connect(tmp_path / "read.db")) as watching:
+            before = watching.execute("PRAGMA data_version").fetchone()
+            for _ in range(10):
+                assert await store.lease("a", [KEY], 1) == Leased({KEY: 0})
+            assert watching.execute("PRAGMA data_version").fetchone() == before
+
+
+async def test_lock_files_are_there_while_they_are_held(tmp_path: Path) -> None:
+    """One for each generation, under a name that any file system takes; one that was left behind is used again."""
+    async with opened(tmp_path) as store:
+        await create(store, None, "odd/näme")
+        left_behind = tmp_path / "read.db-lease-odd%2Fn%C3%A4me-1"
+        left_behind.touch()
+        await store.lease("a", [("odd/näme", 1)], 1)
+        assert lock_files(tmp_path) == [left_behind.name]
+        await store.release("a")
+        assert lock_files(tmp_path) == []
+        await store.lease("a", [("odd/näme", 1)], 1)
+    assert lock_files(tmp_path) == []
+
+
+async def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opened it just before its holder let go tries again with the file that is there now."""
+    real, path = fcntl.flock, tmp_path / f"read.db-lease-{NAME}-1"
+    removed: list[Path] = []
+
+    def flock(file: object, operation: int) -> None:
+        if path.exists() and not removed and "lease" in str(getattr(file, "name", "")):
+            path.unlink()
+            removed.append(path)
+        real(file, operation)
+
+    async with opened(tmp_path) as store, opened(tmp_path) as other:
+        await create(store, SEATS)
+        monkeypatch.setattr(fcntl, "flock", flock)
+        assert await store.lease("a", [KEY], 1) == Leased({KEY: 0})
+        assert removed
+        assert await other.lease("b", [KEY], 1) == Leased({})
+
+
+async def test_what_cannot_be_locked_is_unavailable(tmp_path: Path) -> None:
+    """The error names the file; nothing is held, and what could be locked is free."""
+    async with opened(tmp_path) as store:
+        await create(store, SEATS)
+        await create(store, SEATS, live=False)
+        (tmp_path / f"read.db-lease-{NAME}-2").mkdir()
+        with pytest.raises(StoreUnavailable, match=r"read\.db-lease-school\.Seats-2 cannot be locked"):
+            await store.lease("a", [KEY, (NAME, 2)], 1)
+        assert await store.lease("b", [KEY], 1) == Leased({KEY: 0})
+
+
+async def test_a_lease_that_could_not_be_noted_is_free(tmp_path: Path) -> None:
+    """Where the file cannot be written, nobody is locked out by who could not go on."""
+    async with opened(tmp_path) as store:
+        await create(store, SEATS)
+        store._writer._lock_wait_s = 0.0
+        with contextlib.closing(sqlite3.connect(tmp_path / "read.db", isolation_level=None)) as blocking:
+            blocking.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable):
+                await store.lease("a", [KEY], 1)
+            blocking.execute("ROLLBACK")
+        assert lock_files(tmp_path) == []
+        assert await store.lease("b", [KEY], 1) == Leased({KEY: 0})
+
+
+async def test_without_locks_everybody_holds_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no `flock`, writes are fenced by checkpoint and epoch, and nothing else."""
+    monkeypatch.setattr("diptych.adapters.sqlite.read_leases.fcntl", None)
+    async with opened(tmp_path) as store:
+        await create(store, SEATS)
+        for worker in "abab":
+            assert await store.lease(worker, [KEY, (NAME, 2)], 1) == Leased({KEY: 0}, gone=frozenset({(NAME, 2)}))
+            await store.release(worker)
+    assert lock_files(tmp_path) == []
