@@ -16,7 +16,11 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An event store's URL: every behaviour holds on every store."""
+    """An event store's URL: every behaviour holds on every store. What is read from is beside it."""
+    if request.param == "postgres":
+        from tests.postgres_server import in_thread, new_stores
+
+        return in_thread(new_stores())
     return "memory:" if request.param == "memory" else f"sqlite:{tmp_path}/events.db"

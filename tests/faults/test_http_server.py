@@ -219,10 +219,10 @@ def test_an_address_in_use_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=rf"127\.0\.0\.1:{port}.*--port"):
-            server._listen("127.0.0.1", port)
+            server.listen("127.0.0.1", port)
 
 
 def test_replies_are_sent_without_delay() -> None:
     """The socket names its protocol: asyncio turns Nagle's algorithm off for those only (40 ms a reply otherwise)."""
-    with server._listen("127.0.0.1", 0) as listening:
+    with server.listen("127.0.0.1", 0) as listening:
         assert listening.proto == socket.IPPROTO_TCP

@@ -48,7 +48,10 @@ def test_the_application_is_found_in_every_layer(project: Project, monkeypatch: 
     ("text", "told"),
     [
         ('stroe = "sqlite:x.db"', "diptych.toml has an unknown key 'stroe'; did you mean 'store'?"),
-        ("colour = 1", "unknown key 'colour'; there are app, store, read_store, host, port, role, processes, log_format"),
+        (
+            "colour = 1",
+            "unknown key 'colour'; there are app, store, read_store, host, port, role, processes, log_format",
+        ),
         ("port = 'http'", "diptych.toml: expected `int`, got `str` at port"),
         ("port = 70000", "diptych.toml: expected `int` <= 65535 at port"),
         ("log_format = 'xml'", "diptych.toml: invalid enum value 'xml' at log_format"),

@@ -309,7 +309,7 @@ def test_a_rebuild_of_nothing_known_names_what_there_is(project: Project) -> Non
     ("store", "told"),
     [
         ("memory:", "One in memory ends with its process"),
-        ("postgresql:school", "no store for the URL 'postgresql:school': it must begin with one of memory:, sqlite:"),
+        ("redis:school", "no store for the URL 'redis:school': it must begin with one of memory:, sqlite:"),
         ("sqlite:", "'sqlite:' names no file"),
         ("sqlite:shcool.db", "there is no store at shcool.db; did you mean school.db?"),
         ("sqlite:nowhere/school.db", "there is no folder nowhere"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from urllib.parse import parse_qsl, urlencode
 
 from diptych.errors import ConfigurationError
 
@@ -13,41 +13,96 @@ if TYPE_CHECKING:
     from diptych.event_store.event_store import EventStore
     from diptych.read_side.read_store import ReadStore
 
-__all__ = ["connect_event_store", "connect_read_store", "default_read_store"]
+__all__ = ["Port", "connect_event_store", "connect_read_store", "default_read_store", "migrate", "migration_sql"]
 
-_ADAPTERS = {"memory": "diptych.adapters.memory", "sqlite": "diptych.adapters.sqlite"}
+Port: TypeAlias = Literal["event_store", "read_store"]
+"""What a store is to the application; its adapter's module has that name."""
+
+
+_ADAPTERS = {
+    "memory": "diptych.adapters.memory",
+    "sqlite": "diptych.adapters.sqlite",
+    "postgresql": "diptych.adapters.postgres",
+    "postgres": "diptych.adapters.postgres",
+}
+_EXTRAS = {"asyncpg": "postgres"}
+"""Drivers that do not come with the base install, and the extra that each comes with."""
 
 
 def connect_event_store(url: str, clock: Clock) -> EventStore:
-    """The event store for a URL, not opened yet: `memory:` or `sqlite:shop.db` (a path, relative or absolute).
+    """The event store for a URL, not opened yet.
+
+    `memory:`, `sqlite:shop.db` (a path, relative or absolute), or `postgresql://user@host/database?schema=diptych`.
 
     Raises:
-        ConfigurationError: the URL has no known scheme, or no path where it needs one.
+        ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
     """
-    return cast("EventStore", _find(url, "event_store")(url, clock))
+    return cast("EventStore", _adapter(url, "event_store").connect(url, clock))
 
 
 def connect_read_store(url: str) -> ReadStore:
-    """The read store for a URL, not opened yet: `memory:` or `sqlite:shop.read.db`.
+    """The read store for a URL, not opened yet.
+
+    `memory:`, `sqlite:shop.read.db`, or `postgresql://user@host/database?schema=diptych_read`.
 
     Raises:
-        ConfigurationError: the URL has no known scheme, or no path where it needs one.
+        ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
     """
-    return cast("ReadStore", _find(url, "read_store")(url))
+    return cast("ReadStore", _adapter(url, "read_store").connect(url))
 
 
 def default_read_store(store: str) -> str:
-    """The read store's URL where none is given: beside the event store, in a file of its own."""
+    """The read store's URL where none is given: beside the event store, in a file or schema of its own."""
     scheme, _, path = store.partition(":")
+    if scheme in {"postgresql", "postgres"}:
+        return _with_read_schema(store)
     if scheme != "sqlite":
         return "memory:"
     stem = path.removesuffix(".db")
     return f"sqlite:{stem}.read.db"
 
 
-def _find(url: str, port: str) -> Callable[..., Any]:
+def _with_read_schema(url: str) -> str:
+    """Apart from the events, so that what may be granted on read models is said once, by schema."""
+    place, _, query = url.partition("?")
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    parameters["schema"] = f"{parameters.get('schema', 'diptych')}_read"
+    return f"{place}?{urlencode(parameters)}"
+
+
+async def migrate(url: str, port: Port) -> list[str] | None:
+    """Make or upgrade a store's tables; what was done, in order. None where the store does so itself when it is opened.
+
+    Raises:
+        NewerStore: a newer Diptych migrated it; nothing was changed.
+        StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
+        ConfigurationError: the URL cannot be read.
+    """
+    adapter = _adapter(url, port)
+    if not hasattr(adapter, "migrate"):
+        return None
+    return [f"{step.number} {step.name}" for step in await adapter.migrate(url)]
+
+
+def migration_sql(url: str, port: Port) -> str | None:
+    """What `migrate` would do in an empty database, as a script; None where the store does so itself.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    adapter = _adapter(url, port)
+    return cast("str", adapter.migration_sql(url)) if hasattr(adapter, "migration_sql") else None
+
+
+def _adapter(url: str, port: Port) -> Any:
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in _ADAPTERS:
         known = ", ".join(f"{name}:" for name in _ADAPTERS)
         raise ConfigurationError(f"no store for the URL {url!r}: it must begin with one of {known}")
-    return cast("Callable[..., Any]", import_module(f"{_ADAPTERS[scheme]}.{port}").connect)
+    try:
+        return import_module(f"{_ADAPTERS[scheme]}.{port}")
+    except ModuleNotFoundError as error:
+        if error.name in _EXTRAS:
+            extra = _EXTRAS[error.name]
+            raise ConfigurationError(f"{scheme}: needs {error.name}: pip install 'diptych[{extra}]'") from error
+        raise

@@ -33,7 +33,7 @@ __all__ = [
 COMMIT_EVENTS_MAX = 1_000
 """Events of one commit."""
 COMMIT_BYTES_MAX = 16 << 20
-"""Bytes of the data of one commit's events."""
+"""Bytes of data and metadata of one commit's events."""
 EVENT_BYTES_MAX = 1 << 20
 """Bytes of one event's data."""
 EVENT_TAGS_MAX = 1_000

@@ -44,7 +44,7 @@ def refusal(commit: Commit) -> str | None:
 def _several_refusal(events: Sequence[NewEvent]) -> str | None:
     if len({event.event_id for event in events}) < len(events):
         return "two of its events have the same id"
-    count = sum(len(event.data) for event in events)
+    count = sum(len(event.data) + len(event.metadata) for event in events)
     return (
         f"its events have {count} bytes, more than COMMIT_BYTES_MAX={COMMIT_BYTES_MAX}"
         if count > COMMIT_BYTES_MAX

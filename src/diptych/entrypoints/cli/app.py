@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
+from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.parked import discard, list_parked, replay
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
@@ -85,6 +86,8 @@ def command_line() -> App:
         example = f"diptych parked {name} Seats '\\[\"python\"]' school:school"
         _add(parked, key, command, name, example, arguments="READ_MODEL KEY [APP...]")
     _add(app, 6, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
+    url = "--store postgresql://localhost/school"
+    _add(app, 7, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
     return app
 
 

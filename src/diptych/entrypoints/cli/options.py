@@ -93,7 +93,7 @@ class EventStoreOptions:
     """Which event store."""
 
     store: Annotated[str | None, _STORE] = None
-    """The event store: sqlite:shop.db (a path), or memory: to keep nothing."""
+    """The event store: sqlite:shop.db (a path), postgresql://user@host/database, or memory: to keep nothing."""
 
 
 @Parameter(name="*")

@@ -1,0 +1,395 @@
+"""Connections to one PostgreSQL database: where it is, who may use how many, and what a failure means.
+
+Nothing that is right depends on a connection's settings: what does is said in the statement's own transaction, so that
+a pooler in front of the server, which gives every transaction another connection, breaks nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, TypeAlias
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+import msgspec
+
+from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+
+__all__ = [
+    "DRIVER_ERRORS",
+    "INDEXED",
+    "Connections",
+    "Link",
+    "PostgresUrl",
+    "connect",
+    "failure",
+    "is_lost",
+    "is_missing_schema",
+    "parse_url",
+    "state_of",
+]
+
+DEFAULT_SCHEMA = "diptych"
+"""The schema that holds the tables, unless the URL says `schema=`."""
+SCHEMA_CHARACTERS_MAX = 40
+"""Characters of a schema's name; names made from it have to fit into PostgreSQL's 63 bytes."""
+CONNECT_S_MAX = 10.0
+"""How long connecting may take."""
+STATEMENT_S_MAX = 60.0
+"""How long a statement may take before it is cancelled."""
+CLOSE_S_MAX = 5.0
+"""How long a connection may take to say goodbye before it is cut."""
+CONNECTION_WAIT_S_MAX = 30.0
+"""How long a call waits for one of the connections to be free."""
+WAITING_CALLS_MAX = 10_000
+"""Calls that wait for a connection; more get `Overloaded`."""
+STATEMENTS_KEPT = 500
+"""Prepared statements kept, each connection."""
+SERVER_VERSION_MIN = 140_000
+"""PostgreSQL 14, as `server_version_num` writes it."""
+
+Link: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+"""One connection of the driver's."""
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""What the driver raises: the server's no, or that no answer came."""
+
+_SCHEMA = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{SCHEMA_CHARACTERS_MAX - 1}}}")
+INDEXED: Mapping[str, str] = {"jit": "off", "enable_seqscan": "off", "enable_bitmapscan": "off"}
+"""Planner settings for statements that find their rows in order by an index. Without statistics, in tables that have
+just begun to grow, the planner would scan whole tables, and keep that plan while they grow."""
+_SESSION = {
+    "application_name": "diptych",
+    "client_encoding": "UTF8",
+    "default_transaction_isolation": "read committed",
+}
+_REMEDIES = {
+    "08": "check that the server runs and can be reached",
+    "25006": "this server is read-only: is it a replica? Give the URL of the primary",
+    "28": "check the user and password in the URL, and the server's pg_hba.conf",
+    "3D000": "there is no such database; make it with createdb",
+    "40": "other transactions were in the way; send it again",
+    "42501": "grant this user the right to use the schema and its tables",
+    "53100": "its disk is full; make room",
+    "53200": "the server is out of memory",
+    "53300": "the server takes no more connections; raise its max_connections, or use fewer processes",
+    "53": "the server is short of something",
+    "55P03": "another transaction holds its lock; end it, or wait for it",
+    "57014": "the statement was cancelled, by hand or by a statement_timeout",
+    "57P": "the server is stopping, starting or was restarted; it is tried again on the next call",
+    "58": "the server's disk fails; check it",
+    "XX": "the server's data are damaged; restore a backup",
+}
+"""What to do, by SQLSTATE or its beginning; the longest that fits."""
+_MISSING = frozenset({"3F000", "42P01", "42703", "42883"})
+"""No such schema, table, column, function."""
+
+
+class PostgresUrl(msgspec.Struct, frozen=True):
+    """Where a store is.
+
+    Attributes:
+        dsn: for the driver, without our own parameters.
+        schema: that holds the tables; plain, so that it needs no escaping inside double quotes.
+        pooled: whether a pooler stands before the server that gives every transaction another connection.
+        shown: the URL without its password, for messages.
+    """
+
+    dsn: str
+    schema: str
+    pooled: bool
+    shown: str
+
+    @property
+    def quoted_schema(self) -> str:
+        """The schema's name as SQL."""
+        return f'"{self.schema}"'
+
+
+def parse_url(url: str) -> PostgresUrl:
+    """Read `postgresql://user:password@host:port/database?schema=name&pgbouncer=true&…`.
+
+    `schema` and `pgbouncer` are ours, all else is the driver's: a socket's folder as `host`, `sslmode` and so on.
+
+    Raises:
+        ConfigurationError: it cannot be read, or `schema` or `pgbouncer` has no value that is allowed.
+    """
+    try:
+        parts = urlsplit(url)
+        parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        host = parts.hostname or ""
+        place = f"{parts.username or ''}@{f'[{host}]' if ':' in host else host}{f':{parts.port}' if parts.port else ''}"
+    except ValueError as error:
+        raise ConfigurationError(f"this is no URL of PostgreSQL: {error}") from error
+    ours = {name: value for name, value in parameters if name in {"schema", "pgbouncer"}}
+    theirs = urlencode([(name, value) for name, value in parameters if name not in ours])
+    schema = ours.get("schema", DEFAULT_SCHEMA)
+    if not _SCHEMA.fullmatch(schema) or schema.lower().startswith("pg_"):
+        raise ConfigurationError(
+            f"schema={schema}: a schema's name has letters, digits and _, at most "
+            f"SCHEMA_CHARACTERS_MAX={SCHEMA_CHARACTERS_MAX}, and does not begin with pg_"
+        )
+    pooled = ours.get("pgbouncer", "false")
+    if pooled not in {"true", "false"}:
+        raise ConfigurationError(f"pgbouncer={pooled}: write pgbouncer=true, or leave it out")
+    named = urlencode([(name, value) for name, value in parameters if name != "password"])
+    return PostgresUrl(
+        dsn=urlunsplit(("postgresql", parts.netloc, parts.path, theirs, "")),
+        schema=schema,
+        pooled=pooled == "true",
+        shown=urlunsplit(("postgresql", place.removeprefix("@"), parts.path, named, "")),
+    )
+
+
+# ── failures ─────────────────────────────────────────────────────────────────
+
+
+def state_of(error: BaseException) -> str:
+    """The server's five characters for what went wrong; empty where the error is not the server's."""
+    return str(getattr(error, "sqlstate", None) or "") if isinstance(error, asyncpg.PostgresError) else ""
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether no answer came, or only that the server goes away: what was sent may or may not have been done."""
+    state = state_of(error)
+    return state.startswith(("08", "57P")) if state else isinstance(error, DRIVER_ERRORS)
+
+
+def is_missing_schema(error: BaseException) -> bool:
+    """Whether the store's tables are not there."""
+    return state_of(error) in _MISSING
+
+
+def failure(url: PostgresUrl, error: BaseException) -> Exception | None:
+    """What callers get for an error of the driver or server; None where it is a defect of ours and comes out as it is.
+
+    Returns:
+        StoreUnavailable with what to do, or ConfigurationError where the tables are missing.
+    """
+    state = state_of(error)
+    if state in _MISSING:
+        return ConfigurationError(
+            f"{url.shown} has not the tables that this Diptych needs ({error}): "
+            f"run diptych migrate --store {url.shown!r}"
+        )
+    for length in (5, 3, 2):
+        remedy = _REMEDIES.get(state[:length])
+        if remedy is not None:
+            return StoreUnavailable(f"{url.shown}: {error} ({remedy})")
+    if not state and isinstance(error, DRIVER_ERRORS):
+        said = str(error) or type(error).__name__
+        return StoreUnavailable(f"{url.shown}: {said} ({_REMEDIES['08']})")
+    return None
+
+
+# ── connections ──────────────────────────────────────────────────────────────
+
+
+class Connections:
+    """A few connections to one database, made when they are first needed, and made anew when they were lost.
+
+    For one event loop at a time; it may be opened in one and, once closed, again in another.
+    """
+
+    def __init__(
+        self,
+        url: PostgresUrl,
+        size_max: int,
+        *,
+        read_only: bool,
+        verify: Callable[[Link], Awaitable[None]],
+        planning: Mapping[str, str] = INDEXED,
+    ) -> None:
+        """Remember the settings; nothing is opened yet.
+
+        Args:
+            url: where to connect.
+            size_max: how many connections at most.
+            read_only: whether the server is to refuse whatever writes (G13).
+            verify: looks at every new connection before it is used; it raises where it should not be.
+            planning: settings of the server's planner.
+        """
+        self.url = url
+        self._size_max = size_max
+        self._read_only = read_only
+        self._verify = verify
+        self._planning = planning
+        self._begin = "; ".join(
+            (
+                f"BEGIN ISOLATION LEVEL READ COMMITTED{' READ ONLY' if read_only else ''}",
+                *(f"SET LOCAL {name} = {value}" for name, value in planning.items()),
+            )
+        )
+        self._idle: deque[Link] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._used = 0
+        self._is_open = False
+
+    def open(self) -> None:
+        """Take calls from now on."""
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Let go of the connections; those in use are closed when they are given back."""
+        self._is_open = False
+        while self._waiting:
+            _wake(self._waiting.popleft())
+        while self._idle:
+            await _say_goodbye(self._idle.pop())
+
+    async def rows(
+        self, statement: str, *arguments: object, timeout_s: float = STATEMENT_S_MAX
+    ) -> list[asyncpg.Record]:
+        """Run one statement in a transaction of its own, on any connection."""
+        async with self.connection() as link:
+            return await self.rows_on(link, statement, arguments, timeout_s=timeout_s)
+
+    async def rows_on(
+        self, link: Link, statement: str, arguments: Sequence[object], *, timeout_s: float = STATEMENT_S_MAX
+    ) -> list[asyncpg.Record]:
+        """Run one statement in a transaction of its own, on this connection."""
+        if not self.url.pooled:
+            return await link.fetch(statement, *arguments, timeout=timeout_s)
+        await link.execute(self._begin)
+        try:
+            rows = await link.fetch(statement, *arguments, timeout=timeout_s)
+        except asyncpg.PostgresError:
+            await link.execute("ROLLBACK")
+            raise
+        await link.execute("COMMIT")
+        return rows
+
+    def connection(self) -> AbstractAsyncContextManager[Link]:
+        """One connection, for the block. One that was lost, or whose call was cancelled, is not used again.
+
+        Raises:
+            StoreClosed: not open.
+            StoreUnavailable: the server cannot be reached, or no connection was free in time.
+            Overloaded: too many calls wait.
+        """
+        return self._connection()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncGenerator[Link]:
+        await self._wait_for_turn()
+        link: Link | None = None
+        try:
+            link = self._next_idle() or await self._connect()
+            yield link
+        except BaseException as error:
+            if link is not None:
+                self._judge(link, error)
+            raise
+        finally:
+            self._used -= 1
+            if link is not None and not link.is_closed():
+                if self._is_open:
+                    self._idle.append(link)
+                else:
+                    await _say_goodbye(link)
+            self._wake_next()
+
+    def _judge(self, link: Link, error: BaseException) -> None:
+        """Where the server only said no, the connection is as good as ever; what cut it has cut the idle ones too."""
+        lost = is_lost(error)
+        if lost or not isinstance(error, asyncpg.PostgresError):
+            link.terminate()
+        while lost and self._idle:
+            self._idle.pop().terminate()
+
+    async def _wait_for_turn(self) -> None:
+        if not self._is_open:
+            raise StoreClosed(f"the store {self.url.shown} is not open")
+        if self._used >= self._size_max or self._waiting:
+            await self._wait()
+        self._used += 1
+
+    async def _wait(self) -> None:
+        if len(self._waiting) >= WAITING_CALLS_MAX:
+            raise Overloaded("WAITING_CALLS_MAX", WAITING_CALLS_MAX)
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(CONNECTION_WAIT_S_MAX):
+                await turn
+        except BaseException as error:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif turn.done() and not turn.cancelled():
+                self._wake_next()  # the turn came too late to be used
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable(
+                    f"{self.url.shown}: none of {self._size_max} connections was free for {CONNECTION_WAIT_S_MAX} s "
+                    "(CONNECTION_WAIT_S_MAX)"
+                ) from error
+            raise
+        if not self._is_open:
+            raise StoreClosed(f"the store {self.url.shown} was closed")
+
+    def _wake_next(self) -> None:
+        while self._waiting and self._used < self._size_max:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+    def _next_idle(self) -> Link | None:
+        while self._idle:
+            link = self._idle.pop()
+            if not link.is_closed():
+                return link
+        return None
+
+    async def _connect(self) -> Link:
+        link = await connect(self.url, read_only=self._read_only, planning=self._planning)
+        try:
+            await self._verify(link)
+        except BaseException:
+            link.terminate()
+            raise
+        return link
+
+
+async def connect(url: PostgresUrl, *, read_only: bool = False, planning: Mapping[str, str] = INDEXED) -> Link:
+    """A new connection.
+
+    Raises:
+        StoreUnavailable: the server cannot be reached, or lets nobody in; with the reason.
+        ConfigurationError: the server is too old, or the URL names what the driver does not know.
+    """
+    settings = {} if url.pooled else {**_SESSION, **planning}
+    if read_only and not url.pooled:
+        settings["default_transaction_read_only"] = "on"
+    try:
+        link: Link = await asyncpg.connect(
+            url.dsn,
+            timeout=CONNECT_S_MAX,
+            statement_cache_size=0 if url.pooled else STATEMENTS_KEPT,
+            max_cached_statement_lifetime=0,
+            max_cacheable_statement_size=0,
+            server_settings=settings,
+        )
+    except (asyncpg.ClientConfigurationError, ssl.SSLError) as error:
+        raise ConfigurationError(f"{url.shown}: {error}") from error
+    except DRIVER_ERRORS as error:
+        raise failure(url, error) or StoreUnavailable(f"{url.shown}: {error}") from error
+    if link.get_server_version()[0] * 10_000 < SERVER_VERSION_MIN:
+        link.terminate()
+        raise ConfigurationError(f"{url.shown} is too old: Diptych needs PostgreSQL 14 or later")
+    return link
+
+
+async def _say_goodbye(link: Link) -> None:
+    try:
+        await link.close(timeout=CLOSE_S_MAX)
+    except DRIVER_ERRORS:
+        link.terminate()
+
+
+def _wake(turn: asyncio.Future[Any]) -> None:
+    if not turn.done():
+        turn.set_result(None)

@@ -1,0 +1,76 @@
+"""The tables of the event store in PostgreSQL, and the function that is its append section.
+
+Tags and type names are kept once, and known by integers everywhere else, given out in order, so that the index of tags
+grows at its end where entities are new. An event carries its tags as JSON as well, so that reading it needs no join.
+The one row of `history` holds the head: whoever appends locks it first, and nobody else ever waits for it.
+"""
+
+from __future__ import annotations
+
+from diptych.adapters.postgres.append_function import APPEND_FUNCTION
+from diptych.adapters.postgres.migrations import Migration, Migrations
+
+__all__ = ["EVENT_STORE_MIGRATIONS"]
+
+_TABLES = """
+CREATE TABLE {schema}.history (
+    one integer PRIMARY KEY CHECK (one = 1),
+    history_id bytea NOT NULL,
+    position bigint NOT NULL,        -- of the last event
+    event_id bytea NOT NULL,         -- of the last event; zeros while there is none
+    recorded_at bigint NOT NULL,     -- of the last event
+    tag_count bigint NOT NULL,       -- ids given out in tags
+    type_count integer NOT NULL      -- ids given out in event_types
+) WITH (fillfactor = 50);
+INSERT INTO {schema}.history
+VALUES (1, uuid_send(gen_random_uuid()), 0, decode(repeat('00', 16), 'hex'), 0, 0, 0);
+
+CREATE TABLE {schema}.event_types (
+    id integer PRIMARY KEY,
+    name text COLLATE "C" NOT NULL UNIQUE
+);
+CREATE TABLE {schema}.event_versions (
+    type integer NOT NULL,           -- event_types.id
+    version integer NOT NULL,
+    tag_names bytea,                 -- JSON array of text; null: never registered
+    held boolean NOT NULL,           -- true once an event of it is stored
+    PRIMARY KEY (type, version)
+);
+CREATE TABLE {schema}.events (
+    position bigint PRIMARY KEY,
+    recorded_at bigint NOT NULL,     -- microseconds since 1970 UTC
+    type integer NOT NULL,           -- event_types.id
+    version integer NOT NULL,
+    event_id bytea NOT NULL,
+    data bytea NOT NULL,             -- JSON, as bytes
+    tags bytea NOT NULL,             -- JSON array of text
+    metadata bytea NOT NULL          -- JSON
+);
+CREATE UNIQUE INDEX events_by_id ON {schema}.events (event_id);
+CREATE INDEX events_by_type ON {schema}.events (type, position);
+CREATE TABLE {schema}.tags (
+    id bigint PRIMARY KEY,
+    tag text COLLATE "C" NOT NULL UNIQUE
+);
+CREATE TABLE {schema}.event_tags (
+    tag bigint NOT NULL,             -- tags.id
+    position bigint NOT NULL,
+    type integer NOT NULL,
+    PRIMARY KEY (tag, position) INCLUDE (type)
+);
+CREATE TABLE {schema}.outcomes (
+    command_id text COLLATE "C" PRIMARY KEY,
+    payload_hash bytea NOT NULL,
+    position bigint NOT NULL,        -- where it was judged
+    event_count integer NOT NULL,    -- events of the command, ending there
+    rejection bytea                  -- JSON
+);
+"""
+
+EVENT_STORE_MIGRATIONS = Migrations(
+    store="event store",
+    steps=(
+        Migration(1, "tables", _TABLES),
+        Migration(2, "append section", APPEND_FUNCTION),
+    ),
+)

@@ -1,0 +1,519 @@
+"""The event store in PostgreSQL: durable, for many processes on many machines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import asyncpg
+import msgspec
+
+from diptych.adapters.postgres.append_function import WRONG_ISOLATION
+from diptych.adapters.postgres.append_section import Batch, append_statement
+from diptych.adapters.postgres.connection import (
+    DRIVER_ERRORS,
+    INDEXED,
+    Connections,
+    Link,
+    PostgresUrl,
+    failure,
+    is_lost,
+    parse_url,
+    state_of,
+)
+from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.matching_events import reading
+from diptych.adapters.postgres.wake_ups import WakeUps
+from diptych.clock import Clock, SystemClock, pause
+from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed
+from diptych.event_store.event_query import EventQuery
+from diptych.event_store.event_store import AppendResult, Commit, KeptOutcome, ReadResult, StoredType
+from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.refusal import is_storable, refusal
+from diptych.event_store.timestamp import moment, to_microseconds
+
+if TYPE_CHECKING:
+    from diptych.adapters.postgres.migrations import Migration
+
+__all__ = ["PostgresEventStore", "connect", "migrate", "migration_sql"]
+
+READ_CONNECTIONS_MAX = 4
+"""Connections of one process that read."""
+APPEND_CONNECTIONS = 1
+"""Connections of one process that append: batches of one process follow each other anyway."""
+READ_ATTEMPTS_MAX = 2
+"""How often a read is tried where the connection is lost under it: a server that was restarted cuts all of them."""
+LOCK_WAIT_S = 5.0
+"""How long an append waits for other processes before it gives up with `StoreUnavailable`."""
+APPEND_S_MAX = 60.0
+"""How long an append may take in all; past it, its outcome is unknown."""
+POLL_S = 1.0
+"""How often the head is asked for while somebody waits and notifications come: one may be lost …"""
+POLL_DEAF_S = 0.05
+"""… and while none can come."""
+READ_SLICE_EVENTS = 1_000
+"""Events read by one statement; a longer read takes several."""
+TAG_LISTS_MAX = 10_000
+"""Lists of tags kept decoded, since the events of one entity mostly carry the same."""
+
+
+def connect(url: str, clock: Clock) -> PostgresEventStore:
+    """The event store for `postgresql://user@host/database?schema=diptych`; nothing is opened yet.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    return PostgresEventStore(parse_url(url), clock)
+
+
+async def migrate(url: str) -> list[Migration]:
+    """Make or upgrade the tables of the event store; safe to run twice, and by several at once.
+
+    Returns:
+        The migrations that were missing, in order; empty where none was.
+
+    Raises:
+        NewerStore: a newer Diptych migrated it; nothing was changed.
+        StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
+        ConfigurationError: the URL cannot be read.
+    """
+    return await EVENT_STORE_MIGRATIONS.apply(parse_url(url))
+
+
+def migration_sql(url: str) -> str:
+    """What `migrate` would do to an empty database, as one script for psql."""
+    return EVENT_STORE_MIGRATIONS.sql(parse_url(url))
+
+
+class PostgresEventStore:
+    """Keeps one history in one schema."""
+
+    def __init__(self, url: PostgresUrl, clock: Clock, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
+        """Remember the settings.
+
+        Args:
+            url: of the database and schema, which `migrate` has made.
+            clock: tells when events are recorded; for the `SystemClock` the server's stands in, which all share.
+            lock_wait_s: how long an append waits for other processes before it raises `StoreUnavailable`.
+        """
+        self._url = url
+        self._clock = None if isinstance(clock, SystemClock) else clock
+        self._lock_wait_s = lock_wait_s
+        self._schema = url.quoted_schema
+        self._channel = f"{url.schema}_events"
+        self._reading = Connections(
+            url, READ_CONNECTIONS_MAX, read_only=True, verify=self._verify_reader, planning=_PLANNED_ONCE
+        )
+        self._writing = Connections(url, APPEND_CONNECTIONS, read_only=False, verify=self._verify_writer)
+        self._append_statement = append_statement(self._schema)
+        self._known = Place(b"", START, NOWHERE)
+        self._held: set[tuple[str, int]] = set()
+        self._is_open = False
+        self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
+        self._watch = HeadWatch()
+        self._wakes = 0
+        self._look: tuple[int, asyncio.Task[Place]] | None = None
+        self._poll: asyncio.Task[None] | None = None
+        self._wake_ups = WakeUps(url, self._channel, self._wake)
+        self._rows = _Rows()
+
+    @property
+    def durable(self) -> bool:
+        """True: the history is in a database."""
+        return True
+
+    @property
+    def history_id(self) -> bytes:
+        """16 bytes, made with the schema."""
+        self._check_open()
+        return self._known.history_id
+
+    async def open(self) -> None:
+        """Connect, and make sure that the schema is as this code needs it.
+
+        Raises:
+            NewerStore: a newer Diptych migrated it.
+            ConfigurationError: it was not migrated.
+            StoreUnavailable: the server cannot be reached; with the reason.
+        """
+        if self._is_open:
+            return
+        self._known = Place(b"", START, NOWHERE)
+        self._held.clear()
+        self._reading.open()
+        try:
+            self._known = await self._look_at_head()
+        except BaseException:
+            await self._reading.close()
+            raise
+        self._writing.open()
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the connections. May be called twice."""
+        self._is_open = False
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        self._wake()
+        poll, self._poll = self._poll, None
+        if poll is not None:
+            poll.cancel()
+            await asyncio.wait((poll,))
+        await self._wake_ups.close()
+        await self._writing.close()
+        await self._reading.close()
+
+    async def _verify_reader(self, link: Link) -> None:
+        await EVENT_STORE_MIGRATIONS.check(link, self._url)
+        await self._verify(self._reading, link)
+
+    async def _verify_writer(self, link: Link) -> None:
+        await self._verify(self._writing, link)
+
+    async def _verify(self, connections: Connections, link: Link) -> None:
+        """What this process last knew must still be there, or another history is at this address."""
+        known = self._known
+        if not known.history_id:
+            return
+        statement = (
+            f"SELECT h.history_id, e.event_id FROM {self._schema}.history AS h "
+            f"LEFT JOIN {self._schema}.events AS e ON e.position = $1 WHERE h.one = 1"
+        )
+        ((history_id, event_id),) = await connections.rows_on(link, statement, (known.position,))
+        known.check(history_id, NOWHERE if known.position == 0 else event_id, _KNOWN)
+
+    # ── append ───────────────────────────────────────────────────────────────
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        """Judge and append commits one after the other in one durable transaction. Cancelling it cancels no commit.
+
+        Raises:
+            OutcomeUnknown: the connection was lost while the server may have committed.
+            HistoryDiverged: the history no longer holds what this process last knew to be there.
+        """
+        self._check_open()
+        if not commits:
+            return []
+        task = asyncio.get_running_loop().create_task(self._append(commits, base))
+        self._under_way.add(task)
+        task.add_done_callback(self._note_done)
+        return await asyncio.shield(task)
+
+    def _note_done(self, task: asyncio.Task[list[AppendResult]]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # heard, though its caller may have gone
+
+    async def _append(self, commits: Sequence[Commit], base: Position | None) -> list[AppendResult]:
+        refusals = [refusal(commit) for commit in commits]
+        batch = Batch(commits, refusals, base)
+        try:
+            async with self._writing.connection() as link:
+                try:
+                    return await self._send(link, batch, closely=False)
+                except asyncpg.UniqueViolationError:
+                    return await self._send(link, batch, closely=True)
+                except (asyncpg.PostgresError, asyncpg.DataError) as error:
+                    if not _is_of_data(error):
+                        raise
+                    refusals = await self._find_culprits(link, commits, refusals)
+                    return await self._send(link, Batch(commits, refusals, base), closely=True)
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error) or error) from error
+
+    async def _send(self, link: Link, batch: Batch, *, closely: bool) -> list[AppendResult]:
+        arguments = self._arguments(batch, closely=closely)
+        try:
+            (answer,) = await self._writing.rows_on(link, self._append_statement, arguments, timeout_s=APPEND_S_MAX)
+        except DRIVER_ERRORS as error:
+            if state_of(error) == WRONG_ISOLATION:
+                raise ConfigurationError(
+                    f"{self._url.shown}: {error}. The pooler passes a default on; set it where it comes from: "
+                    "ALTER DATABASE … SET default_transaction_isolation = 'read committed'"
+                ) from error
+            if is_lost(error):
+                raise OutcomeUnknown(batch.command_ids(), str(error) or type(error).__name__) from error
+            raise
+        if answer["diverged"]:
+            self._known.check(answer["history_id"], answer["known_found"], _KNOWN)
+        results, self._known = batch.results(answer)
+        self._held |= batch.held_by(results)
+        self._wake()
+        return results
+
+    def _arguments(self, batch: Batch, *, closely: bool) -> list[object]:
+        return batch.arguments(
+            self._known,
+            self._held,
+            now_us=None if self._clock is None else to_microseconds(self._clock.now()),
+            closely=closely,
+            lock_wait_s=self._lock_wait_s,
+            channel=self._channel,
+        )
+
+    async def _find_culprits(
+        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None]
+    ) -> list[str | None]:
+        """Why commits cannot be stored, found by trying parts of the batch and taking them back."""
+        found = list(refusals)
+        parts = [range(len(commits))]
+        while parts:
+            part = parts.pop()
+            reason = await self._try_out(link, [commits[i] for i in part], [refusals[i] for i in part])
+            if reason is None:
+                continue
+            if len(part) == 1:
+                found[part[0]] = reason
+            else:
+                middle = len(part) // 2
+                parts += [part[:middle], part[middle:]]
+        return found
+
+    async def _try_out(self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None]) -> str | None:
+        """What the database has against storing these, whatever their conditions; None where it has nothing."""
+        unconditional = [msgspec.structs.replace(commit, conditions=()) for commit in commits]
+        trial = link.transaction(isolation="read_committed")
+        await trial.start()
+        try:
+            arguments = self._arguments(Batch(unconditional, refusals, None), closely=True)
+            await link.fetch(self._append_statement, *arguments, timeout=APPEND_S_MAX)
+        except (asyncpg.PostgresError, asyncpg.DataError) as error:
+            if not _is_of_data(error):
+                raise
+            return f"the database cannot store it: {error}"
+        finally:
+            if not link.is_closed():
+                await trial.rollback()
+        return None
+
+    # ── read ─────────────────────────────────────────────────────────────────
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """Matching events after a position, forward."""
+        self._check_open()
+        events, head, more = await self._slices(query, after, until, limit, backward=False)
+        through = head if until is None else min(until, head)
+        if more:
+            through = events[-1].position if events else after
+        return ReadResult(events, Position(through), more)
+
+    async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
+        """Matching events before a position, the last first."""
+        self._check_open()
+        until = None if before is None else before - 1
+        events, head, more = await self._slices(query, START, until, limit, backward=True)
+        return ReadResult(events, Position(head), more)
+
+    async def _slices(
+        self, query: EventQuery, after: int, until: int | None, limit: int, *, backward: bool
+    ) -> tuple[list[RecordedEvent], int, bool]:
+        """Events, the head of the first snapshot, and whether there are more.
+
+        What was committed when the read began never changes: the slices after the first end where that one saw.
+        """
+        events: list[RecordedEvent] = []
+        first_head: int | None = None
+        while True:
+            wanted = min(limit - len(events), READ_SLICE_EVENTS)
+            rows, head = await self._slice(query, after, until, wanted + 1, backward=backward)
+            if first_head is None:
+                first_head = head
+                until = head if until is None else min(until, head)
+            events += map(self._rows.event, rows[:wanted])
+            more = len(rows) > wanted
+            if not more or len(events) >= limit:
+                return events, first_head, more
+            if backward:
+                until = events[-1].position - 1
+            else:
+                after = events[-1].position
+
+    async def _slice(
+        self, query: EventQuery, after: int, until: int | None, limit: int, *, backward: bool
+    ) -> tuple[list[asyncpg.Record], int]:
+        rows: list[asyncpg.Record] = []
+        head: int | None = None
+        merged = False
+        for statement, arguments in reading(self._schema, query, after, until, limit, backward=backward):
+            merged = head is not None
+            if head is not None:
+                arguments[1] = head if until is None else min(until, head)  # as far as the first snapshot
+            found = await self._fetch(statement, *arguments)
+            if head is None:
+                head = int(found[0][0])
+            if found[0][1] is not None:
+                rows += found
+        assert head is not None
+        if merged:
+            rows = sorted({row[1]: row for row in rows}.values(), key=_position_of, reverse=backward)[:limit]
+        return rows, head
+
+    async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        """Rows of one statement, which changes nothing and may be sent again."""
+        for attempt in range(1, READ_ATTEMPTS_MAX + 1):
+            try:
+                return await self._reading.rows(statement, *arguments)
+            except DRIVER_ERRORS as error:
+                if attempt == READ_ATTEMPTS_MAX or not is_lost(error):
+                    raise (failure(self._url, error) or error) from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    # ── places ───────────────────────────────────────────────────────────────
+
+    async def head(self) -> Place:
+        """The place of the last event."""
+        self._check_open()
+        return await self._look_at_head()
+
+    async def _look_at_head(self) -> Place:
+        statement = f"SELECT history_id, position, event_id FROM {self._schema}.history WHERE one = 1"
+        ((history_id, position, event_id),) = await self._fetch(statement)
+        return Place(history_id, Position(position), event_id)
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place at a position; None past the head."""
+        self._check_open()
+        if position == 0:
+            return Place(self._known.history_id, position, NOWHERE)
+        rows = await self._fetch(f"SELECT event_id FROM {self._schema}.events WHERE position = $1", position)
+        return Place(self._known.history_id, position, rows[0][0]) if rows else None
+
+    async def outcome(self, command_id: str) -> KeptOutcome | None:
+        """What is kept under a command id."""
+        self._check_open()
+        if not is_storable(command_id):
+            return None
+        statement = (
+            "SELECT o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
+            f"FROM {self._schema}.outcomes AS o LEFT JOIN {self._schema}.events AS e ON e.position = o.position "
+            "WHERE o.command_id = $1"
+        )
+        for payload_hash, position, event_count, rejection, event_id in await self._fetch(statement, command_id):
+            place = Place(self._known.history_id, Position(position), event_id if position else NOWHERE)
+            return KeptOutcome(command_id, payload_hash, place, event_count, rejection)
+        return None
+
+    # ── waiting ──────────────────────────────────────────────────────────────
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        """Wait until the head is past a position.
+
+        Commits of other processes are noticed by notification; where one is lost, within `POLL_S`, and while none can
+        come, within `POLL_DEAF_S`.
+        """
+        self._check_open()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self._keep_watch()  # before the look at the head, so that nothing falls between
+            wakes = self._wakes
+            if self._known.position > after or (await self._shared_look()).position > after:
+                return True
+            if wakes == self._wakes and not await self._watch.wait(deadline - time.monotonic()):
+                return False
+            self._check_open()
+
+    def _wake(self) -> None:
+        self._wakes += 1
+        self._watch.wake()
+
+    async def _shared_look(self) -> Place:
+        """The head, asked for once by all who were woken together."""
+        if self._look is None or self._look[0] != self._wakes:
+            task = asyncio.get_running_loop().create_task(self._look_at_head())
+            task.add_done_callback(partial(self._look_done, self._wakes))
+            self._look = (self._wakes, task)
+        return await asyncio.shield(self._look[1])
+
+    def _look_done(self, wakes: int, task: asyncio.Task[Place]) -> None:
+        if self._look is not None and self._look[0] == wakes:
+            self._look = None
+        if not task.cancelled():
+            task.exception()  # heard by those who wait, if they still do
+
+    def _keep_watch(self) -> None:
+        self._wake_ups.ensure()
+        if self._poll is None:
+            self._poll = asyncio.get_running_loop().create_task(self._wake_regularly())
+
+    async def _wake_regularly(self) -> None:
+        """Let those who wait look again every now and then; ends when nobody does."""
+        while True:
+            await pause(POLL_S if self._wake_ups.is_listening else POLL_DEAF_S)
+            if not self._watch:
+                self._poll = None
+                return
+            self._wake()
+
+    # ── types ────────────────────────────────────────────────────────────────
+
+    async def stored_types(self) -> list[StoredType]:
+        """Types and versions that events are stored of, by name and version."""
+        self._check_open()
+        rows = await self._fetch(
+            f"SELECT t.name, v.version, v.tag_names FROM {self._schema}.event_versions AS v "
+            f"JOIN {self._schema}.event_types AS t ON t.id = v.type WHERE v.held ORDER BY t.name, v.version"
+        )
+        return [StoredType(name, version, _tags_decoder.decode(tags) if tags else ()) for name, version, tags in rows]
+
+    async def register_types(self, types: Sequence[StoredType]) -> None:
+        """Remember tag names; what is known of a type that events are stored of stays."""
+        self._check_open()
+        names = [type.name for type in types]
+        versions = [type.version for type in types]
+        tag_names = [msgspec.json.encode(type.tag_names) for type in types]
+        statement = f"SELECT {self._schema}.register_types($1, $2, $3, $4)"
+        try:
+            async with self._writing.connection() as link:
+                arguments = (names, versions, tag_names, round(self._lock_wait_s * 1_000))
+                await self._writing.rows_on(link, statement, arguments)
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error) or error) from error
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StoreClosed(f"the event store {self._url.shown} is not open")
+
+
+class _Rows:
+    """Rows of `reading` as events; what they have in common is made once."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+        self._tag_lists: dict[bytes, tuple[str, ...]] = {}
+        self._moment = (0, moment(0))
+
+    def event(self, row: asyncpg.Record) -> RecordedEvent:
+        _, position, type, version, recorded_at_us, event_id, data, tags, metadata = row
+        tag_list = self._tag_lists.get(tags) or self._decode_tags(tags)
+        if recorded_at_us != self._moment[0]:
+            self._moment = (recorded_at_us, moment(recorded_at_us))
+        name = self._names.setdefault(type, type)
+        return RecordedEvent(position, event_id, name, version, data, tag_list, metadata, self._moment[1])
+
+    def _decode_tags(self, tags: bytes) -> tuple[str, ...]:
+        if len(self._tag_lists) >= TAG_LISTS_MAX:
+            self._tag_lists.clear()
+        decoded = self._tag_lists[tags] = _tags_decoder.decode(tags)
+        return decoded
+
+
+_PLANNED_ONCE = {**INDEXED, "plan_cache_mode": "force_generic_plan"}
+"""A read has one good plan, whatever its parameters; making it for each call takes longer than the read."""
+_KNOWN = "what this process last wrote or read"
+_tags_decoder = msgspec.json.Decoder(tuple[str, ...])
+
+
+def _position_of(row: asyncpg.Record) -> int:
+    return int(row[1])
+
+
+def _is_of_data(error: BaseException) -> bool:
+    """Whether what was to be stored is at fault, not the server: values, limits."""
+    return isinstance(error, asyncpg.DataError) or state_of(error)[:2] in {"22", "23", "54"}

@@ -1,0 +1,156 @@
+"""Who waits for rows to change: woken at once by this process's own writes, and soon by those of others.
+
+A notification, or the fallback's look every now and then, only says when to look. What changed is told by the versions
+of the rows in the catalog, so that neither own writes, which are known, nor lost or doubled notifications matter. While
+an own write is under way, a new version of what it writes is most likely its own: it is judged when that is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from contextlib import contextmanager
+
+import asyncpg
+
+from diptych.adapters.postgres.connection import PostgresUrl
+from diptych.adapters.postgres.read_writes import Versions
+from diptych.adapters.postgres.wake_ups import WakeUps
+from diptych.clock import pause
+from diptych.errors import DiptychError, Overloaded, StoreClosed
+from diptych.read_side.read_store import LeaseKey
+
+__all__ = ["Changes"]
+
+CHANGES_POLL_S = 1.0
+"""How often the catalog is looked at while somebody waits and notifications come: one may be lost …"""
+CHANGES_POLL_DEAF_S = 0.1
+"""… and while none can come."""
+CHANGE_WAITERS_MAX = 10_000
+"""Callers that wait for a change; more get `Overloaded`."""
+
+
+class Changes:
+    """Counts what was committed to the read store, by whomever, as far as anyone looked."""
+
+    def __init__(self, url: PostgresUrl, channel: str, look: Callable[[], Awaitable[Versions]]) -> None:
+        """Remember the settings. `look` gives the versions of all generations as they are now."""
+        self._url = url
+        self._look_at_catalog = look
+        self._versions: Versions = {}
+        self._being_written = Counter[LeaseKey]()
+        self._passed_over = False
+        self._count = 0
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._wake_ups = WakeUps(url, channel, self._look_soon)
+        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
+        self._look_again = False
+        self._closed = True
+
+    async def open(self) -> None:
+        """Remember how it is now."""
+        self._versions = await self._look_at_catalog()
+        self._closed = False
+
+    async def close(self) -> None:
+        """Wake everyone, to hear that it is over."""
+        self._closed = True
+        self._wake()
+        await self._wake_ups.close()
+        tasks = [task for task in (self._looking, self._polling) if task is not None]
+        self._looking = self._polling = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def note(self, versions: Versions, *, whole: bool = False) -> None:
+        """Count an own change, after which these are the versions of the generations that it touched, or of all."""
+        self._versions = versions if whole else self._versions | versions
+        self._count += 1
+        self._wake()
+
+    @contextmanager
+    def writing(self, keys: Iterable[LeaseKey]) -> Generator[None]:
+        """While an own write of these generations is under way, up to where its outcome is noted."""
+        written = tuple(keys)
+        self._being_written.update(written)
+        try:
+            yield
+        finally:
+            self._being_written -= Counter(written)
+            if self._passed_over:
+                self._look_soon()
+
+    async def wait(self, seen: int, timeout_s: float) -> int:
+        """The count, once it is another than `seen` or the time is over."""
+        if self._count != seen:
+            return self._count
+        if len(self._waiters) >= CHANGE_WAITERS_MAX:
+            raise Overloaded("CHANGE_WAITERS_MAX", CHANGE_WAITERS_MAX)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        self._keep_watch()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiters.discard(waiter)
+        if self._closed:
+            raise StoreClosed(f"the read store {self._url.shown} was closed")
+        return self._count
+
+    # ── looking ──────────────────────────────────────────────────────────────
+
+    def _keep_watch(self) -> None:
+        self._wake_ups.ensure()
+        if self._polling is None:
+            self._polling = asyncio.get_running_loop().create_task(self._look_regularly())
+
+    async def _look_regularly(self) -> None:
+        """Look every now and then; ends when nobody waits."""
+        while self._waiters:
+            await pause(CHANGES_POLL_S if self._wake_ups.is_listening else CHANGES_POLL_DEAF_S)
+            self._wake_ups.ensure()
+            self._look_soon()
+        self._polling = None
+
+    def _look_soon(self) -> None:
+        self._look_again = True
+        if self._looking is None and not self._closed:
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    async def _look(self) -> None:
+        try:
+            while self._look_again:
+                self._look_again = False
+                before = self._count
+                versions = await self._look_at_catalog()
+                if self._count != before:  # an own write came in between, and what was read may be older
+                    self._look_again = True
+                else:
+                    self._judge(versions)
+        except (DiptychError, asyncpg.PostgresError):
+            self._wake()  # the own reads of those who wait say what is wrong
+        finally:
+            self._looking = None
+
+    def _judge(self, versions: Versions) -> None:
+        """Count a change by others, if there is one."""
+        known = self._versions
+        differ = {key for key in versions.keys() | known.keys() if versions.get(key) != known.get(key)}
+        theirs = differ - self._being_written.keys()
+        self._passed_over = theirs != differ
+        if theirs:
+            kept = {key: version for key, version in known.items() if key not in theirs}
+            self.note(kept | {key: versions[key] for key in theirs & versions.keys()}, whole=True)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)

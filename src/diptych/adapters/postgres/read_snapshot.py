@@ -1,0 +1,419 @@
+"""Snapshots of a read store in PostgreSQL: read-only connections, each with one transaction for its lifetime (G8, G13).
+
+A transaction is REPEATABLE READ, so that all of it sees one moment, and READ ONLY before anything of the user's runs in
+it. It ends by being rolled back, whatever happened. Internal statements name the schema, so that no setting matters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from diptych.adapters.postgres.connection import (
+    DRIVER_ERRORS,
+    Connections,
+    Link,
+    PostgresUrl,
+    failure,
+    is_lost,
+    state_of,
+)
+from diptych.adapters.postgres.read_catalog import Catalog, generation_of
+from diptych.adapters.postgres.read_columns import teach
+from diptych.adapters.postgres.read_queries import after_place, filtered, order_by, searched_words, where
+from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
+from diptych.adapters.postgres.read_sql import decode_results, prepared
+from diptych.adapters.postgres.read_tables import Builds, StoredTable
+from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, LeaseKey, Order, Row
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from types import TracebackType
+
+__all__ = ["PostgresReadSnapshot", "SnapshotTurn", "Snapshots"]
+
+SNAPSHOTS_MAX = 16
+"""Open snapshots, a connection each; more wait for their turn."""
+SNAPSHOTS_WAITING_MAX = 1_000
+"""Callers that wait for a snapshot; more get `Overloaded`."""
+SNAPSHOT_WAIT_S_MAX = 10
+"""Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
+SNAPSHOT_IDLE_S_MAX = 90
+"""Seconds that a snapshot may be silent before the server ends it: it keeps old rows from being cleaned up."""
+BEGIN_ATTEMPTS_MAX = 2
+"""How often a snapshot is begun where the connection is lost under it: a server that was restarted cuts all of them."""
+READ_S_MAX = 10
+"""Seconds that one read may run before the server stops it, with `Overloaded`."""
+ANSWER_S_MAX = 5
+"""Seconds beyond that in which the server has to answer at all."""
+SQL_ROWS_MAX = 100_000
+"""Rows of one statement of the user's SQL; more get `Overloaded`."""
+
+_PLAN_FREELY = (
+    "SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; SET LOCAL plan_cache_mode = force_custom_plan"
+)
+"""Before reads that may be of any kind. By default, connections find rows by index alone, so that a plan that was made
+while a table was empty does not scan it when it has grown."""
+_SERVERS_OWN = frozenset({"08", "40", "53", "57", "58", "F0", "XX"})
+"""Classes of states that are not about a statement but about the server."""
+
+
+def _begin(url: PostgresUrl) -> str:
+    """Begins a snapshot; the last statement is what takes it."""
+    planning = "SET LOCAL jit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; "
+    return (
+        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
+        f"SET LOCAL statement_timeout = {round(READ_S_MAX * 1_000)}; "
+        f"SET LOCAL idle_in_transaction_session_timeout = {SNAPSHOT_IDLE_S_MAX * 1_000}; "
+        f"{planning if url.pooled else ''}SELECT 1"
+    )
+
+
+class Snapshots:
+    """Gives out at most `SNAPSHOTS_MAX` connections at a time, first come, first served."""
+
+    def __init__(self, url: PostgresUrl, catalog: Catalog, builds: Builds) -> None:
+        self.url = url
+        self.catalog = catalog
+        self.builds = builds
+        self._connections = Connections(url, SNAPSHOTS_MAX, read_only=True, verify=self._verify)
+        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
+        self._waiting = 0
+        self._is_open = False
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Take callers from now on."""
+        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
+        self._connections.open()
+        self._is_open = True
+
+    async def close(self) -> None:
+        """Let go of the idle connections, and of the others once they come back."""
+        self._is_open = False
+        if self._ending:
+            await asyncio.wait(self._ending)
+        await self._connections.close()
+
+    async def take(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
+        """A connection with its view, and what it is given back to.
+
+        Raises:
+            Overloaded: too many wait, or this one has waited too long.
+            StoreUnavailable: the server cannot be reached.
+        """
+        self._check_open()
+        if self._turns.locked():
+            await self._wait()
+        else:
+            await self._turns.acquire()
+        try:
+            self._check_open()
+            return await self._begun()
+        except BaseException:
+            self._turns.release()
+            raise
+
+    async def give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
+        """End the view and let the next one have the connection; a caller that is cancelled does not prevent it."""
+        task = asyncio.get_running_loop().create_task(self._give_back(link, lent, used_by_hand=used_by_hand))
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        await asyncio.shield(task)
+
+    async def _give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
+        unlock = "; SELECT pg_advisory_unlock_all()" if used_by_hand else ""
+        try:
+            if not link.is_closed():
+                await link.execute(f"ROLLBACK{unlock}", timeout=ANSWER_S_MAX)
+        except DRIVER_ERRORS:
+            link.terminate()  # a connection in doubt is not handed on
+        finally:
+            await lent.__aexit__(None, None, None)
+            self._turns.release()
+
+    async def _begun(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
+        for attempt in range(1, BEGIN_ATTEMPTS_MAX + 1):
+            lent = self._connections.connection()
+            try:
+                link = await lent.__aenter__()
+                try:
+                    await link.execute(_begin(self.url), timeout=ANSWER_S_MAX)
+                except BaseException:
+                    link.terminate()
+                    await lent.__aexit__(None, None, None)
+                    raise
+                return link, lent
+            except DRIVER_ERRORS as error:
+                if attempt == BEGIN_ATTEMPTS_MAX or not is_lost(error):
+                    raise (failure(self.url, error) or error) from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _verify(self, link: Link) -> None:
+        await READ_STORE_MIGRATIONS.check(link, self.url)
+        encoding = str(link.get_settings().server_encoding)
+        if encoding != "UTF8":
+            raise ConfigurationError(f"{self.url.shown} keeps text as {encoding}: make a database with ENCODING 'UTF8'")
+        await teach(link)
+
+    async def _wait(self) -> None:
+        if self._waiting >= SNAPSHOTS_WAITING_MAX:
+            raise Overloaded("SNAPSHOTS_WAITING_MAX", SNAPSHOTS_WAITING_MAX)
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX):
+                await self._turns.acquire()
+        except TimeoutError:
+            raise Overloaded("SNAPSHOT_WAIT_S_MAX", SNAPSHOT_WAIT_S_MAX) from None
+        finally:
+            self._waiting -= 1
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StoreClosed(f"the read store {self.url.shown} is not open")
+
+
+class SnapshotTurn:
+    """One snapshot's lifetime, as an async context manager."""
+
+    __slots__ = ("_lent", "_pool", "_snapshot")
+
+    def __init__(self, pool: Snapshots) -> None:
+        self._pool = pool
+        self._snapshot: PostgresReadSnapshot | None = None
+        self._lent: AbstractAsyncContextManager[Link] | None = None
+
+    async def __aenter__(self) -> PostgresReadSnapshot:
+        """Take a connection."""
+        link, self._lent = await self._pool.take()
+        self._snapshot = PostgresReadSnapshot(link, self._pool)
+        return self._snapshot
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back."""
+        assert self._snapshot is not None
+        assert self._lent is not None
+        snapshot = self._snapshot
+        await self._pool.give_back(snapshot.connection, self._lent, used_by_hand=snapshot.used_by_hand)
+
+
+# ── reads ────────────────────────────────────────────────────────────────────
+
+
+class PostgresReadSnapshot:
+    """One moment of the database. See the port.
+
+    Attributes:
+        connection: the read-only connection itself.
+        used_by_hand: whether SQL written by hand ran on it.
+    """
+
+    def __init__(self, link: Link, pool: Snapshots) -> None:
+        self.connection = link
+        self.used_by_hand = False
+        self._catalog = pool.catalog
+        self._builds = pool.builds
+        self._url = pool.url
+        self._live: dict[str, StoredTable] = {}
+        self._there: set[LeaseKey] | None = None
+        self._unblocked: set[tuple[str, int | None]] = set()
+        self._plans_freely = False
+
+    async def generation(self, name: str, number: int | None = None) -> Generation | None:
+        """The live generation, or the numbered one."""
+        if number is None:
+            rows = await self._fetch(self._catalog.live_generation, name)
+        else:
+            rows = await self._fetch(self._catalog.numbered_generation, name, number)
+        if not rows:
+            return None
+        row = rows[0]
+        known = self._builds.known(name, row["number"])
+        found = generation_of(row, None if known is None else known.form)
+        table = self._builds.of(found)
+        if found.live and table is not None:
+            self._live[name] = table
+        if not row[-1]:
+            self._unblocked |= {(name, found.number), *([(name, None)] if found.live else [])}
+        return found
+
+    async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
+        """The blocked keys of a generation, by position."""
+        if (name, number) in self._unblocked:
+            return []
+        if number is None:
+            rows = await self._fetch(self._catalog.live_blocked, name)
+        else:
+            rows = await self._fetch(self._catalog.blocked, name, number)
+        return [BlockedKey(name, key, position, error) for key, position, error in rows]
+
+    async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
+        """The rows of these keys; keys without a row are left out."""
+        table = await self._table(name, number)
+        codec = table.codec
+        arrays = codec.key_arrays(keys)
+        if not arrays[0]:
+            return {}
+        if len(arrays[0]) == 1:
+            rows = await self._rows(table, table.select_one, *(values[0] for values in arrays))
+        else:
+            rows = await self._rows(table, table.select_many, *arrays)
+        return {codec.key_of(row): row for row in map(codec.decode, rows)}
+
+    async def find(
+        self,
+        name: str,
+        filters: Sequence[Filter],
+        order: Sequence[Order],
+        limit: int,
+        after: Sequence[Any] | None = None,
+        number: int | None = None,
+    ) -> list[Row]:
+        """Rows that every filter matches, in order. See the port."""
+        table = await self._table(name, number)
+        conditions = [filtered(table, wanted) for wanted in filters]
+        if after is not None:
+            conditions.append(after_place(table, order, after))
+        condition, given = where(conditions, first=2)
+        await self._plan_freely()
+        text = f"{table.select}{condition} ORDER BY {order_by(table, order)} LIMIT $1"
+        return [table.codec.decode(row) for row in await self._rows(table, text, limit, *given)]
+
+    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+        """How many rows every filter matches."""
+        table = await self._table(name, None)
+        condition, given = where(filtered(table, wanted) for wanted in filters)
+        await self._plan_freely()
+        ((count,),) = await self._rows(table, f"SELECT count(*) FROM {table.name} AS t{condition}", *given)
+        return int(count)
+
+    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+        """Rows in whose searchable columns every word of the text begins a word. See the port."""
+        table = await self._table(name, None)
+        condition, given = where([filtered(table, wanted) for wanted in filters], first=3)
+        words = searched_words(text)
+        if not words or not table.is_searchable:
+            return []
+        await self._plan_freely()
+        matches = 't."__words" @@ CAST($1::text AS tsquery)'
+        keys = ", ".join(f"t.{part}" for part in table.key.split(", "))
+        statement = (
+            f"{table.select}{f'{condition} AND' if condition else ' WHERE'} {matches} "
+            f'ORDER BY ts_rank(t."__words", CAST($1::text AS tsquery), 2) DESC, {keys} LIMIT $2'
+        )
+        return [table.codec.decode(row) for row in await self._rows(table, statement, words, limit, *given)]
+
+    async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
+        """The keys of rows that expire at a moment or before it, in that order. See the port."""
+        table = await self._table(name, number)
+        if table.form.expires is None:
+            return []
+        rows = await self._rows(table, table.select_expired, moment, limit)
+        return [table.codec.decode_key(row) for row in rows]
+
+    async def sql(
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        columns: Mapping[str, tuple[ColumnKind, bool]],
+        moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+    ) -> list[dict[str, Any]]:
+        """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port.
+
+        A decimal reads back with an exponent above zero where `<name>__exponent` is selected too.
+        """
+        if "\0" in statement or statement.encode("utf-8", "ignore").decode() != statement:
+            raise ConfigurationError(f"this SQL cannot be run: {statement!a} holds NUL or a lone surrogate")
+        tables = {name: await self._table(name, None) for name in moments}
+        for row in await self._fetch(self._catalog.live_tables_named_in, statement):
+            table = self._builds.of(generation_of(row))
+            assert table is not None
+            tables[table.of] = table
+        text, given = prepared(statement, parameters, list(tables.values()), moments)
+        names, found = await self._run_by_hand(text, given)
+        if len(found) > SQL_ROWS_MAX:
+            raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
+        return decode_results(names, found, columns)
+
+    # ── how ──────────────────────────────────────────────────────────────────
+
+    async def _run_by_hand(self, text: str, given: Sequence[Any]) -> tuple[list[str], list[asyncpg.Record]]:
+        """Run a statement, and take back whatever settings it changed; the snapshot goes on."""
+        self.used_by_hand = True
+        link, timeout = self.connection, READ_S_MAX + ANSWER_S_MAX
+        settings = f"{_PLAN_FREELY}; SET LOCAL search_path = {self._catalog.schema}; SAVEPOINT by_hand"
+        try:
+            await link.execute(settings, timeout=timeout)
+            try:
+                statement = await link.prepare(text, timeout=timeout)
+                names = [attribute.name for attribute in statement.get_attributes()]
+                cursor = await statement.cursor(*given, timeout=timeout)
+                found = await cursor.fetch(SQL_ROWS_MAX + 1, timeout=timeout)
+            except asyncpg.PostgresError:
+                await link.execute("ROLLBACK TO by_hand", timeout=ANSWER_S_MAX)
+                raise
+            await link.execute("ROLLBACK TO by_hand", timeout=ANSWER_S_MAX)
+        except DRIVER_ERRORS as error:
+            raise self._explained(error) from error
+        return names, found
+
+    def _explained(self, error: BaseException) -> BaseException:
+        """What is wrong with the user's SQL; failures of the server, and of its limits, as they are."""
+        if isinstance(error, asyncpg.QueryCanceledError):
+            return Overloaded("READ_S_MAX", READ_S_MAX)
+        state = state_of(error)
+        if not state or state[:2] in _SERVERS_OWN:
+            return failure(self._url, error) or error
+        return ConfigurationError(f"this SQL cannot be run: {error} (read models take one SELECT, or WITH … SELECT)")
+
+    async def _table(self, name: str, number: int | None) -> StoredTable:
+        table = self._live.get(name) if number is None else await self._numbered_table(name, number)
+        if table is not None:
+            return table
+        generation = await self.generation(name, number)
+        table = None if generation is None else self._builds.of(generation)
+        if table is None:
+            which = "live generation" if number is None else f"generation {number}"
+            raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
+        return table
+
+    async def _numbered_table(self, name: str, number: int) -> StoredTable | None:
+        """The table of a generation whose form is known; the tables of those that are gone stay for a while."""
+        if self._there is None:
+            self._there = {(row["name"], row["number"]) for row in await self._fetch(self._catalog.versions)}
+        return self._builds.known(name, number) if (name, number) in self._there else None
+
+    async def _plan_freely(self) -> None:
+        if not self._plans_freely:
+            try:
+                await self.connection.execute(_PLAN_FREELY, timeout=ANSWER_S_MAX)
+            except DRIVER_ERRORS as error:
+                raise (failure(self._url, error) or error) from error
+            self._plans_freely = True
+
+    async def _rows(self, table: StoredTable, statement: str, *given: Any) -> list[asyncpg.Record]:
+        """Rows of a generation; its table is gone where it was replaced long ago for everybody else."""
+        try:
+            return await self._fetch(statement, *given)
+        except ConfigurationError as error:
+            if isinstance(error.__cause__, asyncpg.UndefinedTableError):
+                raise StoreUnavailable(
+                    f"{table.of}: generation {table.number} was replaced while this snapshot was open; ask again"
+                ) from error
+            raise
+
+    async def _fetch(self, statement: str, *given: Any) -> list[asyncpg.Record]:
+        try:
+            return await self.connection.fetch(statement, *given, timeout=READ_S_MAX + ANSWER_S_MAX)
+        except asyncpg.QueryCanceledError as error:
+            raise Overloaded("READ_S_MAX", READ_S_MAX) from error
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error) or error) from error

@@ -1,0 +1,359 @@
+"""The read store in PostgreSQL: one schema for all read models, for many processes on many machines.
+
+A crash of the server may take the last transactions, which are folded again, but nothing that was changed by hand:
+`synchronous_commit` is on for that alone. Neither parts rows from their checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import asyncpg
+
+from diptych.adapters.postgres.connection import (
+    DRIVER_ERRORS,
+    Connections,
+    Link,
+    PostgresUrl,
+    failure,
+    is_lost,
+    parse_url,
+    state_of,
+)
+from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin, generation_of
+from diptych.adapters.postgres.read_changes import Changes
+from diptych.adapters.postgres.read_columns import teach
+from diptych.adapters.postgres.read_leases import lease, release
+from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
+from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
+from diptych.adapters.postgres.read_tables import Builds
+from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
+from diptych.errors import StoreClosed, StoreUnavailable
+from diptych.event_store.position import Position
+from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
+
+if TYPE_CHECKING:
+    from diptych.adapters.postgres.migrations import Migration
+    from diptych.event_store.position import Place
+
+__all__ = ["PostgresReadStore", "connect", "migrate", "migration_sql"]
+
+WRITE_CONNECTIONS_MAX = 4
+"""Connections of one process that write, or look at the catalog."""
+WRITE_ATTEMPTS_MAX = 5
+"""How often a change is tried where the server had to end it for another one's sake."""
+CHANGE_S_MAX = 60.0
+"""How long a statement of a change may take before its connection is given up."""
+
+T = TypeVar("T")
+
+_log = logging.getLogger("diptych.postgres")
+_ENDED_FOR_OTHERS = frozenset({"40001", "40P01"})
+"""States that say nothing was done, and the same again may well be: a deadlock, a failed serialization."""
+
+
+def connect(url: str) -> PostgresReadStore:
+    """The read store for `postgresql://user@host/database?schema=diptych`; nothing is opened yet.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    return PostgresReadStore(parse_url(url))
+
+
+async def migrate(url: str) -> list[Migration]:
+    """Make or upgrade the catalog of the read store; safe to run twice, and by several at once.
+
+    Returns:
+        The migrations that were missing, in order; empty where none was.
+
+    Raises:
+        NewerStore: a newer Diptych migrated it; nothing was changed.
+        StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
+        ConfigurationError: the URL cannot be read.
+    """
+    return await READ_STORE_MIGRATIONS.apply(parse_url(url))
+
+
+def migration_sql(url: str) -> str:
+    """What `migrate` would do to an empty database, as one script for psql."""
+    return READ_STORE_MIGRATIONS.sql(parse_url(url))
+
+
+class PostgresReadStore:
+    """The read models of one schema. See the port."""
+
+    def __init__(self, url: PostgresUrl) -> None:
+        """Remember where it is: a database and a schema, which `migrate` has made."""
+        self._url = url
+        self._catalog = Catalog(url.quoted_schema, url.schema)
+        self._builds = Builds(url.quoted_schema)
+        self._snapshots = Snapshots(url, self._catalog, self._builds)
+        self._writing = Connections(url, WRITE_CONNECTIONS_MAX, read_only=False, verify=teach)
+        self._changes = Changes(url, self._catalog.channel, self._versions)
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._tidying: asyncio.TimerHandle | None = None
+        self._is_open = False
+
+    @property
+    def durable(self) -> bool:
+        """True."""
+        return True
+
+    async def open(self) -> None:
+        """Connect, and make sure that the schema is as this code needs it.
+
+        Raises:
+            NewerStore: a newer Diptych migrated it.
+            ConfigurationError: it was not migrated.
+            StoreUnavailable: the server cannot be reached; with the reason.
+        """
+        if self._is_open:
+            return
+        self._snapshots.open()
+        try:
+            async with self._snapshots_turn():
+                pass
+            self._writing.open()
+            await self._changes.open()
+        except BaseException:
+            await self._writing.close()
+            await self._snapshots.close()
+            raise
+        self._is_open = True
+        self._tidy_in(TIDY_AGAIN_S)  # what a process that died has left
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the connections."""
+        self._is_open = False
+        if self._tidying is not None:
+            self._tidying.cancel()
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+        await self._changes.close()
+        await self._writing.close()
+        await self._snapshots.close()
+
+    # ── generations ──────────────────────────────────────────────────────────
+
+    async def generations(self) -> list[Generation]:
+        """Every generation, by name and number."""
+        self._check_open()
+        return [generation_of(row) for row in await self._rows(self._catalog.select_generations())]
+
+    async def create_generation(
+        self,
+        name: str,
+        fingerprint: str,
+        table: Table | None,
+        checkpoint: Place,
+        *,
+        live: bool,
+        anew: bool = False,
+    ) -> Generation:
+        """Make a generation, or return the one that a racer made. See the port.
+
+        Raises:
+            ConfigurationError: something else has a table or view of this name, or PostgreSQL cannot have such a table.
+        """
+        return await self._change_generations(
+            lambda link: self._catalog.create_generation(
+                link, name, fingerprint, table, checkpoint, live=live, anew=anew
+            )
+        )
+
+    async def switch(self, name: str, number: int) -> bool:
+        """Let a generation answer, and drop the others. See the port."""
+        return await self._change_generations(lambda link: self._catalog.switch(link, name, number))
+
+    async def drop_generation(self, name: str, number: int) -> None:
+        """Remove a generation, if it is there."""
+        await self._change_generations(lambda link: self._catalog.drop_generation(link, name, number))
+
+    async def _change_generations(self, work: Callable[[Link], Awaitable[T]]) -> T:
+        async def change() -> T:
+            async def changed(link: Link) -> tuple[T, Versions]:
+                result = await work(link)
+                return result, _versions_of(await link.fetch(self._catalog.versions))
+
+            result, versions = await self._transaction(changed, durably=True)
+            self._changes.note(versions, whole=True)
+            await self._tidy()
+            return result
+
+        return await self._finished(change())
+
+    # ── writes ───────────────────────────────────────────────────────────────
+
+    async def write(self, writes: Sequence[SliceWrite]) -> list[WriteResult]:
+        """Apply each write all or nothing, all in one transaction. See the port."""
+        self._check_open()
+        return await self._finished(self._write(writes)) if writes else []
+
+    async def _write(self, writes: Sequence[SliceWrite]) -> list[WriteResult]:
+        plans = [plan(write, self._builds) for write in writes]
+        with self._changes.writing(planned.place for planned in plans):
+            results, versions = await self._write_planned(plans)
+            if versions:
+                self._changes.note(versions)
+            return results
+
+    async def _write_planned(self, plans: Sequence[Planned]) -> tuple[list[WriteResult], Versions]:
+        durably = any(planned.write.by_hand for planned in plans)
+        try:
+            return await self._transaction(lambda link: apply(link, self._catalog, plans), durably=durably)
+        except asyncpg.PostgresError as error:
+            if not rows_refused(error):
+                raise
+            return await self._transaction(lambda link: apply_apart(link, self._catalog, plans), durably=durably)
+
+    async def discards(self, name: str) -> list[Discard]:
+        """The discards of a projection, by position."""
+        self._check_open()
+        rows = await self._rows(self._catalog.discards, name)
+        return [Discard(name, key, Position(position)) for key, position in rows]
+
+    # ── leases ───────────────────────────────────────────────────────────────
+
+    async def lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
+        """Ask for the lease of generations, and renew what is held. See the port."""
+        return await self._finished(self._lease(worker, wanted, ttl_s))
+
+    async def _lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
+        leased, told = await self._transaction(
+            lambda link: lease(link, self._catalog, worker, wanted, ttl_s), durably=True
+        )
+        if told:
+            self._changes.note({})
+        return leased
+
+    async def release(self, worker: str, keys: Collection[LeaseKey] | None = None) -> None:
+        """Give up leases at once. See the port."""
+        await self._finished(self._release(worker, keys))
+
+    async def _release(self, worker: str, keys: Collection[LeaseKey] | None) -> None:
+        await self._transaction(lambda link: release(link, self._catalog, worker, keys), durably=True)
+        self._changes.note({})
+
+    # ── reads ────────────────────────────────────────────────────────────────
+
+    def snapshot(self) -> SnapshotTurn:
+        """A view of this moment. See the port."""
+        self._check_open()
+        return self._snapshots_turn()
+
+    async def wait_for_change(self, seen: int, timeout_s: float) -> int:
+        """Wait until something was written since `seen`. See the port.
+
+        Writes of other processes are noticed by notification; where one is lost, within `CHANGES_POLL_S`, and while
+        none can come, within `CHANGES_POLL_DEAF_S`.
+        """
+        self._check_open()
+        return await self._changes.wait(seen, timeout_s)
+
+    # ── transactions ─────────────────────────────────────────────────────────
+
+    def _snapshots_turn(self) -> SnapshotTurn:
+        return SnapshotTurn(self._snapshots)
+
+    async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
+        """Rows of one statement, which changes nothing and may be sent again."""
+        for attempt in range(1, WRITE_ATTEMPTS_MAX + 1):
+            try:
+                return await self._writing.rows(statement, *arguments)
+            except DRIVER_ERRORS as error:
+                if attempt == WRITE_ATTEMPTS_MAX or not is_lost(error):
+                    raise (failure(self._url, error) or error) from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _versions(self) -> Versions:
+        return _versions_of(await self._rows(self._catalog.versions))
+
+    async def _transaction(self, work: Callable[[Link], Awaitable[T]], *, durably: bool) -> T:
+        """The work in a transaction of its own; where the server ends it for another one's sake, once more.
+
+        Raises:
+            asyncpg.PostgresError: the server refuses what is written.
+            StoreUnavailable: nothing was done, or whether it was is not known.
+        """
+        for attempt in range(1, WRITE_ATTEMPTS_MAX + 1):
+            try:
+                async with self._writing.connection() as link, asyncio.timeout(CHANGE_S_MAX):
+                    return await self._begun(link, work, durably=durably)
+            except DRIVER_ERRORS as error:
+                if state_of(error) in _ENDED_FOR_OTHERS and attempt < WRITE_ATTEMPTS_MAX:
+                    continue
+                raise (failure(self._url, error) or error) from error
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _begun(self, link: Link, work: Callable[[Link], Awaitable[T]], *, durably: bool) -> T:
+        await link.execute(begin(durably=durably))
+        try:
+            result = await work(link)
+        except Exception:
+            if not link.is_closed():
+                await link.execute("ROLLBACK")
+            raise
+        try:
+            await link.execute("COMMIT")
+        except DRIVER_ERRORS as error:
+            if not is_lost(error):
+                raise
+            raise StoreUnavailable(
+                f"{self._url.shown}: {error}; whether the last write holds shows when its generation is loaded anew"
+            ) from error
+        return result
+
+    async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a change, which goes on where its caller is cancelled."""
+        try:
+            self._check_open()
+        except StoreClosed:
+            work.close()
+            raise
+        task = asyncio.get_running_loop().create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._note_done)
+        return await asyncio.shield(task)
+
+    def _note_done(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # heard, though its caller may have gone
+
+    # ── tidying up ───────────────────────────────────────────────────────────
+
+    def _tidy_in(self, seconds: float) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
+        self._tidying = asyncio.get_running_loop().call_later(seconds, self._tidy_now)
+
+    def _tidy_now(self) -> None:
+        if self._is_open:
+            task = asyncio.get_running_loop().create_task(self._tidy())
+            self._under_way.add(task)
+            task.add_done_callback(self._note_done)
+
+    async def _tidy(self) -> None:
+        """Show what is live and remove what is gone, as far as nobody is in the way; and once more when that is due."""
+        again: float | None = TIDY_AGAIN_S
+        try:
+            async with self._writing.connection() as link:
+                again = await self._catalog.tidy(link)
+        except StoreClosed:
+            return
+        except (StoreUnavailable, *DRIVER_ERRORS) as error:
+            _log.warning("views and dropped tables wait %g s: %s", TIDY_AGAIN_S, error)
+        if again is not None and self._is_open:
+            self._tidy_in(again)
+
+    def _check_open(self) -> None:
+        if not self._is_open:
+            raise StoreClosed(f"the read store {self._url.shown} is not open")
+
+
+def _versions_of(rows: Sequence[asyncpg.Record]) -> Versions:
+    return {(name, number): version for name, number, version in rows}

@@ -1,0 +1,75 @@
+"""`diptych migrate`: the tables of a server's stores, made or upgraded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diptych.entrypoints.cli import screen
+from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, LogOptions, StoreOptions
+from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.signals import run_async
+from diptych.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from diptych.adapters.connect import Port
+
+__all__ = ["migrate"]
+
+_NAMES: Mapping[Port, str] = {"event_store": "event store", "read_store": "read store"}
+_BY_ITSELF = "makes its own tables when it is opened"
+
+
+def migrate(
+    *,
+    sql: Annotated[bool, Parameter(name="--sql", negative="", show_default=False)] = False,
+    stores: StoreOptions = STORES_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """Make or upgrade the tables of stores on a server.
+
+    Run it before the first start, and before each start with a newer Diptych. It may be run again, by several at once:
+    each step is done once, in a transaction. Files need none: they are made and upgraded when they are opened.
+
+    Args:
+        sql: print what would be done in an empty database, and do nothing.
+        stores: which.
+        log: how.
+    """
+    settings = settled(verbose=log.verbose, store=stores.store, read_store=stores.read_store, log_format=log.log_format)
+    if sql:
+        _print_sql(settings)
+    else:
+        run_async(lambda: _migrated(settings))
+
+
+def _stores(settings: Settings) -> Mapping[Port, str]:
+    """The URL of each store."""
+    from diptych.adapters.connect import default_read_store
+
+    if settings.store is None:
+        raise ConfigurationError("which store? Say --store postgresql://user@host/database, or set DIPTYCH_STORE")
+    return {
+        "event_store": settings.store,
+        "read_store": settings.read_store or default_read_store(settings.store),
+    }
+
+
+def _print_sql(settings: Settings) -> None:
+    from diptych.adapters.connect import migration_sql
+
+    for port, url in _stores(settings).items():
+        sql = migration_sql(url, port) or f"-- {_NAMES[port]}: {_BY_ITSELF}"
+        screen.write(sql.rstrip().encode())
+
+
+async def _migrated(settings: Settings) -> None:
+    from diptych.adapters.connect import migrate
+
+    for port, url in _stores(settings).items():
+        steps = await migrate(url, port)
+        done = _BY_ITSELF if steps is None else f"migrated: {', '.join(steps)}" if steps else "nothing was missing"
+        screen.output().print(f"{_NAMES[port]}: {done}", soft_wrap=True)

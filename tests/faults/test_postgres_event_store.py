@@ -1,0 +1,530 @@
+"""What the PostgreSQL event store does when others hold its lock, cut its connections, or set the server otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from anyio.lowlevel import checkpoint
+
+from diptych.adapters.postgres import connection, event_store
+from diptych.adapters.postgres.connection import Link, parse_url
+from diptych.adapters.postgres.event_store import PostgresEventStore, connect
+from diptych.adapters.postgres.matching_events import STREAMS_MAX
+from diptych.clock import SystemClock
+from diptych.errors import (
+    HistoryDiverged,
+    OutcomeUnknown,
+    Overloaded,
+    StoreUnavailable,
+)
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
+from diptych.event_store.event_store import Appended, Conflicting, Duplicate
+from diptych.event_store.position import Position
+from diptych.testing.contracts.event_store_case import (
+    append_one,
+    commit,
+    condition,
+    event,
+    expect,
+    history_of,
+    item,
+    opened,
+)
+from tests.postgres_server import by_hand, new_store, shared_database
+
+pytestmark = pytest.mark.anyio
+
+WAIT_S = 20.0
+"""How long a test waits for what has to happen."""
+LOCK = "SELECT * FROM history FOR UPDATE"
+BLOCKED = "SELECT DISTINCT pid FROM pg_locks WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid))"
+"""Who waits for this connection. (Within a transaction, pg_stat_activity shows what it showed first.)"""
+
+
+@pytest.fixture
+async def url() -> str:
+    return await new_store()
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[PostgresEventStore]:
+    async with opened(PostgresEventStore(parse_url(url), SystemClock(), lock_wait_s=WAIT_S)) as store:
+        assert isinstance(store, PostgresEventStore)
+        yield store
+
+
+@pytest.fixture
+async def shell(url: str) -> AsyncIterator[Link]:
+    """A connection by hand that sees the store's schema."""
+    async with by_hand(url) as link:
+        await link.execute(f"SET search_path = {parse_url(url).schema}")
+        yield link
+
+
+async def until(shell: Link, statement: str, *arguments: object) -> None:
+    """Ask until the answer is true; the test's own limit ends a wait in vain."""
+    while not await shell.fetchval(statement, *arguments):
+        await checkpoint()
+
+
+async def until_blocked(shell: Link, count: int = 1) -> None:
+    """Until so many others wait for a lock of this connection."""
+    await until(shell, f"SELECT count(*) >= $1 FROM ({BLOCKED}) AS waiting", count)
+
+
+# ── locks ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("ending", ["COMMIT", "ROLLBACK"])
+async def test_nothing_overtakes_a_transaction_held_open(
+    url: str, store: PostgresEventStore, shell: Link, ending: str
+) -> None:
+    """Between insert and commit of another writer nobody gets a position, no reader sees more; a rollback is no gap."""
+    await append_one(store, event("First", "tag"))
+    await shell.execute("BEGIN")
+    await shell.execute(LOCK)
+    await shell.execute(
+        "INSERT INTO events SELECT 2, recorded_at, type, version, '\\x00112233445566778899aabbccddeeff', data, tags, "
+        "metadata FROM events WHERE position = 1"
+    )
+    await shell.execute("INSERT INTO event_tags SELECT tag, 2, type FROM event_tags WHERE position = 1")
+    await shell.execute("UPDATE history SET position = 2, event_id = '\\x00112233445566778899aabbccddeeff'")
+    decided = commit(event("Decided"), conditions=[condition(1, tags={"tag"})])
+    async with opened(connect(url, SystemClock())) as other:
+        free = asyncio.create_task(store.append([commit(event("Free"))]))
+        await until_blocked(shell)
+        judged = asyncio.create_task(other.append([decided]))
+        for _ in range(10):
+            assert len(await history_of(store)) == 1
+        assert not free.done()
+        assert not judged.done()
+        await shell.execute(ending)
+        (first,), (second,) = await free, await judged
+        if ending == "COMMIT":
+            assert expect(Appended, first).place.position == 3
+            assert expect(Conflicting, second).position == 2
+            assert len(await history_of(store)) == 3
+        else:
+            taken = {expect(Appended, result).place.position for result in (first, second)}
+            assert taken == {2, 3}
+            assert len(await history_of(store)) == 3
+
+
+async def test_a_lock_held_too_long_is_unavailable(url: str, shell: Link) -> None:
+    """Past the limit an append is StoreUnavailable with nothing done; the store works on once the lock is gone."""
+    impatient = PostgresEventStore(parse_url(url), SystemClock(), lock_wait_s=0.05)
+    async with opened(impatient) as store:
+        await shell.execute("BEGIN")
+        await shell.execute(LOCK)
+        with pytest.raises(StoreUnavailable, match="lock"):
+            await store.append([commit(event(), command_id="c-1")])
+        await shell.execute("ROLLBACK")
+        assert await store.outcome("c-1") is None
+        (result,) = await store.append([commit(event(), command_id="c-1")])
+        assert expect(Appended, result).place.position == 1
+
+
+async def test_cancelling_a_caller_does_not_cancel_its_commit(store: PostgresEventStore, shell: Link) -> None:
+    """A commit whose caller has gone, under way or still queued, is made, wakes who waits, and is found by its id."""
+    await shell.execute("BEGIN")
+    await shell.execute(LOCK)
+    ids = ["c-1", "c-2", "c-3"]
+    callers = [asyncio.create_task(store.append([commit(event(), command_id=command_id)])) for command_id in ids]
+    await until_blocked(shell)
+    for caller in callers:
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+    await shell.execute("ROLLBACK")
+    assert await store.wait_for_events(Position(2), WAIT_S)
+    assert None not in [await store.outcome(command_id) for command_id in ids]
+
+
+async def test_closing_finishes_what_was_submitted(url: str, shell: Link) -> None:
+    """An append that is under way when the store is closed is made, and its caller hears so."""
+    store = connect(url, SystemClock())
+    await store.open()
+    await shell.execute("BEGIN")
+    await shell.execute(LOCK)
+    appending = asyncio.create_task(store.append([commit(event(), command_id="c-1")]))
+    await until_blocked(shell)
+    closing = asyncio.create_task(store.close())
+    for _ in range(20):  # time enough for all else that closing does
+        await until_blocked(shell)
+    assert not closing.done()
+    await shell.execute("ROLLBACK")
+    await closing
+    assert appending.done()
+    assert expect(Appended, (await appending)[0]).place.position == 1
+
+
+async def test_a_cancelled_read_harms_no_other(store: PostgresEventStore, shell: Link) -> None:
+    """A reader that goes away gives its connection up; all others are answered."""
+    await append_one(store, event())
+    await shell.execute("BEGIN")
+    await shell.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+    gone = [asyncio.create_task(history_of(store)) for _ in range(event_store.READ_CONNECTIONS_MAX + 2)]
+    await until_blocked(shell, event_store.READ_CONNECTIONS_MAX)
+    for reading in gone:
+        reading.cancel()
+    await asyncio.wait(gone)
+    await shell.execute("ROLLBACK")
+    assert [len(events) for events in await asyncio.gather(*(history_of(store) for _ in range(9)))] == [1] * 9
+
+
+async def test_waiting_calls_are_bounded(
+    store: PostgresEventStore, shell: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the limit on waiting callers the next one is Overloaded, with nothing done."""
+    monkeypatch.setattr(connection, "WAITING_CALLS_MAX", 1)
+    await shell.execute("BEGIN")
+    await shell.execute(LOCK)
+    waiting = [asyncio.create_task(store.append([commit(event())])) for _ in range(2)]
+    await until_blocked(shell)
+    with pytest.raises(Overloaded, match="WAITING_CALLS_MAX"):
+        await store.append([commit(event())])
+    await shell.execute("ROLLBACK")
+    await asyncio.gather(*waiting)
+    assert len(await history_of(store)) == 2
+
+
+async def test_no_free_connection_is_unavailable_in_the_end(
+    store: PostgresEventStore, shell: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waits for a connection longer than the limit hears so, and takes nobody's turn."""
+    await shell.execute("BEGIN")
+    await shell.execute(LOCK)
+    first = asyncio.create_task(store.append([commit(event())]))
+    await until_blocked(shell)
+    monkeypatch.setattr(connection, "CONNECTION_WAIT_S_MAX", 0.01)
+    with pytest.raises(StoreUnavailable, match="CONNECTION_WAIT_S_MAX"):
+        await store.append([commit(event("Late"))])
+    await shell.execute("ROLLBACK")
+    expect(Appended, (await first)[0])
+    assert expect(Appended, (await store.append([commit(event("Next"))]))[0]).place.position == 2
+
+
+# ── many processes ───────────────────────────────────────────────────────────
+
+PROCESSES, STORES, ROUNDS = 4, 4, 12
+RACER = """
+import asyncio, sys
+from diptych.adapters.postgres.event_store import connect
+from diptych.clock import SystemClock
+from diptych.event_store.event_store import Appended
+from diptych.testing.contracts.event_store_case import commit, condition, event
+
+async def race(store):
+    won = 0
+    for number in range(rounds):
+        tag = f"round:{number}"
+        decided = commit(event("Taken", tag), conditions=[condition(0, {"Taken"}, {tag})])
+        filler = commit(event("Filler"))
+        results = await store.append([filler, decided])
+        won += isinstance(results[1], Appended)
+    return won
+
+async def main():
+    opened = [connect(url, SystemClock()) for _ in range(stores)]
+    for store in opened:
+        await store.open()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    print(sum(await asyncio.gather(*map(race, opened))), flush=True)
+    for store in opened:
+        await store.close()
+
+url, stores, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+asyncio.run(main())
+"""
+
+
+async def test_of_racing_processes_exactly_one_wins_each_round(url: str, store: PostgresEventStore) -> None:
+    """Sixteen stores in four processes want the same boundary, round by round: one commits, the rest are told."""
+    command = [sys.executable, "-c", RACER, url, str(STORES), str(ROUNDS)]
+    racers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)
+    ]
+    for racer in racers:
+        assert racer.stdout is not None
+        assert racer.stdout.readline() == "ready\n"
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    won = [int(racer.communicate(timeout=WAIT_S)[0]) for racer in racers]
+    events = await history_of(store)
+    taken = [recorded.tags for recorded in events if recorded.type == "Taken"]
+    assert sorted(taken) == sorted((f"round:{number}",) for number in range(ROUNDS))
+    assert sum(won) == ROUNDS
+    assert len(events) == PROCESSES * STORES * ROUNDS + ROUNDS
+
+
+# ── lost connections ─────────────────────────────────────────────────────────
+
+CUT_BLOCKED = f"SELECT pg_terminate_backend(pid) FROM ({BLOCKED}) AS waiting"
+CUT_ALL = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+async def test_a_connection_cut_while_appending_leaves_the_outcome_unknown(
+    store: PostgresEventStore, shell: Link
+) -> None:
+    """The caller hears OutcomeUnknown; the same commits again, on a new connection, are made."""
+    await shell.execute("BEGIN")
+    await shell.execute(LOCK)
+    sent = commit(event("A", "a"), conditions=[condition(0, tags={"a"})], command_id="c-1")
+    appending = asyncio.create_task(store.append([sent]))
+    await until_blocked(shell)
+    await shell.execute(CUT_BLOCKED)
+    with pytest.raises(OutcomeUnknown) as raised:
+        await appending
+    assert raised.value.command_id == "c-1"
+    await shell.execute("ROLLBACK")
+    (result,) = await store.append([sent])
+    assert expect(Appended, result).place.position == 1
+    assert len(await history_of(store)) == 1
+
+
+class Line:
+    """A line to the server that can be made to swallow its answers, and be cut."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        parts = urlsplit(url)
+        self._query = parse_qs(parts.query)
+        self._writers: list[asyncio.StreamWriter] = []
+        self._parts = parts
+        self._folder = folder
+        self.swallows = False
+
+    async def open(self) -> str:
+        """The URL by which the line is taken."""
+        self._server = await asyncio.start_unix_server(self._serve, self._folder / ".s.PGSQL.5432")
+        dsn = parse_url(self._parts.geturl())
+        user = self._parts.username or "postgres"
+        return f"postgresql://{user}@{self._parts.path}?host={self._folder}&schema={dsn.schema}"
+
+    async def close(self) -> None:
+        self.cut()
+        self._server.close()
+        await self._server.wait_closed()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if "host" in self._query:
+            there = await asyncio.open_unix_connection(f"{self._query['host'][0]}/.s.PGSQL.{self._parts.port or 5432}")
+        else:
+            there = await asyncio.open_connection(self._parts.hostname, self._parts.port or 5432)
+        self._writers += [writer, there[1]]
+        await asyncio.gather(self._forward(reader, there[1]), self._forward(there[0], writer, answers=True))
+
+    async def _forward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
+        try:
+            while chunk := await reader.read(65_536):
+                if not (answers and self.swallows):
+                    writer.write(chunk)
+        except ConnectionError:
+            pass  # cut
+        writer.transport.abort()
+
+
+async def test_an_answer_lost_after_the_commit_leaves_the_outcome_unknown(
+    url: str, shell: Link, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The commit is durable, its answer is lost: OutcomeUnknown; sent again it is a duplicate, and is there once."""
+    line = Line(url, tmp_path_factory.mktemp("l"))
+    async with opened(connect(await line.open(), SystemClock())) as store:
+        await append_one(store, event("First"))
+        line.swallows = True
+        sent = commit(event("A", "a"), conditions=[condition(0, tags={"a"})], command_id="c-1")
+        appending = asyncio.create_task(store.append([sent]))
+        await until(shell, "SELECT position = 2 FROM history")
+        line.cut()
+        line.swallows = False
+        with pytest.raises(OutcomeUnknown, match="c-1"):
+            await appending
+        (result,) = await store.append([sent])
+        assert expect(Duplicate, result).outcome.place.position == 2
+        assert len(await history_of(store)) == 2
+    await line.close()
+
+
+async def test_a_server_that_cut_every_connection_is_used_again(shell: Link, store: PostgresEventStore) -> None:
+    """After a restart the next read and the next append go through, on new connections."""
+    await append_one(store, event("A"))
+    await asyncio.gather(*(history_of(store) for _ in range(4)))
+    assert len(store._reading._idle) == 4
+    await shell.execute(CUT_ALL)
+    assert len(await history_of(store)) == 1
+    for _ in range(2):  # the first may find out only now that its connection is gone
+        try:
+            (result,) = await store.append([commit(event("B"), command_id="c-1")])
+        except OutcomeUnknown:
+            continue
+        assert isinstance(result, Appended | Duplicate)
+    assert len(await history_of(store)) == 2
+
+
+async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    """Opening says what is wrong: no server, no database; and the store can be opened later."""
+    nowhere = connect(f"postgresql://postgres:secret@/postgres?host={tmp_path}", SystemClock())
+    with pytest.raises(StoreUnavailable, match="can be reached") as raised:
+        await nowhere.open()
+    assert "secret" not in str(raised.value)
+    missing = urlunsplit(urlsplit(shared_database())._replace(path="/missing"))
+    with pytest.raises(StoreUnavailable, match="no such database"):
+        await connect(missing, SystemClock()).open()
+
+
+async def test_a_history_that_was_replaced_is_not_followed(url: str, store: PostgresEventStore, shell: Link) -> None:
+    """Where the last known event is gone, or is another one, appends and new connections say HistoryDiverged."""
+    await append_one(store, event("A"), event("B", "b"))
+    await shell.execute("DELETE FROM events WHERE position = 2")
+    await shell.execute("UPDATE history SET position = 1, event_id = (SELECT event_id FROM events WHERE position = 1)")
+    with pytest.raises(HistoryDiverged, match="ends before position 2"):
+        await store.append([commit(event("C"))])
+    async with opened(connect(url, SystemClock())) as other:
+        await append_one(other, event("Other"))
+    with pytest.raises(HistoryDiverged, match="another event is at position 2"):
+        await store.append([commit(event("C"))])
+    await store._reading.close()  # what a failover does
+    store._reading.open()
+    with pytest.raises(HistoryDiverged, match="another event is at position 2"):
+        await store.read(ALL_EVENTS, Position(0), 10)
+    await store.close()
+    await store.open()
+    assert [recorded.type for recorded in await history_of(store)] == ["A", "Other"]
+    await shell.execute("UPDATE history SET history_id = '\\x00112233445566778899aabbccddeeff'")
+    with pytest.raises(HistoryDiverged, match="another history id"):
+        await store.append([commit(event("C"))])
+
+
+# ── waking up ────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_store, "POLL_S", 1_000.0)
+    monkeypatch.setattr(event_store, "POLL_DEAF_S", 1_000.0)
+
+
+async def listening(store: PostgresEventStore) -> None:
+    while not store._wake_ups.is_listening:
+        await checkpoint()
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_a_notification_wakes_without_polling(url: str, store: PostgresEventStore) -> None:
+    """An append of another instance is noticed by its notification, however rarely the store polls."""
+    async with opened(connect(url, SystemClock())) as other:
+        waiting = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
+        await listening(store)
+        assert not waiting.done()
+        await append_one(other, event())
+        assert await waiting
+
+
+async def test_a_lost_notification_delays_only_to_the_next_poll(
+    url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where commits are not told, who waits still finds them; and polls no longer once nobody waits."""
+    monkeypatch.setattr(event_store, "POLL_S", 0.01)
+    async with opened(connect(url, SystemClock())) as other:
+        assert isinstance(other, PostgresEventStore)
+        other._channel = "somewhere_else"
+        waiting = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
+        await listening(store)
+        await append_one(other, event())
+        assert await waiting
+        while store._poll is not None:
+            await checkpoint()
+
+
+async def test_a_listener_that_is_cut_listens_again(url: str, store: PostgresEventStore, shell: Link) -> None:
+    """While it is down who waits polls, and hears; the listener is back by itself while somebody waits."""
+    async with opened(connect(url, SystemClock())) as other:
+        waiting = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
+        await listening(store)
+        cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE $1"
+        assert await shell.fetchval(cut, f"LISTEN%{parse_url(url).schema}_events%") == 1
+        while store._wake_ups.is_listening:
+            await checkpoint()
+        await listening(store)
+        assert not waiting.done()
+        await append_one(other, event())
+        assert await waiting
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_a_look_that_began_before_the_wake_is_not_shared(
+    url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who begins to wait while an older look at the head is under way does not take its answer for the newest."""
+    fetch, looked, release = store._fetch, asyncio.Event(), asyncio.Event()
+
+    async def held_up(statement: str, *arguments: object) -> list[asyncpg.Record]:
+        rows = await fetch(statement, *arguments)
+        if not looked.is_set():
+            looked.set()
+            await release.wait()
+        return rows
+
+    async with opened(connect(url, SystemClock())) as other:
+        monkeypatch.setattr(store, "_fetch", held_up)
+        early = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
+        await looked.wait()
+        await listening(store)
+        wakes = store._wakes
+        await append_one(other, event())
+        while store._wakes == wakes:
+            await checkpoint()
+        late = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
+        await checkpoint()
+        release.set()
+        assert all(await asyncio.wait_for(asyncio.gather(early, late), WAIT_S / 4))
+
+
+# ── reads in several statements ──────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("names", [1, STREAMS_MAX * 2 + 1])
+async def test_a_read_in_several_statements_shows_one_moment(
+    url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch, names: int
+) -> None:
+    """What is appended between the statements of a long read, or of one of many items, is not in it."""
+    count = event_store.READ_SLICE_EVENTS + 50
+    await store.append([commit(*(event(f"T{number % names}") for number in range(500))) for _ in range(count // 500)])
+    await append_one(store, *(event("T0") for _ in range(count % 500)))
+    query = EventQuery(tuple(item({f"T{number}"}) for number in range(names)))
+    fetch = store._fetch
+
+    async with opened(connect(url, SystemClock())) as other:
+
+        async def followed_by_an_append(statement: str, *arguments: object) -> list[asyncpg.Record]:
+            rows = await fetch(statement, *arguments)
+            await append_one(other, event(f"T{names - 1}"))
+            return rows
+
+        monkeypatch.setattr(store, "_fetch", followed_by_an_append)
+        forward = await store.read(query, Position(0), 2 * count)
+        assert [recorded.position for recorded in forward.events] == list(range(1, count + 1))
+        assert (forward.through, forward.more) == (count, False)
+        head = (await other.head()).position
+        backward = await store.read_backward(query, 2 * head)
+        assert [recorded.position for recorded in backward.events] == list(range(head, 0, -1))
+        assert (backward.through, backward.more) == (head, False)

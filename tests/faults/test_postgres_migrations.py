@@ -1,0 +1,116 @@
+"""How a schema in PostgreSQL comes to be, and what a store says of one that it does not know; and what URLs mean."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from diptych.adapters.connect import connect_event_store
+from diptych.adapters.postgres.connection import parse_url
+from diptych.adapters.postgres.event_store import connect, migrate, migration_sql
+from diptych.clock import SystemClock
+from diptych.errors import ConfigurationError, NewerStore
+from diptych.testing.contracts.event_store_case import append_one, event, history_of, opened
+from tests.postgres_server import new_database, new_store, run, with_parameter
+
+pytestmark = pytest.mark.anyio
+
+WAIT_S = 20.0
+"""How long a test waits for what has to happen."""
+
+
+# ── migrations ───────────────────────────────────────────────────────────────
+
+
+async def test_a_schema_that_was_not_migrated_says_so() -> None:
+    """Opening names the command; a password in the URL is not repeated."""
+    database = await new_database()
+    with pytest.raises(ConfigurationError, match="run diptych migrate --store 'postgresql:") as raised:
+        await connect(database, SystemClock()).open()
+    assert "schema diptych" in str(raised.value)
+    assert await migrate(database)
+    async with opened(connect(database, SystemClock())) as store:
+        assert await history_of(store) == []
+
+
+async def test_a_newer_schema_is_left_alone() -> None:
+    """What a newer Diptych has migrated is neither opened nor migrated."""
+    url = await new_store()
+    later = f"INSERT INTO {parse_url(url).quoted_schema}.migrations VALUES ('event store', 99, 'later')"
+    await run(url, later)
+    with pytest.raises(NewerStore) as raised:
+        await connect(url, SystemClock()).open()
+    assert raised.value.found == 99
+    with pytest.raises(NewerStore):
+        await migrate(url)
+
+
+async def test_migrating_again_changes_nothing() -> None:
+    """The second time nothing is missing, and the history is as it was."""
+    url = await new_store()
+    async with opened(connect(url, SystemClock())) as store:
+        await append_one(store, event("A"))
+        assert await migrate(url) == []
+        assert len(await history_of(store)) == 1
+
+
+async def test_migrating_at_the_same_time_is_done_once() -> None:
+    """Of several that migrate one new database at once, one does each step, and all are content."""
+    database = await new_database()
+    done = await asyncio.gather(*(migrate(database) for _ in range(5)))
+    assert sorted(len(steps) for steps in done)[:4] == [0, 0, 0, 0]
+    assert max(done, key=len)
+    async with opened(connect(database, SystemClock())) as store:
+        await append_one(store, event("A"))
+
+
+async def test_the_printed_migrations_make_the_same_schema() -> None:
+    """The script for psql makes a store that opens, and leaves nothing for migrate to do."""
+    database = with_parameter(await new_database(), "schema", "printed")
+    await run(database, migration_sql(database))
+    assert await migrate(database) == []
+    async with opened(connect(database, SystemClock())) as store:
+        await append_one(store, event("A"))
+
+
+# ── URLs and loops ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "postgresql://h/d?schema=",
+        'postgresql://h/d?schema=a"b',
+        "postgresql://h/d?schema=pg_mine",
+        f"postgresql://h/d?schema={'a' * 41}",
+        "postgresql://h/d?pgbouncer=maybe",
+        "postgresql://h:port/d",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused(wrong: str) -> None:
+    """A schema's name that needs escaping, or a value that means nothing, is a ConfigurationError."""
+    with pytest.raises(ConfigurationError):
+        connect_event_store(wrong, SystemClock())
+
+
+def test_a_url_is_shown_without_its_password() -> None:
+    """Neither the password before the host nor one among the parameters is shown."""
+    url = parse_url("postgres://me:secret@h:5433/shop?schema=s&password=hidden&sslmode=require")
+    assert url.shown == "postgresql://me@h:5433/shop?schema=s&sslmode=require"
+    assert url.dsn == "postgresql://me:secret@h:5433/shop?password=hidden&sslmode=require"
+    assert (url.schema, url.pooled) == ("s", False)
+
+
+def test_one_store_lives_in_several_loops_in_turn() -> None:
+    """Opened in one event loop and closed, it works in the next; waiting included."""
+    store = connect(asyncio.run(new_store()), SystemClock())
+
+    async def use() -> int:
+        async with opened(store):
+            waiting = asyncio.create_task(store.wait_for_events((await store.head()).position, WAIT_S))
+            await append_one(store, event())
+            assert await waiting
+            return len(await history_of(store))
+
+    assert [asyncio.run(use()) for _ in range(3)] == [1, 2, 3]
