@@ -186,6 +186,17 @@ async def test_what_cannot_be_locked_is_unavailable(tmp_path: Path) -> None:
         assert await store.lease("b", [KEY], 1) == Leased({KEY: 0})
 
 
+async def test_names_that_are_too_long_for_a_file_are_leased(tmp_path: Path) -> None:
+    """Names of classes may be in any script, of which a letter takes nine characters in the name of a file."""
+    one, two = (f"仓库.{'库存' * 20}{end}" for end in "甲乙")
+    async with opened(tmp_path) as store, opened(tmp_path) as other:
+        await create(store, None, one)
+        await create(store, None, two)
+        assert await store.lease("a", [(one, 1)], 1) == Leased({(one, 1): 0})
+        assert await other.lease("b", [(one, 1), (two, 1)], 1) == Leased({(two, 1): 0})
+    assert lock_files(tmp_path) == []
+
+
 async def test_a_lease_that_could_not_be_noted_is_free(tmp_path: Path) -> None:
     """Where the file cannot be written, nobody is locked out by who could not go on."""
     async with opened(tmp_path) as store:

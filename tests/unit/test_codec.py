@@ -268,6 +268,60 @@ def test_fields_added_later_keep_the_hash() -> None:
     assert payload(Old(order="1", parts=(part,), keyed={"k": part}, one=part)) == payload(newer())
 
 
+def test_a_field_added_to_a_nested_value_keeps_the_hash_of_all_that_is_beside_it() -> None:
+    """Sets, renamed fields and values that are written as arrays hash as they did before."""
+
+    class Part(Value, rename="camel"):
+        first_sku: str
+
+    class Pair(Value, array_like=True, tag="pair"):
+        left: int
+        right: int
+
+    class Old(Command):
+        part: Part
+        pair: Pair
+        sizes: frozenset[int]
+
+    def newer() -> Command:
+        class Part(Value, rename="camel"):
+            first_sku: str
+            gift: bool = False
+
+        class Pair(Value, array_like=True, tag="pair"):
+            left: int
+            right: int
+            note: str = ""
+
+        class New(Command):
+            part: Part
+            pair: Pair
+            sizes: frozenset[int]
+
+        return New(part=Part(first_sku="a"), pair=Pair(left=1, right=2), sizes=frozenset({2, 10}))
+
+    old = Old(part=Part(first_sku="a"), pair=Pair(left=1, right=2), sizes=frozenset({2, 10}))
+    assert payload(old) == payload(newer())
+
+
+def test_elements_without_an_order_of_their_own_have_a_hash() -> None:
+    """A set of values, or of several kinds of them, is no reason to refuse a command."""
+
+    class Seat(Value):
+        row: int
+
+    class Book(Command):
+        seats: frozenset[Seat]
+
+    class Mark(Command):
+        marks: frozenset[int | str | None]
+
+    one, two = Seat(row=1), Seat(row=2)
+    assert payload(Book(seats=frozenset([one, two]))) == payload(Book(seats=frozenset([two, one])))
+    assert payload(Book(seats=frozenset([one, two]))) != payload(Book(seats=frozenset([one])))
+    assert payload(Mark(marks=frozenset([1, "a", None]))) == payload(Mark(marks=frozenset([None, "a", 1])))
+
+
 def test_nested_values_of_two_kinds_hash_otherwise() -> None:
     """Of a union of tagged values, the tag is part of the payload."""
 

@@ -89,6 +89,14 @@ class Shown(msgspec.Struct):
 class BySql(Query[list[str]]): ...
 
 
+class Named(ReadModel):
+    name: Key[OfferId]
+    until: ExpiresAt[datetime | None]
+
+
+class Names(Query[list[str]]): ...
+
+
 class Pages(Query[Page[Offer]]):
     cursor: str | None = None
 
@@ -307,6 +315,28 @@ async def test_expired_rows_are_removed_with_a_later_event(app: Application, clo
     assert await app.rebuilds.verify("Offer") is None
     await app.rebuilds.rebuild("Offer")
     assert [row.offer for row in await app.query(OffersOf(title="tea"))] == ["c", "d"]
+
+
+async def test_a_row_that_has_expired_when_it_replaces_another_leaves_neither(
+    store_url: str, clock: ManualClock
+) -> None:
+    """Also where only the row that is returned tells its key, so that the one before was not loaded."""
+    context = BoundedContext("shop")
+    context.command_handler(make_offer)
+
+    @context.projection
+    def named(event: OfferMade) -> Named:
+        return Named(name=event.offer, until=event.until)
+
+    @context.query_handler
+    async def names(query: Names, read: Reader) -> list[str]:
+        return [found.name for found in await read.find(Named)]
+
+    async with Application(context, store=store_url, clock=clock) as opened:
+        await offer(opened, "a", minutes=10)
+        await offer(opened, "a", minutes=0)
+        assert await opened.query(Names()) == []
+        assert await opened.rebuilds.verify("Named") is None
 
 
 async def test_rows_that_are_put_off_again_and_again_cost_memory_once() -> None:

@@ -22,14 +22,18 @@ from diptych import (
 )
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.memory.read_store import MemoryReadStore
+from diptych.application.registration import event_types
 from diptych.application.running import Running, wire
 from diptych.clock import SystemClock
 from diptych.errors import StoreUnavailable
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place
 from diptych.read_side import leases as module
 from diptych.read_side import projector, subscriber
 from diptych.read_side.leases import LEASE_S, Leases
-from diptych.read_side.read_store import Fenced, Leased, LeaseKey, SliceWrite, WriteResult
+from diptych.read_side.read_store import Fenced, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
+from diptych.read_side.subscriber import Subscriber, Subscription
 from diptych.write_side.command_bus import Sender
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +246,62 @@ async def test_closing_releases_and_others_hear_of_it(
         await two.wait(version, asyncio.Event().wait)
         assert (held(one), held(two)) == ([], ["a"])
         await two.close()
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_held(
+    read_store: SharedReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store had given the leases already; the next process need not wait until they have run out."""
+    given, lease = asyncio.Event(), SharedReadStore.lease
+
+    async def never_told(store: SharedReadStore, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
+        await lease(store, worker, wanted, ttl_s)
+        given.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    one, two = leases(read_store, "one"), leases(read_store, "two")
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedReadStore, "lease", never_told)
+        opening = asyncio.create_task(one.open())
+        await given.wait()
+        opening.cancel()
+        await asyncio.wait([opening])
+    await one.close()
+    await two.renew()
+    assert held(two) == ["a", "b", "c", "d"]
+
+
+async def test_nothing_is_delivered_on_a_lease_that_went_while_the_checkpoint_was_read(
+    read_store: SharedReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint read then is fenced by the epoch of who has the lease now, whose work it would undo."""
+    store = MemoryEventStore(SystemClock())
+    await store.open()
+
+    async def deliver(events: Sequence[tuple[Event, EventContext]]) -> None:
+        raise AssertionError
+
+    alarm = Subscriber("alarm", EventQuery((QueryItem(frozenset({"counted"})),)), deliver)
+    subscription = Subscription(alarm, store, History(event_types([])), read_store)
+    await subscription.open()
+    one, two = (leases(read_store, name, [subscription.lease_key]) for name in ("one", "two"))
+    await two.renew()
+    read_store.now_s += LEASE_S
+    await one.renew()
+    create = SharedReadStore.create_generation
+
+    async def slow(
+        store: SharedReadStore, name: str, fingerprint: str, table: Table | None, checkpoint: Place, *, live: bool
+    ) -> Generation:
+        read_store.now_s += LEASE_S
+        await two.renew()
+        return await create(store, name, fingerprint, table, checkpoint, live=live)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SharedReadStore, "create_generation", slow)
+        assert not await subscription._is_held(one)
+    assert await subscription._is_held(two)
 
 
 async def test_closing_without_the_store_is_no_error(read_store: SharedReadStore) -> None:

@@ -126,6 +126,12 @@ class Unions(Event):
     either: Ping | Pong | Quiet
 
 
+class Split(Event):
+    course: CourseId
+    into: tuple[Split, ...] = ()
+    note: Note | None = None
+
+
 class OptedOut(Event):
     plain: Untagged[CourseId]
     optional: Untagged[CourseId] | None = None
@@ -273,3 +279,9 @@ def test_tag_names_tell_every_place_that_can_give_a_tag() -> None:
 
     assert tag_reader(Transferred).names == ("course", "course")
     assert tag_reader(Opted).names == ("course",)
+
+
+def test_an_event_that_holds_others_of_its_own_class_carries_their_tags() -> None:
+    """Its one identity is named once, and found in every part."""
+    event = Split(course=C, into=(Split(course=PYTHON), Split(course=C, into=(Split(course=RUST),))))
+    assert tag_reader(Split).read(event) == ("course:c", "course:python", "course:rust")

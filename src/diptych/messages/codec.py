@@ -111,7 +111,11 @@ class Codec:
         given = _given(message, self._defaults) if self._leaves_out else message
         if self._defaults_within:  # else the encoder says it all, without a walk through every value
             given = self._sent(given)
-        return hashlib.blake2b(HASH_SCHEME + name.encode() + _sorted_encoder.encode(given), digest_size=16).digest()
+        try:
+            encoded = _sorted_encoder.encode(given)
+        except TypeError:  # a set whose elements have no order of their own
+            encoded = _sorted_encoder.encode(self._sent(given))
+        return hashlib.blake2b(HASH_SCHEME + name.encode() + encoded, digest_size=16).digest()
 
     def _sent(self, value: Any) -> Any:
         """A value as it is hashed: as the encoder would write it, but for fields that equal their default."""
@@ -120,12 +124,21 @@ class Codec:
         if isinstance(value, list | tuple):
             return [self._sent(held) for held in value]
         if isinstance(value, set | frozenset):
-            return sorted((self._sent(held) for held in value), key=encode_canonical)
+            try:
+                return [self._sent(held) for held in sorted(value)]
+            except TypeError:
+                return sorted((self._sent(held) for held in value), key=encode_canonical)
         if not isinstance(value, msgspec.Struct):
             return value
         config, defaults = value.__struct_config__, self._defaults_within.get(type(value)) or _defaults(type(value))
+        given = _given(value, defaults)
+        if config.array_like:
+            last = max((place for place, (name, _) in enumerate(defaults, 1) if name in given), default=0)
+            tag = [] if config.tag is None else [config.tag]
+            return tag + [self._sent(getattr(value, name)) for name, _ in defaults[:last]]
         tagged = {} if config.tag_field is None else {config.tag_field: config.tag}
-        return tagged | self._sent(_given(value, defaults))
+        names = dict(zip(value.__struct_fields__, value.__struct_encode_fields__, strict=True))
+        return tagged | {names[name]: self._sent(held) for name, held in given.items()}
 
 
 def _given(struct: Any, defaults: _Defaults) -> Any:

@@ -46,22 +46,26 @@ def tag_reader(cls: type) -> TagReader:
         ConfigurationError: a union mixes an identity with other strings, so that no value could tell which it is.
     """
     names: list[str] = []
-    collect = _of_struct(cls, names, {})
+    known: dict[Any, list[tuple[_Get, Collect]]] = {}
+    collect = _of_struct(cls, names, known)
     if collect is None:
         return TagReader(lambda event: (), ())
-
-    return TagReader(_of_one_identity(cls, names) or _of_any(collect), tuple(sorted(names)))
+    of_one = _of_one_identity(cls) if len(known[cls]) == 1 else None
+    return TagReader(of_one or _of_any(collect), tuple(sorted(names)))
 
 
 def _of_any(collect: Collect) -> Callable[[Any], tuple[str, ...]]:
     return lambda event: tuple(dict.fromkeys(collect(event)))
 
 
-def _of_one_identity(cls: type, names: list[str]) -> Callable[[Any], tuple[str, ...]] | None:
-    """The reader of the most common kind of event, with one identity and no other tag; None for any other kind."""
+def _of_one_identity(cls: type) -> Callable[[Any], tuple[str, ...]] | None:
+    """The reader of the most common kind of event, whose one field with tags is an identity; None for any other kind.
+
+    One name of a tag would not do to tell: an event that holds others of its own class names it once, too.
+    """
     plain = [(get, unwrap(annotation)) for get, annotation in _fields(cls).values()]
     fields = [(get, bare) for get, (bare, marks) in plain if _is_identity(bare) and UNTAGGED not in marks]
-    if len(names) != 1 or not fields:
+    if not fields:
         return None
     ((get, identity),) = fields
     prefix = f"{tag_name(identity)}:"

@@ -153,7 +153,8 @@ def slice_write(
     form = projection.form
     recorded_at = None if form.expiry is None else end.recorded_at
     rows = folded.rows if recorded_at is None else _without_expired(projection, folded, recorded_at)
-    deletes = [key for key, row in rows.items() if row is None and key in loaded]
+    # A row whose key its fold told afterwards is not loaded, and may have replaced a stored one before it expired.
+    deletes = [key for key, row in rows.items() if row is None and (key in loaded or folded.rows[key] is not None)]
     return SliceWrite(
         generation=generation,
         checkpoint=end.place,

@@ -82,13 +82,13 @@ class Leases:
             self._task = asyncio.get_running_loop().create_task(self._keep(), name="diptych leases")
 
     async def close(self) -> None:
-        """Give everything up at once; who works on it has stopped before."""
-        if self._task is None:
+        """Give everything up at once; who works on it has stopped before. Also where opening has failed."""
+        if not self.asked and self._task is None:
             return
-        self._task.cancel()
-        await asyncio.wait([self._task])
-        self._task = None
-        self._leased = Leased({})
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._task, self.asked, self._leased = None, frozenset(), Leased({})
         try:
             await self._read_store.release(self.worker)
         except Unavailable as error:

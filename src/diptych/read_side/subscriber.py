@@ -184,7 +184,7 @@ class Subscription:
         epoch = leases.epoch(self.lease_key)
         if epoch is not None and epoch > self._opened().epoch:
             await self.open()
-        return epoch is not None
+        return leases.epoch(self.lease_key) is not None  # it may have gone to another one meanwhile
 
     async def _deliver_held(self, leases: Leases) -> bool:
         with leases.using([self.lease_key]):

@@ -10,6 +10,7 @@ afterwards that it is the one that others find under its name.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -26,6 +27,8 @@ except ImportError:  # pragma: no cover - Windows has no flock: everybody holds 
 
 __all__ = ["LeaseLocks"]
 
+LOCK_NAME_CHARACTERS_MAX = 120
+"""Of a generation's name in that of its lock file, where file systems take 255 bytes; of a longer one, a hash is."""
 LOCK_TRIES_MAX = 10
 """How often a lock file is opened anew since its holder removed it in between; past it, the lock is not taken."""
 
@@ -81,8 +84,10 @@ class LeaseLocks:
             self.let_go(worker, [key])
 
     def _path(self, key: LeaseKey) -> Path:
-        name, number = key
-        return Path(f"{self._store}-lease-{quote(name, safe='')}-{number}")
+        name, number = quote(key[0], safe=""), key[1]
+        if len(name) > LOCK_NAME_CHARACTERS_MAX:
+            name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
+        return Path(f"{self._store}-lease-{name}-{number}")
 
 
 def _locked(path: Path) -> IO[bytes] | None:
