@@ -6,6 +6,7 @@ It runs without `fsync`: the tests crash processes, never the machine.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import tempfile
 import warnings
@@ -92,6 +93,8 @@ async def new_database() -> str:
     """The URL of a new, empty database."""
     name = f"diptych_test_{os.getpid()}_{next(_numbers)}"
     await run(server_url(), f"CREATE DATABASE {name}")
+    if SETTING in os.environ:  # one of our own goes with all that is in it
+        atexit.register(lambda: asyncio.run(run(server_url(), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")))
     return urlunsplit(urlsplit(server_url())._replace(path=f"/{name}"))
 
 

@@ -205,6 +205,39 @@ def test_servers_end_with_the_process_that_started_them(project: Project) -> Non
         parent.communicate(timeout=EXIT_WAIT_S)
 
 
+@linux_only
+def test_nobody_sees_the_stores_of_servers_in_the_list_of_processes(project: Project) -> None:
+    """A store's URL may hold a password: where the parent was not told on its command line, neither are they."""
+    project.settings(f'app = ["{project.context}"]\n')
+    secrets = {"DIPTYCH_STORE": "sqlite:hunter2.db", "DIPTYCH_READ_STORE": "sqlite:hunter2.read.db"}
+    with serving(project, "--port", "0", "--processes", "2", **secrets) as (parent, where):
+        assert ask(where, "POST", "/commands/Enrol", {"course": "python"})[0] == 200
+        shown = [Path(f"/proc/{pid}/cmdline").read_text() for pid in children(parent)]
+        assert ended(parent, signal.SIGTERM) == (0, "")
+    assert len(shown) == 2
+    assert "hunter2" not in "".join(shown)
+    assert (project.folder / "hunter2.read.db").exists()
+
+
+@linux_only
+def test_a_server_that_cannot_be_replaced_yet_is_tried_again(project: Project) -> None:
+    """The others go on, and what was in the way may go: here the module is away for a while."""
+    source = project.folder / f"{project.module}.py"
+    with serving(project, "--port", "0", "--processes", "2") as (parent, where):
+        assert parent.stderr is not None
+        away = source.rename(project.folder / "away.txt")
+        os.kill(children(parent)[0], signal.SIGKILL)
+        while "it is tried again in" not in parent.stderr.readline():
+            assert parent.poll() is None
+        assert ask(where, "POST", "/commands/Enrol", {"course": "python"})[0] == 200
+        away.rename(source)
+        while "it is replaced" not in parent.stderr.readline():
+            assert parent.poll() is None
+        assert len(children(parent)) == 2
+        parent.terminate()
+        assert parent.wait(EXIT_WAIT_S) == 0
+
+
 def test_servers_that_cannot_start_are_not_started_for_ever(project: Project) -> None:
     """What is wrong is told by them; the parent ends as well."""
     with running(project, "run", "school:nothing", "--port", "0", "--processes", "2") as process:

@@ -14,7 +14,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from diptych.adapters.postgres import connection, event_store
-from diptych.adapters.postgres.connection import Link, parse_url
+from diptych.adapters.postgres.connection import Connections, Link, parse_url
 from diptych.adapters.postgres.event_store import PostgresEventStore, connect
 from diptych.adapters.postgres.matching_events import STREAMS_MAX
 from diptych.clock import SystemClock
@@ -22,6 +22,7 @@ from diptych.errors import (
     HistoryDiverged,
     OutcomeUnknown,
     Overloaded,
+    StoreClosed,
     StoreUnavailable,
 )
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
@@ -37,7 +38,7 @@ from diptych.testing.contracts.event_store_case import (
     item,
     opened,
 )
-from tests.postgres_server import by_hand, new_store, shared_database
+from tests.postgres_server import by_hand, new_store, shared_database, with_parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -193,6 +194,55 @@ async def test_waiting_calls_are_bounded(
     await shell.execute("ROLLBACK")
     await asyncio.gather(*waiting)
     assert len(await history_of(store)) == 2
+
+
+async def test_a_turn_that_was_handed_on_is_nobody_elses(url: str) -> None:
+    """Who asks for a connection just when it is given back does not overtake who waits: no other one is made."""
+    made = 0
+
+    async def verify(link: Link) -> None:
+        nonlocal made
+        made += 1
+
+    pool = Connections(parse_url(url), 1, read_only=False, verify=verify)
+    pool.open()
+
+    async def use_twice() -> None:
+        await pool.rows("SELECT 1")
+        await pool.rows("SELECT 1")
+
+    await asyncio.gather(use_twice(), use_twice())
+    await pool.close()
+    assert made == 1
+
+
+async def test_a_turn_whose_taker_has_gone_goes_to_the_next(url: str) -> None:
+    """Cancelled in the very moment in which the turn comes, or refused because of a close: none is lost."""
+
+    async def verify(link: Link) -> None: ...
+
+    pool = Connections(parse_url(url), 1, read_only=False, verify=verify)
+    pool.open()
+    held = pool.connection()
+    await held.__aenter__()
+    gone = asyncio.create_task(pool.rows("SELECT 1"))
+    next_one = asyncio.create_task(pool.rows("SELECT 2"))
+    while len(pool._waiting) < 2:
+        await checkpoint()
+    await held.__aexit__(None, None, None)
+    gone.cancel()
+    assert [tuple(row) for row in await asyncio.wait_for(next_one, WAIT_S)] == [(2,)]
+    assert pool._used == 0
+
+    await (held := pool.connection()).__aenter__()
+    refused = asyncio.create_task(pool.rows("SELECT 3"))
+    while not pool._waiting:
+        await checkpoint()
+    await held.__aexit__(None, None, None)
+    await pool.close()
+    with pytest.raises(StoreClosed):
+        await refused
+    assert pool._used == 0
 
 
 async def test_no_free_connection_is_unavailable_in_the_end(
@@ -497,6 +547,24 @@ async def test_a_look_that_began_before_the_wake_is_not_shared(
         await checkpoint()
         release.set()
         assert all(await asyncio.wait_for(asyncio.gather(early, late), WAIT_S / 4))
+
+
+async def test_a_poll_during_a_slow_look_does_not_end_the_polling(
+    url: str, shell: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits alone, and looks at the head for longer than the time between polls, is woken all the same."""
+    monkeypatch.setattr(event_store, "POLL_DEAF_S", 0.0)
+    deaf = connect(with_parameter(url, "pgbouncer", "true"), SystemClock())
+    async with opened(deaf), opened(connect(url, SystemClock())) as other:
+        await shell.execute("BEGIN; LOCK TABLE history IN ACCESS EXCLUSIVE MODE")
+        waiting = asyncio.create_task(deaf.wait_for_events(Position(0), WAIT_S))
+        await until_blocked(shell)
+        await until(shell, "SELECT count(*) > 0 FROM pg_catalog.pg_class")  # round trips, in which polls fall due
+        await shell.execute("COMMIT")
+        for _ in range(3):
+            await other.head()
+        await append_one(other, event())
+        assert await asyncio.wait_for(waiting, WAIT_S / 4)
 
 
 # ── reads in several statements ──────────────────────────────────────────────

@@ -114,3 +114,33 @@ def test_one_store_lives_in_several_loops_in_turn() -> None:
             return len(await history_of(store))
 
     assert [asyncio.run(use()) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://me:hunter2@h/d",
+        "Postgresql://h/d?password=hunter2",
+        "postgres//me:hunter2@h/d",
+        "postgresql://me:hunter2/x@h/d",
+        "postgresql://me:12/hunter2@h/d",
+        "postgresql://me:hunter2#x@h/d",
+        "postgresql://me:12?hunter2@h/d",
+        "postgresql://me:hunter2[@h/d",
+        "postgresql://me:hunter2\u2100@h/d",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    """A misspelt scheme, or a password that is not escaped, repeats nothing of it: neither the error nor its cause."""
+    with pytest.raises(ConfigurationError) as refused:
+        connect_event_store(url, SystemClock())
+    assert "hunter2" not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["sslpassword", "PASSWORD"])
+def test_no_password_among_the_parameters_is_shown(name: str) -> None:
+    """The one of a key's file is a password too."""
+    assert parse_url(f"postgresql://me@h/d?{name}=hidden&sslmode=require").shown == (
+        "postgresql://me@h/d?sslmode=require"
+    )

@@ -34,6 +34,16 @@ def test_what_is_missing_is_made_and_said(project: Project) -> None:
     assert (again.code, again.out) == (0, "event store: nothing was missing\nread store: nothing was missing\n")
 
 
+def test_status_does_not_show_the_password(project: Project) -> None:
+    """What a terminal shows may be read, or pasted, by others."""
+    store = with_parameter(with_parameter(in_thread(new_database()), "schema", "school"), "password", "hunter2")
+    assert project.run("migrate", "--store", store).code == 0
+    code, out, err = project.run("status", "--store", store)
+    assert (code, err) == (0, "")
+    assert "schema=school" in out
+    assert "hunter2" not in out
+
+
 def test_the_statements_can_be_printed(project: Project) -> None:
     """For whoever runs them by hand; nothing is connected to."""
     code, out, _ = project.run("migrate", "--sql", "--store", "postgresql://nobody@nowhere.invalid/school?schema=s")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from urllib.parse import parse_qsl, urlencode
@@ -13,7 +14,15 @@ if TYPE_CHECKING:
     from diptych.event_store.event_store import EventStore
     from diptych.read_side.read_store import ReadStore
 
-__all__ = ["Port", "connect_event_store", "connect_read_store", "default_read_store", "migrate", "migration_sql"]
+__all__ = [
+    "Port",
+    "connect_event_store",
+    "connect_read_store",
+    "default_read_store",
+    "migrate",
+    "migration_sql",
+    "without_password",
+]
 
 Port: TypeAlias = Literal["event_store", "read_store"]
 """What a store is to the application; its adapter's module has that name."""
@@ -25,6 +34,7 @@ _ADAPTERS = {
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
 }
+_SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _EXTRAS = {"asyncpg": "postgres"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
 
@@ -60,6 +70,16 @@ def default_read_store(store: str) -> str:
         return "memory:"
     stem = path.removesuffix(".db")
     return f"sqlite:{stem}.read.db"
+
+
+def without_password(url: str) -> str:
+    """A store's URL as it may be shown.
+
+    Raises:
+        ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
+    """
+    adapter = _adapter(url, "event_store")
+    return cast("str", adapter.shown(url)) if hasattr(adapter, "shown") else url
 
 
 def _with_read_schema(url: str) -> str:
@@ -98,7 +118,10 @@ def _adapter(url: str, port: Port) -> Any:
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in _ADAPTERS:
         known = ", ".join(f"{name}:" for name in _ADAPTERS)
-        raise ConfigurationError(f"no store for the URL {url!r}: it must begin with one of {known}")
+        may_hold_password = "@" in url or "=" in url
+        begin = _SCHEME.match(url)
+        shown = f"{begin[0] if begin else ''}…" if may_hold_password else url
+        raise ConfigurationError(f"no store for the URL {shown!r}: it must begin with one of {known}")
     try:
         return import_module(f"{_ADAPTERS[scheme]}.{port}")
     except ModuleNotFoundError as error:

@@ -12,7 +12,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
@@ -123,8 +123,13 @@ def parse_url(url: str) -> PostgresUrl:
         parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         host = parts.hostname or ""
         place = f"{parts.username or ''}@{f'[{host}]' if ':' in host else host}{f':{parts.port}' if parts.port else ''}"
-    except ValueError as error:
-        raise ConfigurationError(f"this is no URL of PostgreSQL: {error}") from error
+        _check_is_whole(url)
+    except ValueError:
+        # What is wrong may be in the password, or a part of it taken for a port: it is not repeated.
+        raise ConfigurationError(
+            "this URL of PostgreSQL cannot be read: it is postgresql://user:password@host:port/database?name=value&…, "
+            "in a user or password / ? # @ : [ ] are written as %2F %3F %23 %40 %3A %5B %5D"
+        ) from None
     ours = {name: value for name, value in parameters if name in {"schema", "pgbouncer"}}
     theirs = urlencode([(name, value) for name, value in parameters if name not in ours])
     schema = ours.get("schema", DEFAULT_SCHEMA)
@@ -136,13 +141,24 @@ def parse_url(url: str) -> PostgresUrl:
     pooled = ours.get("pgbouncer", "false")
     if pooled not in {"true", "false"}:
         raise ConfigurationError(f"pgbouncer={pooled}: write pgbouncer=true, or leave it out")
-    named = urlencode([(name, value) for name, value in parameters if name != "password"])
+    named = urlencode([(name, value) for name, value in parameters if "password" not in name.lower()])
     return PostgresUrl(
         dsn=urlunsplit(("postgresql", parts.netloc, parts.path, theirs, "")),
         schema=schema,
         pooled=pooled == "true",
         shown=urlunsplit(("postgresql", place.removeprefix("@"), parts.path, named, "")),
     )
+
+
+def _check_is_whole(url: str) -> None:
+    """A bare `/`, `?` or `#` in a password ends the host too early: an `@` comes after it, and the rest were shown.
+
+    Raises:
+        ValueError: it is so.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.path or "#" in url or ("@" not in parts.netloc and "@" in parts.query):
+        raise ValueError
 
 
 # ── failures ─────────────────────────────────────────────────────────────────
@@ -225,7 +241,7 @@ class Connections:
             )
         )
         self._idle: deque[Link] = deque()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[bool]] = deque()
         self._used = 0
         self._is_open = False
 
@@ -237,9 +253,10 @@ class Connections:
         """Let go of the connections; those in use are closed when they are given back."""
         self._is_open = False
         while self._waiting:
-            _wake(self._waiting.popleft())
-        while self._idle:
-            await _say_goodbye(self._idle.pop())
+            _refuse(self._waiting.popleft())
+        idle = list(self._idle)
+        self._idle.clear()
+        await asyncio.gather(*map(_say_goodbye, idle))
 
     async def rows(
         self, statement: str, *arguments: object, timeout_s: float = STATEMENT_S_MAX
@@ -285,13 +302,12 @@ class Connections:
                 self._judge(link, error)
             raise
         finally:
-            self._used -= 1
-            if link is not None and not link.is_closed():
-                if self._is_open:
-                    self._idle.append(link)
-                else:
-                    await _say_goodbye(link)
-            self._wake_next()
+            good = link if link is not None and not link.is_closed() else None
+            if good is not None and self._is_open:
+                self._idle.append(good)
+            self._end_turn()
+            if good is not None and not self._is_open:
+                await _say_goodbye(good)
 
     def _judge(self, link: Link, error: BaseException) -> None:
         """Where the server only said no, the connection is as good as ever; what cut it has cut the idle ones too."""
@@ -306,12 +322,13 @@ class Connections:
             raise StoreClosed(f"the store {self.url.shown} is not open")
         if self._used >= self._size_max or self._waiting:
             await self._wait()
-        self._used += 1
+        else:
+            self._used += 1
 
     async def _wait(self) -> None:
         if len(self._waiting) >= WAITING_CALLS_MAX:
             raise Overloaded("WAITING_CALLS_MAX", WAITING_CALLS_MAX)
-        turn = asyncio.get_running_loop().create_future()
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
             async with asyncio.timeout(CONNECTION_WAIT_S_MAX):
@@ -319,8 +336,8 @@ class Connections:
         except BaseException as error:
             if turn in self._waiting:
                 self._waiting.remove(turn)
-            elif turn.done() and not turn.cancelled():
-                self._wake_next()  # the turn came too late to be used
+            elif turn.done() and not turn.cancelled() and turn.result():
+                self._end_turn()  # it came too late to be used
             if isinstance(error, TimeoutError):
                 raise StoreUnavailable(
                     f"{self.url.shown}: none of {self._size_max} connections was free for {CONNECTION_WAIT_S_MAX} s "
@@ -328,14 +345,18 @@ class Connections:
                 ) from error
             raise
         if not self._is_open:
+            if turn.result():
+                self._end_turn()
             raise StoreClosed(f"the store {self.url.shown} was closed")
 
-    def _wake_next(self) -> None:
+    def _end_turn(self) -> None:
+        """Hand the turn to who waits longest; it is theirs from now on, so that nobody takes it before they wake."""
+        self._used -= 1
         while self._waiting and self._used < self._size_max:
             turn = self._waiting.popleft()
             if not turn.done():
-                turn.set_result(None)
-                return
+                self._used += 1
+                turn.set_result(True)
 
     def _next_idle(self) -> Link | None:
         while self._idle:
@@ -390,6 +411,6 @@ async def _say_goodbye(link: Link) -> None:
         link.terminate()
 
 
-def _wake(turn: asyncio.Future[Any]) -> None:
+def _refuse(turn: asyncio.Future[bool]) -> None:
     if not turn.done():
-        turn.set_result(None)
+        turn.set_result(False)

@@ -40,7 +40,7 @@ from diptych.event_store.timestamp import moment, to_microseconds
 if TYPE_CHECKING:
     from diptych.adapters.postgres.migrations import Migration
 
-__all__ = ["PostgresEventStore", "connect", "migrate", "migration_sql"]
+__all__ = ["PostgresEventStore", "connect", "migrate", "migration_sql", "shown"]
 
 READ_CONNECTIONS_MAX = 4
 """Connections of one process that read."""
@@ -90,6 +90,15 @@ def migration_sql(url: str) -> str:
     return EVENT_STORE_MIGRATIONS.sql(parse_url(url))
 
 
+def shown(url: str) -> str:
+    """The URL without its password.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    return parse_url(url).shown
+
+
 class PostgresEventStore:
     """Keeps one history in one schema."""
 
@@ -117,6 +126,7 @@ class PostgresEventStore:
         self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
         self._watch = HeadWatch()
         self._wakes = 0
+        self._waiting = 0
         self._look: tuple[int, asyncio.Task[Place]] | None = None
         self._poll: asyncio.Task[None] | None = None
         self._wake_ups = WakeUps(url, self._channel, self._wake)
@@ -409,7 +419,13 @@ class PostgresEventStore:
         come, within `POLL_DEAF_S`.
         """
         self._check_open()
-        deadline = time.monotonic() + timeout_s
+        self._waiting += 1
+        try:
+            return await self._passed(after, time.monotonic() + timeout_s)
+        finally:
+            self._waiting -= 1
+
+    async def _passed(self, after: Position, deadline: float) -> bool:
         while True:
             self._keep_watch()  # before the look at the head, so that nothing falls between
             wakes = self._wakes
@@ -443,10 +459,10 @@ class PostgresEventStore:
             self._poll = asyncio.get_running_loop().create_task(self._wake_regularly())
 
     async def _wake_regularly(self) -> None:
-        """Let those who wait look again every now and then; ends when nobody does."""
+        """Let those who wait look again every now and then; ends when nobody does. Who is just looking waits too."""
         while True:
             await pause(POLL_S if self._wake_ups.is_listening else POLL_DEAF_S)
-            if not self._watch:
+            if not self._waiting:
                 self._poll = None
                 return
             self._wake()

@@ -15,13 +15,18 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from diptych.clock import pause
 from diptych.entrypoints.cli.failures import CommandFailed
-from diptych.entrypoints.cli.settings import SERVER_VARIABLE, Settings
+from diptych.entrypoints.cli.settings import ENVIRONMENT_PREFIX, SERVER_VARIABLE, Settings
 
 __all__ = ["Child", "as_child", "keep_alive"]
+
+RESTART_FIRST_S, RESTART_MAX_S = 0.1, 30.0
+"""Seconds between a server's end and the start of the next but one: doubled each time, up to the second."""
 
 _log = logging.getLogger("diptych.cli")
 
@@ -41,9 +46,11 @@ async def keep_alive(
         verbose: whether they log more than problems.
 
     Raises:
-        CommandFailed: one ended before it served; what was wrong it has told itself. The others are stopped.
+        CommandFailed: one of the first ended before it served; what was wrong it has told itself. The others are
+            stopped. A later one that cannot start is tried again, and again.
     """
     command = [sys.executable, "-m", "diptych", *_arguments(settings, verbose=verbose)]
+    environment = {**os.environ, **_stores(settings)}
     missing = settings.processes
 
     def one_is_ready() -> None:
@@ -55,35 +62,48 @@ async def keep_alive(
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(settings.processes):
-                group.create_task(_kept_alive(command, listening, one_is_ready))
+                group.create_task(_kept_alive(command, environment, listening, one_is_ready))
     except* CommandFailed as failed:
         raise failed.exceptions[0] from None
 
 
 def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
-    """The command line of one server: all that was settled, wherever it came from."""
-    options = {
-        "--store": settings.store,
-        "--read-store": settings.read_store,
-        "--role": settings.role,
-        "--log-format": settings.log_format,
-    }
-    given = [part for name, value in options.items() if value is not None for part in (name, value)]
+    """The command line of one server: all that was settled, wherever it came from, but for `_stores`."""
+    given = ("--role", settings.role, "--log-format", settings.log_format)
     return ["run", *settings.app, *given, "--processes", "1", *(["--verbose"] if verbose else [])]
 
 
-async def _kept_alive(command: Sequence[str], listening: socket.socket, on_ready: Callable[[], None]) -> None:
+def _stores(settings: Settings) -> dict[str, str]:
+    """The environment of one server says where its stores are: a command line, with a password in it, all can see."""
+    stores = {"STORE": settings.store, "READ_STORE": settings.read_store}
+    return {f"{ENVIRONMENT_PREFIX}{name}": url for name, url in stores.items() if url is not None}
+
+
+async def _kept_alive(
+    command: Sequence[str], environment: Mapping[str, str], listening: socket.socket, on_ready: Callable[[], None]
+) -> None:
+    code = await _run_once(command, environment, listening, on_ready)
+    backoff = RESTART_FIRST_S
     while True:
-        code = await _run_once(command, listening, on_ready)
         _log.error("a server ended with exit code %s; another one is started", code)
-        on_ready = _tell_replaced
+        started = time.monotonic()
+        try:
+            code = await _run_once(command, environment, listening, _tell_replaced)
+        except CommandFailed as failed:  # what was well when the others began may be again: a store, a module
+            _log.error("%s; it is tried again in %.1f s", failed, backoff)
+        if time.monotonic() - started > RESTART_MAX_S:
+            backoff = RESTART_FIRST_S
+        await pause(backoff)
+        backoff = min(backoff * 2, RESTART_MAX_S)
 
 
 def _tell_replaced() -> None:
     _log.info("it is replaced")
 
 
-async def _run_once(command: Sequence[str], listening: socket.socket, on_ready: Callable[[], None]) -> int:
+async def _run_once(
+    command: Sequence[str], environment: Mapping[str, str], listening: socket.socket, on_ready: Callable[[], None]
+) -> int:
     """Run one server to its end.
 
     Raises:
@@ -95,7 +115,7 @@ async def _run_once(command: Sequence[str], listening: socket.socket, on_ready: 
             *command,
             stdin=asyncio.subprocess.PIPE,
             pass_fds=(listening.fileno(), writing),
-            env={**os.environ, SERVER_VARIABLE: f"{listening.fileno()},{writing}"},
+            env={**environment, SERVER_VARIABLE: f"{listening.fileno()},{writing}"},
             start_new_session=True,  # Ctrl-C goes to the parent alone, which stops them in order
         )
     except BaseException:

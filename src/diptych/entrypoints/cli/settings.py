@@ -24,6 +24,7 @@ __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_PROCESSES",
     "DEFAULT_ROLE",
+    "ENVIRONMENT_PREFIX",
     "PORT_MAX",
     "PROCESSES_MAX",
     "SERVER_VARIABLE",
@@ -49,6 +50,7 @@ DEFAULT_LOG_FORMAT: Literal["text", "json"] = "text"
 PORT_MAX = 65_535
 """The greatest TCP port."""
 ENVIRONMENT_PREFIX = "DIPTYCH_"
+"""How the environment variables of settings begin."""
 
 _log = logging.getLogger("diptych.cli")
 

@@ -70,8 +70,11 @@ async def _of_store(settings: Settings) -> Status:
 
 
 def _show(settings: Settings, found: Status) -> None:
+    from diptych.adapters.connect import without_password
+
     output = screen.output()
-    output.print(f"store    {settings.store}\nhistory  {found.history_id}\nhead     {screen.count(found.head)}")
+    store = without_password(settings.store or "")
+    output.print(f"store    {store}\nhistory  {found.history_id}\nhead     {screen.count(found.head)}")
     for title, listed in (("Projections", found.projections), ("Subscribers", found.subscribers)):
         if listed:
             output.print()
