@@ -28,6 +28,8 @@ from diptych.adapters.postgres.event_store import migrate
 
 SETTING = "DIPTYCH_TEST_POSTGRES"
 """The environment variable that names another server: a URL of a database whose user may make databases."""
+GIVEN = os.environ.get(SETTING)
+"""Read at once: tests of the command line take such variables away."""
 
 T = TypeVar("T")
 _numbers = count(1)
@@ -36,7 +38,7 @@ _numbers = count(1)
 @cache
 def server_url() -> str:
     """The server's URL; it is started when it is first asked for, and stops with this process."""
-    return os.environ.get(SETTING) or _started()
+    return GIVEN or _started()
 
 
 def _started() -> str:
@@ -93,7 +95,7 @@ async def new_database() -> str:
     """The URL of a new, empty database."""
     name = f"diptych_test_{os.getpid()}_{next(_numbers)}"
     await run(server_url(), f"CREATE DATABASE {name}")
-    if SETTING in os.environ:  # one of our own goes with all that is in it
+    if GIVEN:  # one of our own goes with all that is in it
         atexit.register(lambda: asyncio.run(run(server_url(), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")))
     return urlunsplit(urlsplit(server_url())._replace(path=f"/{name}"))
 
