@@ -272,6 +272,19 @@ async def test_an_opening_that_is_cancelled_leaves_nothing_held(
     assert held(two) == ["a", "b", "c", "d"]
 
 
+async def test_a_close_that_is_cancelled_gives_the_leases_up_all_the_same(read_store: SharedReadStore) -> None:
+    """Whoever closes in a hurry does not keep others waiting until the leases have run out."""
+    one, two = leases(read_store, "one"), leases(read_store, "two")
+    await one.open()
+    closing = asyncio.create_task(one.close())
+    await asyncio.sleep(0)  # noqa: TID251 — it waits for the renewing task to end
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert closing.cancelled()
+    await two.renew()
+    assert held(two) == ["a", "b", "c", "d"]
+
+
 async def test_nothing_is_delivered_on_a_lease_that_went_while_the_checkpoint_was_read(
     read_store: SharedReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,17 @@ def with_seats() -> BoundedContext:
     return context
 
 
+def with_seats_by_ten() -> BoundedContext:
+    """The same read model, folded by other code."""
+    context = entries()
+
+    @context.projection
+    def seats(row: Seats, event: Enrolled) -> Seats:
+        return replace(row, taken=row.taken + 10)
+
+    return context
+
+
 async def enter(app: Application, *courses: str) -> str:
     token = ""
     for course in courses:
@@ -574,12 +585,7 @@ async def test_a_changed_fold_is_built_beside_and_never_answers_half_built(tmp_p
     async with Application(with_seats(), store=url) as app:
         await enter(app, "python", "python")
         await app.projected()
-    context = entries()
-
-    @context.projection
-    def seats(row: Seats, event: Enrolled) -> Seats:
-        return replace(row, taken=row.taken + 10)
-
+    context = with_seats_by_ten()
     async with Application(context, store=url, projecting=False) as app:
         with pytest.raises(NotFresh, match="not built yet"):
             await app.query(SeatsOf(course=PYTHON), wait_s=0.0)
@@ -619,12 +625,7 @@ async def test_a_changed_fold_can_be_rebuilt_where_nobody_projects(tmp_path: Pat
     async with Application(with_seats(), store=url) as app:
         await enter(app, "python", "python")
         await app.projected()
-    context = entries()
-
-    @context.projection
-    def seats(row: Seats, event: Enrolled) -> Seats:
-        return replace(row, taken=row.taken + 10)
-
+    context = with_seats_by_ten()
     async with Application(context, store=url, projecting=False) as app:
         assert await app.rebuilds.rebuild("school.Seats") == 2
         assert await app.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=20)
@@ -636,12 +637,7 @@ async def test_an_application_that_does_not_project_makes_no_generation(tmp_path
     async with Application(with_seats(), store=url) as app:
         await enter(app, "python", "python")
         await app.projected()
-    context = entries()
-
-    @context.projection
-    def seats(row: Seats, event: Enrolled) -> Seats:
-        return replace(row, taken=row.taken + 10)
-
+    context = with_seats_by_ten()
     async with Application(context, store=url, projecting=False) as looking:
         running = looking._open_parts()
         assert [(found.number, found.live) for found in await running.read_store.generations()] == [(1, True)]

@@ -85,10 +85,15 @@ class Leases:
         """Give everything up at once; who works on it has stopped before. Also where opening has failed."""
         if not self.asked and self._task is None:
             return
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-        self._task, self.asked, self._leased = None, frozenset(), Leased({})
+        try:
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait([self._task])
+        finally:  # also where the caller is cancelled meanwhile: others need not wait for the leases to run out
+            self._task, self.asked, self._leased = None, frozenset(), Leased({})
+            await self._release()
+
+    async def _release(self) -> None:
         try:
             await self._read_store.release(self.worker)
         except Unavailable as error:

@@ -83,12 +83,13 @@ async def _kept_alive(
     command: Sequence[str], environment: Mapping[str, str], listening: socket.socket, on_ready: Callable[[], None]
 ) -> None:
     code = await _run_once(command, environment, listening, on_ready)
+    _log.error("a server ended with exit code %s; another one is started", code)
     backoff = RESTART_FIRST_S
     while True:
-        _log.error("a server ended with exit code %s; another one is started", code)
         started = time.monotonic()
         try:
             code = await _run_once(command, environment, listening, _tell_replaced)
+            _log.error("a server ended with exit code %s; another one is started", code)
         except CommandFailed as failed:  # what was well when the others began may be again: a store, a module
             _log.error("%s; it is tried again in %.1f s", failed, backoff)
         if time.monotonic() - started > RESTART_MAX_S:
