@@ -1,4 +1,4 @@
-"""Keyed queries per second, and the wait for a command's own write, beside a bare SELECT by key."""
+"""Keyed queries per second beside a bare SELECT by key, and the wait for a command's own write beside raw commits."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from benchmarks.bank import AccountId, Balance, BalanceOf, Credit, bank
+from benchmarks.bare_loop import raw_commits
 from benchmarks.measure import Side, Turn, arguments, in_turns, report
 from diptych import Application
 
@@ -38,22 +39,30 @@ def query_side(folder: Path) -> Side:
     return lambda seconds: asyncio.run(run(seconds))
 
 
-def own_write_side(folder: Path, *, ask: bool) -> Side:
-    """One caller: a command, and with `ask` the query that waits for what it wrote."""
+def own_write_side(folder: Path, *, after_receipt: bool) -> Side:
+    """One caller: a command, and the query that shows what it wrote. What is timed is one or the other."""
 
     async def run(seconds: float) -> Turn:
-        latencies: list[float] = []
+        commands: list[float] = []
+        answers: list[float] = []
         async with Application(bank, store=f"sqlite:{folder}/diptych.db", read_store=f"sqlite:{folder}/read.db") as app:
             begun = time.perf_counter()
             while (started := time.perf_counter()) - begun < seconds:
-                account = AccountId(f"a{len(latencies) % ACCOUNTS}")
+                account = AccountId(f"a{len(commands) % ACCOUNTS}")
                 receipt = await app.execute(Credit(account=account, amount=1))
-                if ask:
-                    await app.query(BalanceOf(account=account), after=receipt)
-                latencies.append(time.perf_counter() - started)
-            return Turn(len(latencies), time.perf_counter() - begun, latencies)
+                written = time.perf_counter()
+                await app.query(BalanceOf(account=account), after=receipt)
+                commands.append(written - started)
+                answers.append(time.perf_counter() - written)
+        timed = answers if after_receipt else commands
+        return Turn(len(timed), sum(timed), timed)
 
     return lambda seconds: asyncio.run(run(seconds))
+
+
+def raw_side(folder: Path) -> Side:
+    """One-row durable commits: what the disk allows one caller."""
+    return lambda seconds: Turn(*raw_commits(folder / "raw.db", seconds))
 
 
 def bare_side(folder: Path) -> Side:
@@ -76,15 +85,19 @@ def bare_side(folder: Path) -> Side:
 
 
 def main() -> None:
-    """Print two lines."""
+    """Print two lines; the second is of waits one after the other, so that their rate is the inverse of the mean."""
     asked = arguments(__doc__ or "")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         asyncio.run(fill(folder))
         sides: dict[str, Side] = {"diptych": query_side(folder), "bare_select": bare_side(folder)}
         report("keyed query", in_turns(sides, asked.seconds, asked.rounds), "diptych")
-        sides = {"diptych": own_write_side(folder, ask=True), "command_alone": own_write_side(folder, ask=False)}
-        report("command and the query after it", in_turns(sides, asked.seconds, asked.rounds), "diptych")
+        sides = {
+            "diptych": own_write_side(folder, after_receipt=True),
+            "its_command": own_write_side(folder, after_receipt=False),
+            "raw_commit": raw_side(folder),
+        }
+        report("token wait, idle", in_turns(sides, asked.seconds, asked.rounds), "diptych")
 
 
 if __name__ == "__main__":

@@ -46,10 +46,18 @@ EVENTUAL = Requirement(strict=False)
 
 
 class Behind(Exception):
-    """A query touched a read model that does not show what it has to."""
+    """A query touched a read model that does not show what it has to.
 
-    def __init__(self, projection: Projection) -> None:
+    Attributes:
+        projection: whose rows it is about.
+        live: the generation that answers now, if there is one.
+        same_code: whether that is of this process's code.
+    """
+
+    def __init__(self, projection: Projection, live: Generation | None, *, same_code: bool) -> None:
         self.projection = projection
+        self.live = live
+        self.same_code = same_code
         super().__init__(projection.name)
 
 
@@ -104,43 +112,34 @@ class Freshness:
         missing = (await self._store.read(ALL_EVENTS, checkpoint, 1)).events
         return not missing or missing[0].recorded_at >= requirement.recorded_before
 
-    async def wait(self, behind: Behind, fingerprint: str, requirement: Requirement, deadline: float) -> None:
-        """Wait until a read model shows what it has to, woken by the writes to it.
+    async def wait(self, behind: Behind, requirement: Requirement, deadline: float, seen: int) -> None:
+        """Wait until the rows of any read model are written, which may be what was missing.
 
         Args:
             behind: what was behind.
-            fingerprint: of the fold whose rows are asked for.
-            requirement: what they have to show.
+            requirement: what it has to show.
             deadline: the event loop's time at which the wait is over.
+            seen: how many changes the read store knew before it was found to be behind.
 
         Raises:
             NotFresh: the deadline is over first.
             Blocked: the projection has stopped, so that waiting is in vain.
         """
-        name, seen = behind.projection.name, 0
-        while True:
-            async with self._read_store.snapshot() as snapshot:
-                generation = await snapshot.generation(name)
-            live = generation is not None and generation.fingerprint == fingerprint
-            if generation is not None and live:
-                if await self.is_met(requirement, generation):
-                    return
-                if generation.stopped:
-                    raise Blocked(name, (), generation.stopped)
-            remaining = deadline - asyncio.get_running_loop().time()
-            if remaining <= 0:
-                raise await self._not_fresh(name, generation, requirement, live=live)
-            seen = await self._read_store.wait_for_change(seen, remaining)
+        if behind.same_code and behind.live is not None and behind.live.stopped:
+            raise Blocked(behind.projection.name, (), behind.live.stopped)
+        remaining = deadline - asyncio.get_running_loop().time()
+        if remaining <= 0:
+            raise await self._not_fresh(behind, requirement)
+        await self._read_store.wait_for_change(seen, remaining)
 
-    async def _not_fresh(
-        self, name: str, generation: Generation | None, requirement: Requirement, *, live: bool
-    ) -> NotFresh:
+    async def _not_fresh(self, behind: Behind, requirement: Requirement) -> NotFresh:
         head = (await self._store.head()).position
-        reached = 0 if generation is None or not live else generation.checkpoint.position
-        reason = "" if live else "it is not built from the history yet"
-        if generation is not None and not live:
+        reached, reason = 0, "it is not built from the history yet"
+        if behind.live is not None and behind.same_code:
+            reached, reason = behind.live.checkpoint.position, ""
+        elif behind.live is not None:
             reason = "its rows are of other code; those of this code are not built yet, or were replaced"
-        return NotFresh(name, requirement.wanted or head, reached, reason)
+        return NotFresh(behind.projection.name, requirement.wanted or head, reached, reason)
 
 
 def check_wait(wait_s: float) -> float:

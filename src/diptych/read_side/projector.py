@@ -230,10 +230,12 @@ class Projector:
                             await self.loaded(slice)
                         stale = False
                         with leases.using(slice.lease_key for slice in held):
-                            progressed = await self.advance(held) or await self._switch_late(held)
+                            if not await self.advance(held):
+                                await self._switch_late(held)
                     backoff = BACKOFF_FIRST_S
-                    if not progressed:
-                        await leases.wait(version, partial(self._idle, held))
+                    await pause()  # first those who waited for these rows
+                    await leases.wait(version, partial(self._idle, held))
+                    await pause()  # first the receipts of those who have appended
                 except Unavailable as error:
                     _log.warning("projections wait %.2f s: %s", backoff, error)
                     await pause(backoff)
@@ -271,12 +273,11 @@ class Projector:
                 slice.generation = result.generation
 
     async def _idle(self, held: Sequence[Slice]) -> None:
-        """Wait for an event past the slowest projection; all of them are at the head, or stopped, or there are none."""
-        following = [slice.position for slice in held if not slice.stopped]
-        if following:
-            await self._store.wait_for_events(min(following), IDLE_WAIT_S)
-        else:
+        """Wait for an event past the slowest projection, if it is not there already."""
+        if not held:
             await pause(IDLE_WAIT_S)
+        elif not any(slice.stopped for slice in held):  # else its lease is given up first
+            await self._store.wait_for_events(min(slice.position for slice in held), IDLE_WAIT_S)
 
     async def advance(self, slices: Sequence[Slice], until: Position | None = None) -> bool:
         """Fold one batch: of the slices furthest behind, those at the same place together.
@@ -343,11 +344,12 @@ class Projector:
         failed: list[tuple[Slice, str]] = []
         async with self._read_store.snapshot() as snapshot:
             for slice in group:
+                if slice is not group[0]:
+                    await pause()  # between the folds of two projections, queries and commands go on
                 try:
                     writes.append((slice, await self._write_of(slice, events, end, snapshot)))
                 except _POISON as error:
                     failed.append((slice, told(error)))
-                await pause()  # between the folds of two projections, queries and commands go on
         results = await self._read_store.write([write for _, write in writes])
         for (slice, write), result in zip(writes, results, strict=True):
             match result:

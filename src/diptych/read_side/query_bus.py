@@ -109,19 +109,28 @@ class QueryBus:
             raise UnknownMessage("query", type(query).__name__, known, _remedy(type(query), self._projections))
         _, settled = self._codecs[type(query)].settle(query)
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
+        missing: type[ReadModel] | None = None
         while True:
+            seen = self._read_store.changes
             try:
-                return await self._answer(handle, settled, requirement)
+                return await self._answer(handle, settled, requirement, missing)
             except Behind as behind:
-                _, fingerprint = self._projections[behind.projection.form.cls]
-                await self._freshness.wait(behind, fingerprint, requirement, deadline)
+                await self._freshness.wait(behind, requirement, deadline, seen)
+                missing = behind.projection.form.cls
 
-    async def _answer(self, handle: Handle, query: Query[R], requirement: Requirement) -> Answer[R]:
-        """One run of the handler, on one snapshot, which is not held for longer than the limit."""
+    async def _answer(
+        self, handle: Handle, query: Query[R], requirement: Requirement, missing: type[ReadModel] | None
+    ) -> Answer[R]:
+        """One run of the handler, on one snapshot, which is not held for longer than the limit.
+
+        What was missing the last time is looked at first, so that the handler does no work in vain.
+        """
         limit = asyncio.timeout(HANDLER_S_MAX)
         try:
             async with limit, self._read_store.snapshot() as snapshot:
                 reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
+                if missing is not None:
+                    await reader.check(missing)
                 value = await _handled(handle, query, reader)
                 token = reader.token(self._store.history_id)
                 return Answer(value=value, shows=token, incomplete=reader.incomplete)

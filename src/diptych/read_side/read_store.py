@@ -422,8 +422,13 @@ class ReadStore(Protocol):
         """
         ...
 
+    @property
+    def changes(self) -> int:
+        """How many changes were noticed, to wait from; what a later snapshot does not show has not been counted."""
+        ...
+
     async def wait_for_change(self, seen: int, timeout_s: float) -> int:
-        """Wait until something was written since `seen`, a number that this method returned before (0 at first).
+        """Wait until something was written since `seen`, a number of `changes` (0: since it was opened).
 
         Returns the number of now; `seen` itself when the time is over first. Woken without polling by writes
         through this instance; those of other processes are noticed within a named interval.

@@ -90,6 +90,14 @@ class SnapshotReader:
             return Token(START, Place(history_id, START, NOWHERE))
         return Token(min(place.position for place in places), max(places, key=lambda place: place.position))
 
+    async def check(self, model: type[ReadModel]) -> None:
+        """Check that a read model shows what it has to, before a handler does any work.
+
+        Raises:
+            Behind: it does not.
+        """
+        await self._fresh(*self._projections[model])
+
     # ── Reader ───────────────────────────────────────────────────────────────
 
     async def get(self, model: type[M], /, *key: object) -> M | None:
@@ -188,19 +196,20 @@ class SnapshotReader:
             raise ConfigurationError(f"no projection of this application feeds {model.__name__}")
         projection, fingerprint = found
         if projection.name not in self._touched:
-            generation = await self._snapshot.generation(projection.name)
-            if (
-                generation is None
-                or generation.fingerprint != fingerprint
-                or not await self._freshness.is_met(self._requirement, generation)
-            ):
-                self.behind = Behind(projection)
-                raise self.behind
+            generation = await self._fresh(projection, fingerprint)
             self._touched[projection.name] = generation
             self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
             if generation.stopped:
                 self.incomplete = True
         return projection
+
+    async def _fresh(self, projection: Projection, fingerprint: str) -> Generation:
+        live = await self._snapshot.generation(projection.name)
+        same_code = live is not None and live.fingerprint == fingerprint
+        if live is not None and same_code and await self._freshness.is_met(self._requirement, live):
+            return live
+        self.behind = Behind(projection, live, same_code=same_code)
+        raise self.behind
 
     def _check_blocked(self, projection: Projection, keys: Sequence[str] | None = None) -> None:
         """Notice blocked keys among those touched; without keys, any may be."""

@@ -325,6 +325,12 @@ class MemoryReadStore:
         finally:
             self._waiting -= 1
 
+    @property
+    def changes(self) -> int:
+        """How many changes there were."""
+        self._check_open()
+        return self._changes
+
     async def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """Wait until something was written since `seen`. See the port."""
         self._check_open()

@@ -32,7 +32,11 @@ CHANGE_WAITERS_MAX = 10_000
 
 
 class Changes:
-    """Counts what was committed to the read store, by whomever, as far as anyone looked."""
+    """Counts what was committed to the read store, by whomever, as far as anyone looked.
+
+    Attributes:
+        count: of the changes noticed.
+    """
 
     def __init__(self, url: PostgresUrl, channel: str, look: Callable[[], Awaitable[Versions]]) -> None:
         """Remember the settings. `look` gives the versions of all generations as they are now."""
@@ -41,7 +45,7 @@ class Changes:
         self._versions: Versions = {}
         self._being_written = Counter[LeaseKey]()
         self._passed_over = False
-        self._count = 0
+        self.count = 0
         self._waiters: set[asyncio.Future[None]] = set()
         self._wake_ups = WakeUps(url, channel, self._look_soon)
         self._looking: asyncio.Task[None] | None = None
@@ -69,7 +73,7 @@ class Changes:
     def note(self, versions: Versions, *, whole: bool = False) -> None:
         """Count an own change, after which these are the versions of the generations that it touched, or of all."""
         self._versions = versions if whole else self._versions | versions
-        self._count += 1
+        self.count += 1
         self._wake()
 
     @contextmanager
@@ -86,8 +90,8 @@ class Changes:
 
     async def wait(self, seen: int, timeout_s: float) -> int:
         """The count, once it is another than `seen` or the time is over."""
-        if self._count != seen:
-            return self._count
+        if self.count != seen:
+            return self.count
         if len(self._waiters) >= CHANGE_WAITERS_MAX:
             raise Overloaded("CHANGE_WAITERS_MAX", CHANGE_WAITERS_MAX)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -102,7 +106,7 @@ class Changes:
             self._waiters.discard(waiter)
         if self._closed:
             raise StoreClosed(f"the read store {self._url.shown} was closed")
-        return self._count
+        return self.count
 
     # ── looking ──────────────────────────────────────────────────────────────
 
@@ -128,9 +132,9 @@ class Changes:
         try:
             while self._look_again:
                 self._look_again = False
-                before = self._count
+                before = self.count
                 versions = await self._look_at_catalog()
-                if self._count != before:  # an own write came in between, and what was read may be older
+                if self.count != before:  # an own write came in between, and what was read may be older
                     self._look_again = True
                 else:
                     self._judge(versions)

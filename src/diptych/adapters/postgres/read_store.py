@@ -245,6 +245,12 @@ class PostgresReadStore:
         self._check_open()
         return self._snapshots_turn()
 
+    @property
+    def changes(self) -> int:
+        """How many changes anyone noticed."""
+        self._check_open()
+        return self._changes.count
+
     async def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """Wait until something was written since `seen`. See the port.
 

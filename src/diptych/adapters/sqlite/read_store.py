@@ -200,11 +200,19 @@ class SqliteReadStore:
         """A view of this moment. See the port."""
         return SnapshotTurn(self._opened())
 
+    @property
+    def changes(self) -> int:
+        """How many changes anyone noticed."""
+        return self._noticed().count
+
     async def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """Wait until something was written since `seen`. See the port."""
-        self._opened()
-        assert self._changes is not None
-        return await self._changes.wait(seen, timeout_s)
+        return await self._noticed().wait(seen, timeout_s)
+
+    def _noticed(self) -> _Changes:
+        if self._changes is None:
+            raise StoreClosed(f"the read store {self._path} is not open")
+        return self._changes
 
     def _opened(self) -> Snapshots:
         if self._snapshots is None:
@@ -217,13 +225,16 @@ class _Changes:
 
     A connection of its own tells: its data version changes with each commit of any other, so that own writes only
     have to say when to look. The writes of other processes are looked for while someone waits.
+
+    Attributes:
+        count: of the changes noticed.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._connection = open_reader(path)
         self._version = data_version(self._connection)
-        self._count = 0
+        self.count = 0
         self._waiters: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -231,8 +242,8 @@ class _Changes:
     async def wait(self, seen: int, timeout_s: float) -> int:
         """The count, once it is another than `seen` or the time is over."""
         self.look()
-        if self._count != seen:
-            return self._count
+        if self.count != seen:
+            return self.count
         if len(self._waiters) >= CHANGE_WAITERS_MAX:
             raise Overloaded("CHANGE_WAITERS_MAX", CHANGE_WAITERS_MAX)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -248,7 +259,7 @@ class _Changes:
             self._waiters.discard(waiter)
         if self._closed:
             raise StoreClosed(f"the read store {self._path} was closed")
-        return self._count
+        return self.count
 
     def look(self) -> None:
         """Count a change, if there was one, and wake who waits for it."""
@@ -258,7 +269,7 @@ class _Changes:
             version = data_version(self._connection)
         if version != self._version:
             self._version = version
-            self._count += 1
+            self.count += 1
             self._wake()
 
     def close(self) -> None:

@@ -350,6 +350,15 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
         assert now != seen
         assert await store.wait_for_change(seen, WAIT_S_MAX) == now
 
+    async def test_what_was_written_since_changes_was_read_is_waited_for_no_more(self, store: ReadStore) -> None:
+        """Whoever reads `changes`, takes a snapshot and misses something in it, hears of the write that brings it."""
+        generation = await create(store, SEATS)
+        seen = store.changes
+        async with store.snapshot() as snapshot:
+            assert await snapshot.get_many(NAME, [("a",)]) == {}
+            await write(store, generation, upserts=[("a", 1)])
+        assert await store.wait_for_change(seen, WAIT_S_MAX) == store.changes != seen
+
     async def test_without_a_write_the_wait_ends_unchanged(self, store: ReadStore) -> None:
         """Past its time the wait returns the number it was given."""
         await build(store, SEATS, [("a", 1)])
@@ -387,6 +396,8 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
         ):
             with pytest.raises(StoreClosed):
                 await call()
+        with pytest.raises(StoreClosed):
+            _ = store.changes
         with pytest.raises(StoreClosed):
             async with store.snapshot():
                 pass
