@@ -67,7 +67,7 @@ def everything_is_taken(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.lease
 
     async def lease(self: Any, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
-        return await real(self, worker, self._builds.keys(), ttl_s)
+        return await real(self, worker, self._last_holders(), ttl_s)
 
     patch.setattr(MemoryReadStore, "lease", lease)
 
@@ -105,7 +105,7 @@ def every_renewal_fences(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.lease
 
     async def lease(self: Any, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
-        mine = [key for key, build in self._builds.items() if build.last_holder == worker]
+        mine = [key for key, holder in self._last_holders().items() if holder == worker]
         for key in mine:
             self._change_holder(key, worker, overtaken=True)
         return await real(self, worker, wanted, ttl_s)

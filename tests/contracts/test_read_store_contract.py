@@ -15,13 +15,15 @@ import msgspec
 import pytest
 
 from diptych.adapters.memory import read_store as memory
+from diptych.adapters.memory import row_filters
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.read_side.read_store import Comparison, Failed, Generation, SliceWrite
 from diptych.testing.contracts import read_store as contract
-from diptych.testing.contracts import read_store_leases
+from diptych.testing.contracts import read_store_leases, read_store_slices
 from diptych.testing.contracts.read_store import ReadStoreContract
 from diptych.testing.contracts.read_store_cases import SEATS, place
 from tests.contracts.lease_breakages import LEASE_BREAKAGES
+from tests.contracts.slice_breakages import SLICE_BREAKAGES
 
 if TYPE_CHECKING:
     from diptych.read_side.read_store import ReadStore
@@ -89,13 +91,12 @@ def checkpoint_without_rows(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_rows_and_checkpoint_change_together")
 def rows_without_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    real = MemoryReadStore._put
+    real = memory._Build.with_slice
 
-    def put(self: Any, build: Any, blocked: Any = None, **changes: Any) -> Any:
-        changes.pop("checkpoint", None)
-        return real(self, build, blocked, **changes)
+    def with_slice(self: Any, changed: Generation, holder: str | None) -> Any:
+        return real(self, msgspec.structs.replace(changed, checkpoint=self.slices[changed.slice].checkpoint), holder)
 
-    patch.setattr(MemoryReadStore, "_put", put)
+    patch.setattr(memory._Build, "with_slice", with_slice)
 
 
 @noticed_by("test_a_stale_checkpoint_is_fenced", "test_a_change_by_hand_fences_those_who_do_not_know_of_it")
@@ -219,12 +220,14 @@ def text_orders_by_utf_16(patch: pytest.MonkeyPatch) -> None:
 
 
 def rank_by(patch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
-    patch.setattr(memory, "_rank", lambda value: (value is not None, change(value)))
+    for module in (memory, row_filters):
+        patch.setattr(module, "rank", lambda value: (value is not None, change(value)))
 
 
 @noticed_by("test_every_kind_orders_as_python_does")
 def none_comes_last(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "_rank", lambda value: (value is None, value))
+    for module in (memory, row_filters):
+        patch.setattr(module, "rank", lambda value: (value is None, value))
 
 
 # ── filters and pages ────────────────────────────────────────────────────────
@@ -232,41 +235,41 @@ def none_comes_last(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_pages_cover_everything_once")
 def pages_skip_ties(patch: pytest.MonkeyPatch) -> None:
-    real = memory._comes_after
-    patch.setattr(memory, "_comes_after", lambda row, places, after: real(row, places[:1], after[:1]))
+    real = row_filters.comes_after
+    patch.setattr(memory, "comes_after", lambda row, places, after: real(row, places[:1], after[:1]))
 
 
 @noticed_by("test_pages_cover_everything_once")
 def pages_repeat_their_last_row(patch: pytest.MonkeyPatch) -> None:
-    real = memory._comes_after
+    real = row_filters.comes_after
     patch.setattr(
         memory,
-        "_comes_after",
+        "comes_after",
         lambda row, places, after: real(row, places, after) or all(row[p] == v for (p, _), v in zip(places, after)),  # noqa: B905
     )
 
 
 @noticed_by("test_pages_cover_everything_once")
 def pages_ignore_directions(patch: pytest.MonkeyPatch) -> None:
-    real = memory._comes_after
+    real = row_filters.comes_after
     patch.setattr(
-        memory, "_comes_after", lambda row, places, after: real(row, [(place, False) for place, _ in places], after)
+        memory, "comes_after", lambda row, places, after: real(row, [(place, False) for place, _ in places], after)
     )
 
 
 @noticed_by("test_pages_cover_everything_once")
 def pages_lose_none(patch: pytest.MonkeyPatch) -> None:
-    real = memory._comes_after
+    real = row_filters.comes_after
 
     def comes_after(row: Any, places: Any, after: Any) -> bool:
         return real(row, places, after) and None not in (*row, *after)
 
-    patch.setattr(memory, "_comes_after", comes_after)
+    patch.setattr(memory, "comes_after", comes_after)
 
 
 @noticed_by("test_none_in_filters")
 def none_equals_nothing(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "_MATCHES_NONE", frozenset())
+    patch.setattr(row_filters, "_MATCHES_NONE", frozenset())
 
 
 @noticed_by("test_one_of_every_kind")
@@ -292,23 +295,23 @@ def more_than_is_at_least(patch: pytest.MonkeyPatch) -> None:
 
 
 def change_comparison(patch: pytest.MonkeyPatch, comparison: Comparison, matches: Callable[[Any, Any], bool]) -> None:
-    patch.setattr(memory, "_COMPARE", {**memory._COMPARE, comparison: matches})
+    patch.setattr(row_filters, "_COMPARE", {**row_filters._COMPARE, comparison: matches})
 
 
 @noticed_by("test_every_filter_has_to_match")
 def any_filter_matches(patch: pytest.MonkeyPatch) -> None:
-    real = memory._matcher
+    real = row_filters.matcher
 
     def matcher(filters: Any, table: Any) -> Any:
         each = [real([wanted], table) for wanted in filters]
         return lambda row: not each or any(matches(row) for matches in each)
 
-    patch.setattr(memory, "_matcher", matcher)
+    patch.setattr(memory, "matcher", matcher)
 
 
 @noticed_by("test_a_filter_value_that_no_row_can_have_is_an_invalid_message")
 def any_filter_value_goes(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "value_refusal", lambda *_: None)
+    patch.setattr(row_filters, "value_refusal", lambda *_: None)
 
 
 # ── snapshots and keys ───────────────────────────────────────────────────────
@@ -364,9 +367,9 @@ def numbers_are_ignored(patch: pytest.MonkeyPatch) -> None:
 def every_racer_creates(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.create_generation
 
-    async def create(self: Any, name: str, fingerprint: str, *rest: Any, live: bool) -> Generation:
+    async def create(self: Any, name: str, fingerprint: str, *rest: Any, live: bool) -> list[Generation]:
         made = await real(self, name, f"{fingerprint} {len(self._builds)}", *rest, live=live)
-        return msgspec.structs.replace(made, fingerprint=fingerprint)
+        return [msgspec.structs.replace(each, fingerprint=fingerprint) for each in made]
 
     patch.setattr(MemoryReadStore, "create_generation", create)
 
@@ -388,7 +391,9 @@ def a_switch_goes_back(patch: pytest.MonkeyPatch) -> None:
 
     async def switch(self: Any, name: str, number: int) -> bool:
         for build in self._builds_of(name):
-            self._put(build, checkpoint=place(0))
+            self._builds[name, build.generation.number] = build.with_slice(
+                msgspec.structs.replace(build.generation, checkpoint=place(0)), None
+            )
         return await real(self, name, number)
 
     patch.setattr(MemoryReadStore, "switch", switch)
@@ -403,8 +408,7 @@ def a_switch_keeps_the_others(patch: pytest.MonkeyPatch) -> None:
         done = await real(self, name, number)
         for other, build in kept.items() if done else ():
             if other != number:
-                self._builds[name, other] = build
-                self._put(build, live=False)
+                self._set_live(build, live=False)
         return done
 
     patch.setattr(MemoryReadStore, "switch", switch)
@@ -508,7 +512,7 @@ def only_the_live_generation_expires(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_expired_rows_are_shown_unless_they_are_filtered")
 def never_is_expired(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "_MATCHES_NONE", memory._MATCHES_NONE - {Comparison.MORE_THAN_OR_NONE})
+    patch.setattr(row_filters, "_MATCHES_NONE", row_filters._MATCHES_NONE - {Comparison.MORE_THAN_OR_NONE})
 
 
 @noticed_by("test_expired_rows_are_shown_unless_they_are_filtered")
@@ -534,12 +538,12 @@ def the_time_of_the_checkpoint_is_forgotten(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_search_finds_beginnings_of_words")
 def search_minds_accents(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "_words", lambda text: [word for word in text.casefold().split() if word.isalnum()])
+    patch.setattr(memory, "words_of", lambda text: [word for word in text.casefold().split() if word.isalnum()])
 
 
 @noticed_by("test_search_text_is_never_a_query_language")
 def search_splits_at_spaces_alone(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(memory, "_words", lambda text: text.casefold().split())
+    patch.setattr(memory, "words_of", lambda text: text.casefold().split())
 
 
 @noticed_by("test_search_has_the_best_first_and_ties_by_key")
@@ -600,15 +604,16 @@ def durable_in_name_only(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_without_a_generation_there_are_no_answers")
 def no_generation_reads_as_no_rows(patch: pytest.MonkeyPatch) -> None:
-    empty = memory._Build(Generation("", 1, "", SEATS, live=True, checkpoint=place(0)), {}, [])
+    empty = memory._Build((Generation("", 1, "", SEATS, live=True, checkpoint=place(0)),), {}, [])
     patch.setattr(_Snapshot, "_build", lambda *_: (empty, SEATS))
 
 
-@pytest.mark.parametrize(("breakage", "tests"), BREAKAGES + LEASE_BREAKAGES)
+@pytest.mark.parametrize(("breakage", "tests"), BREAKAGES + LEASE_BREAKAGES + SLICE_BREAKAGES)
 def test_a_broken_store_is_noticed(breakage: Patch, tests: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests named for this breakage fail with it, each by itself."""
     monkeypatch.setattr(contract, "WAIT_S_MAX", 0.2)
     monkeypatch.setattr(read_store_leases, "WAIT_S_MAX", 0.2)
+    monkeypatch.setattr(read_store_slices, "WAIT_S_MAX", 0.2)
     breakage(monkeypatch)
     assert tests
     assert [test for test in tests if not run(test)] == []
@@ -616,10 +621,11 @@ def test_a_broken_store_is_noticed(breakage: Patch, tests: Sequence[str], monkey
 
 def test_every_test_is_proven() -> None:
     """Each test of the contract is known to fail for some breakage, but for those listed here, which add examples."""
-    proven = {test for parameter in BREAKAGES + LEASE_BREAKAGES for test in parameter.values[1]}
+    proven = {test for parameter in BREAKAGES + LEASE_BREAKAGES + SLICE_BREAKAGES for test in parameter.values[1]}
     assert set(TESTS) - proven == {
         "test_a_generation_is_listed_as_it_was_made",
         "test_a_generation_that_is_gone_is_fenced",
+        "test_a_slice_that_is_not_there_is_fenced",
         "test_an_older_fingerprint_is_built_anew",
         "test_keys_of_every_kind",
         "test_keys_that_no_row_can_have",

@@ -35,8 +35,16 @@ NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
 ROWS = [("a", NOON, "FR"), ("b", NOON + dt.timedelta(hours=1), "DE"), ("c", None, "FR")]
 CHANGES_SINCE_VERSION_1 = (
-    "ALTER TABLE diptych_generations DROP COLUMN recorded_at",
-    "ALTER TABLE diptych_generations DROP COLUMN last_holder",
+    "DROP INDEX diptych_live",
+    "ALTER TABLE diptych_generations RENAME TO newer",
+    """CREATE TABLE diptych_generations (name TEXT NOT NULL, number INTEGER NOT NULL, fingerprint TEXT NOT NULL,
+        table_name TEXT COLLATE NOCASE, form TEXT, live INTEGER NOT NULL, history_id BLOB NOT NULL,
+        position INTEGER NOT NULL, event_id BLOB NOT NULL, epoch INTEGER NOT NULL, stopped TEXT NOT NULL,
+        PRIMARY KEY (name, number)) STRICT, WITHOUT ROWID""",
+    """INSERT INTO diptych_generations SELECT name, number, fingerprint, table_name, form, live, history_id, position,
+        event_id, epoch, stopped FROM newer""",
+    "DROP TABLE newer",
+    "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1",
 )
 
 

@@ -27,6 +27,7 @@ from diptych.testing.contracts.read_store_cases import (
     create,
     place,
     rows_of,
+    shown_generation,
     stored_generation,
     write,
 )
@@ -192,11 +193,11 @@ async def test_a_snapshot_whose_connection_is_cut_says_so(url: str, store: Postg
     """Its reads are unavailable; the next snapshot is fine."""
     await build(store, SEATS, [("a", 1)])
     async with store.snapshot() as snapshot:
-        await snapshot.generation(NAME)
+        await shown_generation(snapshot, NAME)
         async with by_hand(url) as other:
             await cut(other, "state = 'idle in transaction'")
         with pytest.raises(StoreUnavailable):
-            await snapshot.generation(NAME)
+            await shown_generation(snapshot, NAME)
         with pytest.raises(StoreUnavailable):
             await snapshot.count(NAME, ())
     assert await rows_of(store) == [("a", 1)]
@@ -322,7 +323,7 @@ async def agreed(url: str, store: PostgresReadStore) -> int:
             pass
     seats, articles = await rows_of(store), await rows_of(store, order=(Order("id"),), name="articles")
     async with store.snapshot() as snapshot:
-        generations = [await snapshot.generation(name) for name in (NAME, "articles")]
+        generations = [await shown_generation(snapshot, name) for name in (NAME, "articles")]
         blocked = [*await snapshot.blocked(NAME), *await snapshot.blocked("articles")]
         (position,) = {generation.checkpoint.position for generation in generations if generation}
         found = await snapshot.search("articles", f"word{position}", ROWS * 2)

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.anyio
 
 HANG_S = 60
 ROOT = Path(__file__).parents[2]
-KEY = (NAME, 1)
+KEY = (NAME, 1, 0)
 
 
 @contextmanager
@@ -146,19 +146,19 @@ async def test_lock_files_are_there_while_they_are_held(tmp_path: Path) -> None:
     """One for each generation, under a name that any file system takes; one that was left behind is used again."""
     async with opened(tmp_path) as store:
         await create(store, None, "odd/näme")
-        left_behind = tmp_path / "read.db-lease-odd%2Fn%C3%A4me-1"
+        left_behind = tmp_path / "read.db-lease-odd%2Fn%C3%A4me-1-0"
         left_behind.touch()
-        await store.lease("a", [("odd/näme", 1)], 1)
+        await store.lease("a", [("odd/näme", 1, 0)], 1)
         assert lock_files(tmp_path) == [left_behind.name]
         await store.release("a")
         assert lock_files(tmp_path) == []
-        await store.lease("a", [("odd/näme", 1)], 1)
+        await store.lease("a", [("odd/näme", 1, 0)], 1)
     assert lock_files(tmp_path) == []
 
 
 async def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who opened it just before its holder let go tries again with the file that is there now."""
-    real, path = fcntl.flock, tmp_path / f"read.db-lease-{NAME}-1"
+    real, path = fcntl.flock, tmp_path / f"read.db-lease-{NAME}-1-0"
     removed: list[Path] = []
 
     def flock(file: object, operation: int) -> None:
@@ -180,9 +180,9 @@ async def test_what_cannot_be_locked_is_unavailable(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await create(store, SEATS)
         await create(store, SEATS, live=False)
-        (tmp_path / f"read.db-lease-{NAME}-2").mkdir()
-        with pytest.raises(StoreUnavailable, match=r"read\.db-lease-school\.Seats-2 cannot be locked"):
-            await store.lease("a", [KEY, (NAME, 2)], 1)
+        (tmp_path / f"read.db-lease-{NAME}-2-0").mkdir()
+        with pytest.raises(StoreUnavailable, match=r"read\.db-lease-school\.Seats-2-0 cannot be locked"):
+            await store.lease("a", [KEY, (NAME, 2, 0)], 1)
         assert await store.lease("b", [KEY], 1) == Leased({KEY: 0})
 
 
@@ -192,8 +192,8 @@ async def test_names_that_are_too_long_for_a_file_are_leased(tmp_path: Path) -> 
     async with opened(tmp_path) as store, opened(tmp_path) as other:
         await create(store, None, one)
         await create(store, None, two)
-        assert await store.lease("a", [(one, 1)], 1) == Leased({(one, 1): 0})
-        assert await other.lease("b", [(one, 1), (two, 1)], 1) == Leased({(two, 1): 0})
+        assert await store.lease("a", [(one, 1, 0)], 1) == Leased({(one, 1, 0): 0})
+        assert await other.lease("b", [(one, 1, 0), (two, 1, 0)], 1) == Leased({(two, 1, 0): 0})
     assert lock_files(tmp_path) == []
 
 
@@ -217,6 +217,6 @@ async def test_without_locks_everybody_holds_everything(tmp_path: Path, monkeypa
     async with opened(tmp_path) as store:
         await create(store, SEATS)
         for worker in "abab":
-            assert await store.lease(worker, [KEY, (NAME, 2)], 1) == Leased({KEY: 0}, gone=frozenset({(NAME, 2)}))
+            assert await store.lease(worker, [KEY, (NAME, 2, 0)], 1) == Leased({KEY: 0}, gone=frozenset({(NAME, 2, 0)}))
             await store.release(worker)
     assert lock_files(tmp_path) == []

@@ -15,7 +15,7 @@ import pytest
 import diptych
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.read_side.read_store import Order
-from diptych.testing.contracts.read_store_cases import ARTICLES, NAME, SEATS, create, rows_of
+from diptych.testing.contracts.read_store_cases import ARTICLES, NAME, SEATS, create, rows_of, shown_generation
 
 ARTICLES_ORDER = (Order("id"),)
 KILLS = 3
@@ -113,7 +113,7 @@ async def check(path: Path, rows: int) -> int:
     await store.open()
     seats, articles = await rows_of(store), await rows_of(store, order=ARTICLES_ORDER, name="articles")
     async with store.snapshot() as snapshot:
-        generations = [await snapshot.generation(name) for name in (NAME, "articles")]
+        generations = [await shown_generation(snapshot, name) for name in (NAME, "articles")]
         blocked = [*await snapshot.blocked(NAME), *await snapshot.blocked("articles")]
         (position,) = {generation.checkpoint.position for generation in generations if generation}
         found = await snapshot.search("articles", f"word{position}", rows * 2)

@@ -106,9 +106,9 @@ def test_pages_cover_every_row_once_in_order(kind: str) -> None:
 
     async def check(store: ReadStore, table: list[Row], order: list[tuple[str, bool]], limit: int) -> None:
         form = RowForm(Row, "shop")
-        projection = Projection("shop", form, {}, EventTypes([]))
+        projection = Projection("shop", form, {}, EventTypes([]), partitions=1)
         start = Place(b"h" * 16, START, NOWHERE)
-        generation = await store.create_generation(projection.name, "f", form.table, start, live=True)
+        (generation,) = await store.create_generation(projection.name, "f", form.table, start, live=True)
         await store.write([SliceWrite(generation, start, upserts=[form.row(row) for row in table])])
         events = MemoryEventStore(SystemClock())
         async with store.snapshot() as snapshot:

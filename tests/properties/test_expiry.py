@@ -236,9 +236,7 @@ class Live:
         async with self.read_store.snapshot() as snapshot:
             for slice in self.projector.slices:
                 form, name = slice.projection.form, slice.projection.name
-                generation = await snapshot.generation(name)
-                assert generation is not None
-                filters = form.unexpired(moment_shown(generation, now))
+                filters = form.unexpired(moment_shown(await snapshot.slices(name), now))
                 rows = await snapshot.find(name, filters, [Order("session")], ROWS_MAX)
                 found[form.name] = {form.model(row).session: form.model(row) for row in rows}
         return found

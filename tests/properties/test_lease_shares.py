@@ -16,7 +16,7 @@ from diptych.read_side.read_store import LeaseKey
 from diptych.testing.contracts.read_store_cases import place
 
 WORKERS = "abcde"
-KEYS: list[LeaseKey] = [(f"school.n{n}", 1) for n in range(9)]
+KEYS: list[LeaseKey] = [(f"school.n{n}", 1, 0) for n in range(9)]
 LEASE_S, RENEW_S = 10.0, 3.0
 ROUNDS = 12
 """Of renewals, after which everything has settled: the dead are forgotten, and what was theirs is shared out."""
@@ -114,7 +114,7 @@ def test_whoever_comes_and_goes_everything_settles(events: list[tuple[str, str, 
         now = [0.0]
         store = MemoryReadStore(lambda: now[0])
         await store.open()
-        for name, _ in KEYS:
+        for name, *_ in KEYS:
             await store.create_generation(name, "1", None, place(0), live=True)
         wants: dict[str, list[LeaseKey]] = {}
 

@@ -344,7 +344,7 @@ async def test_rows_that_are_put_off_again_and_again_cost_memory_once() -> None:
     store = memory.MemoryReadStore()
     await store.open()
     form = RowForm(Offer, "shop")
-    generation = await store.create_generation("shop.Offer", "", form.table, place(0), live=True)
+    (generation,) = await store.create_generation("shop.Offer", "", form.table, place(0), live=True)
     for minute in range(3_000):
         row = form.row(Offer(offer=OfferId("a"), title="tea", until=NOON + timedelta(minutes=minute)))
         (result,) = await store.write([SliceWrite(generation, place(minute + 1), upserts=[row])])

@@ -40,7 +40,7 @@ pytestmark = pytest.mark.anyio
 
 HANG_S = 30
 """What takes longer hangs."""
-KEYS: list[LeaseKey] = [("a", 1), ("b", 1), ("c", 1), ("d", 1)]
+KEYS: list[LeaseKey] = [("a", 1, 0), ("b", 1, 0), ("c", 1, 0), ("d", 1, 0)]
 
 
 class Sku(Identity): ...
@@ -116,7 +116,7 @@ class SharedReadStore(MemoryReadStore):
 async def read_store() -> SharedReadStore:
     store = SharedReadStore()
     await store.open()
-    for name, _ in KEYS:
+    for name, *_ in KEYS:
         await store.create_generation(name, "1", None, Place(b"h" * 16, START, NOWHERE), live=True)
     return store
 
@@ -126,7 +126,7 @@ def leases(store: SharedReadStore, worker: str, keys: Sequence[LeaseKey] = KEYS)
 
 
 def held(by: Leases, keys: Sequence[LeaseKey] = KEYS) -> list[str]:
-    return [name for name, number in keys if by.epoch((name, number)) is not None]
+    return [key[0] for key in keys if by.epoch(key) is not None]
 
 
 # ── what one process holds ───────────────────────────────────────────────────
@@ -175,7 +175,7 @@ async def test_who_works_is_told_when_what_is_held_changes(read_store: SharedRea
     await read_store.drop_generation("a", 1)
     await mine.renew()
     assert mine.version != version
-    assert mine.gone == {("a", 1)}
+    assert mine.gone == {("a", 1, 0)}
     version, read_store.now_s = mine.version, LEASE_S * 2
     await mine.renew()
     assert mine.version != version
@@ -200,7 +200,7 @@ async def test_the_surplus_is_worked_on_no_more_and_released_when_the_work_on_it
     one, two = leases(read_store, "one"), leases(read_store, "two")
     await one.renew()
     await two.renew()
-    with one.using([("a", 1)]):
+    with one.using([("a", 1, 0)]):
         await one.renew()
         await two.renew()
         assert (held(one), held(two)) == (["c", "d"], ["b"])
@@ -220,7 +220,7 @@ async def test_the_end_of_the_work_on_a_surplus_is_acted_on_at_once(
         closing.push_async_callback(one.close)
         closing.push_async_callback(two.close)
         await one.open()
-        with one.using([("a", 1)]):
+        with one.using([("a", 1, 0)]):
             await two.open()
             version = one.version
             one.ask()
@@ -306,7 +306,7 @@ async def test_nothing_is_delivered_on_a_lease_that_went_while_the_checkpoint_wa
 
     async def slow(
         store: SharedReadStore, name: str, fingerprint: str, table: Table | None, checkpoint: Place, *, live: bool
-    ) -> Generation:
+    ) -> list[Generation]:
         read_store.now_s += LEASE_S
         await two.renew()
         return await create(store, name, fingerprint, table, checkpoint, live=live)
@@ -439,7 +439,7 @@ def fleet() -> Fleet:
 
 def shares_of(*processes: Running) -> Iterator[set[str]]:
     for process in processes:
-        yield {name for name, number in process.leases.asked if process.leases.epoch((name, number)) is not None}
+        yield {key[0] for key in process.leases.asked if process.leases.epoch(key) is not None}
 
 
 async def until_shared(*processes: Running) -> None:
@@ -558,7 +558,7 @@ async def test_a_delivery_under_way_is_not_handed_to_another_process(fleet: Flee
         two, three = await fleet.start("two"), await fleet.start("three")
         four = await fleet.start("four")
         await until_shared(one, two, three)
-        while ("warehouse.alarm", 1) not in one.leases._leased.surplus:
+        while ("warehouse.alarm", 1, 0) not in one.leases._leased.surplus:
             await one.leases.wait(one.leases.version, asyncio.Event().wait)
         assert list(shares_of(one, four)) == [{"warehouse.zeal"}, set()]
         await count(two, 2)
@@ -695,7 +695,7 @@ async def test_a_rebuild_is_followed_by_who_holds_the_lease_and_by_who_waits_for
                 leases = app._open_parts().leases
                 leases.ask()
                 version = leases.version
-                while ("warehouse.Stock", 2) not in leases.asked:
+                while ("warehouse.Stock", 2, 0) not in leases.asked:
                     await leases.wait(version, asyncio.Event().wait)
                     version = leases.version
             await first.close()

@@ -110,18 +110,26 @@ class BoundedContext:
     ) -> Callable[Concatenate[E, P], M | None]: ...
     @overload
     def projection(
-        self, /, *, each: Callable[[E], Iterable[I]], key: Callable[[I], object] | None = None, version: int = 1
+        self,
+        /,
+        *,
+        each: Callable[[E], Iterable[I]],
+        key: Callable[[I], object] | None = None,
+        version: int = 1,
+        partitions: int | None = None,
     ) -> Callable[[Callable[Concatenate[M, E, I, P], M | None]], Callable[Concatenate[M, E, I, P], M | None]]: ...
     @overload
     def projection(
-        self, /, *, key: Callable[[E], object], version: int = 1
+        self, /, *, key: Callable[[E], object], version: int = 1, partitions: int | None = None
     ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
     @overload
     def projection(
-        self, /, *, keys: Callable[[E], Iterable[object]], version: int = 1
+        self, /, *, keys: Callable[[E], Iterable[object]], version: int = 1, partitions: int | None = None
     ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
     @overload
-    def projection(self, /, *, version: int) -> Callable[[Fold], Fold]: ...
+    def projection(self, /, *, version: int, partitions: int | None = None) -> Callable[[Fold], Fold]: ...
+    @overload
+    def projection(self, /, *, partitions: int, version: int = 1) -> Callable[[Fold], Fold]: ...
     def projection(
         self,
         function: Any = None,
@@ -131,6 +139,7 @@ class BoundedContext:
         key: Any = None,
         keys: Any = None,
         version: int = 1,
+        partitions: int | None = None,
     ) -> Any:
         """Declare a fold of events into the rows of the read model that it returns.
 
@@ -145,11 +154,14 @@ class BoundedContext:
                 default it is the fields named like the key fields, of the part, else of the event.
             keys: fans one event out to the rows of several keys.
             version: raise it to rebuild the read model where the change of the code cannot be seen.
+            partitions: splits the rows by key into so many slices, 1 to 256, that as many processes can fold at once;
+                a change takes effect when an application that projects is opened, without a rebuild.
         """
         scope = scope_of_caller()
 
         def declare(function: Fold) -> Fold:
-            self.projections.append(ProjectionDeclaration(function, scope, each, key, keys, version))
+            declaration = ProjectionDeclaration(function, scope, each, key, keys, version, partitions)
+            self.projections.append(declaration)
             return function
 
         return declare if function is None else declare(function)

@@ -45,6 +45,7 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         checkpoint: every event up to this position is folded.
         lag_events: how many positions the history is ahead.
         lag_s: for how many seconds the first event that is not folded has been in the history; 0 at the head.
+        slices: into how many its rows are split; the checkpoint is that of the one furthest behind.
         blocked: how many keys are blocked.
         live: whether its rows answer queries; those of a build that has not caught up, or was not begun, do not.
         other_code: whether rows are live that other code folded. They answer where that code still runs.
@@ -55,6 +56,7 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: int
     lag_events: int
     lag_s: float
+    slices: int = 1
     blocked: int = 0
     live: bool = True
     other_code: bool = False
@@ -136,23 +138,26 @@ class Running:
         head = (await self.store.head()).position
         known = await self.read_store.generations()
         projections: list[ProjectionStatus] = []
-        for slice in self.projector.slices:
-            name = slice.projection.name
-            found = _stored(slice.generation, known)
+        for name in dict.fromkeys(slice.projection.name for slice in self.projector.slices):
+            mine = self.projector.slices_of(name)
+            stored = _stored([slice.generation for slice in mine], known)
+            checkpoint = min(slice.checkpoint.position for slice in stored)
             async with self.read_store.snapshot() as snapshot:
-                blocked = await snapshot.blocked(name, found.number)
+                blocked = await snapshot.blocked(name, stored[0].number)
             projections.append(
                 ProjectionStatus(
                     name=name,
-                    checkpoint=found.checkpoint.position,
-                    lag_events=head - found.checkpoint.position,
-                    lag_s=await self._lag_s(found.checkpoint.position),
+                    checkpoint=checkpoint,
+                    lag_events=head - checkpoint,
+                    lag_s=await self._lag_s(checkpoint),
+                    slices=len(stored),
                     blocked=len(blocked),
-                    live=found.live,
+                    live=stored[0].live,
                     other_code=any(
-                        other.name == name and other.live and other.fingerprint != found.fingerprint for other in known
+                        other.name == name and other.live and other.fingerprint != stored[0].fingerprint
+                        for other in known
                     ),
-                    stopped=found.stopped or _stopped(slice, found),
+                    stopped=_stopped(mine, stored),
                 )
             )
         delivered = {found.name: found.checkpoint.position for found in known if found.table is None}
@@ -218,10 +223,11 @@ class Running:
     async def _behind(self, head: Position) -> Generation | None:
         """One that can go on and does not show the history up to there; by the store, for others may fold it."""
         async with self.projector.lock:  # a commit wakes us before the projector itself has noted it
-            going_on = [slice.generation for slice in self.projector.slices if not slice.stopped]
-            behind = [found for found in going_on if _is_behind(found, head)]
+            going_on = [slice for slice in self.projector.slices if not slice.stopped]
+            behind = {slice.projection.name for slice in going_on if _is_behind(slice.generation, head)}
             known = await self.read_store.generations() if behind else ()
-        stored = [_stored(found, known) for found in behind]
+            followed = [[slice.generation for slice in self.projector.slices_of(name)] for name in sorted(behind)]
+        stored = [found for mine in followed for found in _stored(mine, known)]
         return next((found for found in stored if not found.stopped and _is_behind(found, head)), None)
 
 
@@ -229,15 +235,21 @@ def _is_behind(generation: Generation, head: Position) -> bool:
     return generation.checkpoint.position < head or not generation.live
 
 
-def _stopped(slice: Slice, found: Generation) -> str:
-    """Why a slice cannot go on here, unless another process has gone on with it."""
-    return "" if found.checkpoint.position > slice.position else slice.stopped
+def _stopped(mine: Sequence[Slice], stored: Sequence[Generation]) -> str:
+    """Why a projection cannot go on: as it is stored, or here, unless another process has gone on with it."""
+    reasons = [found.stopped for found in stored if found.stopped]
+    reached = {found.slice: found.checkpoint.position for found in stored}
+    here = [slice for slice in mine if slice.stopped and reached.get(slice.generation.slice, START) <= slice.position]
+    return next(iter(reasons + [slice.stopped for slice in here]), "")
 
 
-def _stored(mine: Generation, known: Sequence[Generation]) -> Generation:
-    """A generation as it is stored now; or the one of the same code that another process has made meanwhile."""
-    same = [found for found in known if (found.name, found.fingerprint) == (mine.name, mine.fingerprint)]
-    return max(same, key=lambda found: (found.number == mine.number, found.live, found.number), default=mine)
+def _stored(mine: Sequence[Generation], known: Sequence[Generation]) -> Sequence[Generation]:
+    """A generation's slices as they are now; or those of the same code that another process has made meanwhile."""
+    same = [found for found in known if (found.name, found.fingerprint) == (mine[0].name, mine[0].fingerprint)]
+    if not same:
+        return mine
+    newest = max(same, key=lambda found: (found.number == mine[0].number, found.live, found.number))
+    return [found for found in same if found.number == newest.number]
 
 
 def wire(

@@ -7,7 +7,7 @@ stored or not (rule 40).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from diptych.read_side.refused_row import RefusedRow, check_row, stored_row
 __all__ = [
     "DecodedEvent",
     "FoldedBatch",
+    "Planned",
     "Reached",
     "discarded",
     "fold_steps",
@@ -100,8 +101,12 @@ def fold_steps(
     loaded: Mapping[Key, Row],
     blocked: Collection[str],
     discards: Collection[tuple[str, int]],
+    owns: Callable[[Key], bool] | None = None,
 ) -> FoldedBatch:
     """Fold the steps in order, leaving out discarded ones and those of blocked keys.
+
+    `owns` tells which keys belong to the slice that is folded: rows that only their fold tells the key of are left out
+    where they belong to another one. None: all are folded here.
 
     A step whose function raises is tried once more, alone; then its key is blocked from there on, with the row as it
     was before that event. So it is where the row that a step gives cannot be stored: also where a later step would
@@ -134,7 +139,7 @@ def fold_steps(
                 if step.key in rows and begun.get(step.key, (0,))[0] == step.position:
                     rows[step.key] = begun[step.key][1]
                 continue
-        if step.key is None and _is_left_out(step, key, blocked, discards, block):
+        if step.key is None and (_is_left_out(step, key, blocked, discards, block) or not (owns is None or owns(key))):
             continue
         rows[key] = after
     return FoldedBatch(rows, list(block.values()))

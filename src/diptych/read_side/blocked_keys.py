@@ -38,7 +38,8 @@ class BlockedKeys:
         found: list[BlockedKey] = []
         async with self._read_store.snapshot() as snapshot:
             for slice in self._projector.slices:
-                found += await snapshot.blocked(slice.projection.name, slice.generation.number)
+                if slice.generation.slice == 0:
+                    found += await snapshot.blocked(slice.projection.name, slice.generation.number)
         return found
 
     async def replay(self, name: str, key: str) -> BlockedKey | None:
@@ -62,16 +63,15 @@ class BlockedKeys:
         return await self._retried(name, key, discard=True)
 
     async def _retried(self, name: str, key: str, *, discard: bool) -> BlockedKey | None:
-        slice = next((slice for slice in self._projector.slices if slice.projection.name == name), None)
-        if slice is None:
-            known = ", ".join(slice.projection.name for slice in self._projector.slices)
+        if not self._projector.slices_of(name):
+            known = ", ".join(dict.fromkeys(slice.projection.name for slice in self._projector.slices))
             raise ConfigurationError(f"no projection is named {name!r}; there are {known}")
         for _ in range(REPLAY_ATTEMPTS_MAX):
             async with self._projector.lock:
-                await self._projector.loaded(slice)
-                blocked = slice.blocked.get(key)
-                if blocked is None:
+                having = [slice for slice in await self._projector.reloaded(name) if key in slice.blocked]
+                if not having:
                     raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
+                slice, blocked = having[0], having[0].blocked[key]
                 steps, unreadable = await self._steps(slice, blocked)
                 if unreadable:
                     return BlockedKey(name, key, blocked.position, unreadable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from diptych.clock import Clock
@@ -50,11 +51,11 @@ class Behind(Exception):
 
     Attributes:
         projection: whose rows it is about.
-        live: the generation that answers now, if there is one.
+        live: the slices that are behind, of the generation that answers now; empty where there is none.
         same_code: whether that is of this process's code.
     """
 
-    def __init__(self, projection: Projection, live: Generation | None, *, same_code: bool) -> None:
+    def __init__(self, projection: Projection, live: Sequence[Generation], *, same_code: bool) -> None:
         self.projection = projection
         self.live = live
         self.same_code = same_code
@@ -103,7 +104,7 @@ class Freshness:
             return Requirement(recorded_before=datetime.min.replace(tzinfo=UTC))
 
     async def is_met(self, requirement: Requirement, generation: Generation) -> bool:
-        """Whether a read model at this checkpoint shows what it has to."""
+        """Whether a slice of a read model shows what it has to."""
         checkpoint = generation.checkpoint.position
         if checkpoint < requirement.wanted:
             return False
@@ -125,8 +126,9 @@ class Freshness:
             NotFresh: the deadline is over first.
             Blocked: the projection has stopped, so that waiting is in vain.
         """
-        if behind.same_code and behind.live is not None and behind.live.stopped:
-            raise Blocked(behind.projection.name, (), behind.live.stopped)
+        stopped = [slice.stopped for slice in behind.live if slice.stopped]
+        if behind.same_code and stopped:
+            raise Blocked(behind.projection.name, (), stopped[0])
         remaining = deadline - asyncio.get_running_loop().time()
         if remaining <= 0:
             raise await self._not_fresh(behind, requirement)
@@ -135,9 +137,9 @@ class Freshness:
     async def _not_fresh(self, behind: Behind, requirement: Requirement) -> NotFresh:
         head = (await self._store.head()).position
         reached, reason = 0, "it is not built from the history yet"
-        if behind.live is not None and behind.same_code:
-            reached, reason = behind.live.checkpoint.position, ""
-        elif behind.live is not None:
+        if behind.live and behind.same_code:
+            reached, reason = min(slice.checkpoint.position for slice in behind.live), ""
+        elif behind.live:
             reason = "its rows are of other code; those of this code are not built yet, or were replaced"
         return NotFresh(behind.projection.name, requirement.wanted or head, reached, reason)
 

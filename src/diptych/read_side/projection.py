@@ -21,6 +21,7 @@ from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
 from diptych.read_side.fingerprint import fingerprint
+from diptych.read_side.partitions import LOGICAL_SLICES
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
 from diptych.read_side.read_store import Key, value_refusal
 from diptych.read_side.refused_row import RefusedRow
@@ -57,6 +58,7 @@ class ProjectionDeclaration(NamedTuple):
     key: Callable[[Any], object] | None
     keys: Callable[[Any], Iterable[object]] | None
     version: int
+    partitions: int | None
 
     @property
     def name(self) -> str:
@@ -162,9 +164,12 @@ class Projection:
         query: those events.
         functions: what was declared to fold into it, for messages.
         takes_context: whether its steps need the `EventContext`: a function asks for it, or rows expire.
+        partitions: into how many slices its rows are split by key, so that as many processes can fold them.
     """
 
-    def __init__(self, context: str, form: RowForm, folds: Mapping[type, _Fold], types: EventTypes) -> None:
+    def __init__(
+        self, context: str, form: RowForm, folds: Mapping[type, _Fold], types: EventTypes, partitions: int
+    ) -> None:
         self.name = f"{context}.{form.name}"
         self.form = form
         self._folds = folds
@@ -172,6 +177,7 @@ class Projection:
         self.query = EventQuery((QueryItem(self.types),))
         self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
         self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
+        self.partitions = partitions
 
     def fingerprint(self) -> str:
         """What tells rows of this fold from those of another: its code and schema, see `read_side/fingerprint.py`.
@@ -237,10 +243,13 @@ def compile_projections(
     """
     forms: dict[type, RowForm] = {}
     folds: dict[type, dict[type, _Fold]] = {}
+    declared: dict[type, ProjectionDeclaration] = {}
     for declaration in declarations:
         compiler = _Compiler(declaration)
         form = forms.setdefault(compiler.model, RowForm(compiler.model, context))
         known = folds.setdefault(compiler.model, {})
+        if declaration.partitions is not None:
+            _check_partitions(declaration, declared.setdefault(compiler.model, declaration))
         for event in compiler.events:
             if event in known:
                 raise ConfigurationError(
@@ -248,7 +257,20 @@ def compile_projections(
                     f"{form.name}: make them one function, or let each fold its own events"
                 )
             known[event] = compiler.fold(form, event)
-    return [Projection(context, form, folds[cls], types) for cls, form in forms.items()]
+    partitions = {cls: declaration.partitions for cls, declaration in declared.items()}
+    return [Projection(context, form, folds[cls], types, partitions.get(cls) or 1) for cls, form in forms.items()]
+
+
+def _check_partitions(declaration: ProjectionDeclaration, first: ProjectionDeclaration) -> None:
+    if declaration.partitions not in range(1, LOGICAL_SLICES + 1):
+        raise ConfigurationError(
+            f"{declaration.name}: partitions= is 1 to {LOGICAL_SLICES} (LOGICAL_SLICES), not {declaration.partitions!r}"
+        )
+    if declaration.partitions != first.partitions:
+        raise ConfigurationError(
+            f"{declaration.name} says partitions={declaration.partitions}, {first.name} partitions={first.partitions}, "
+            "and both feed one read model: say it at one of them"
+        )
 
 
 def projected_events(declaration: ProjectionDeclaration) -> Sequence[type[Event]]:

@@ -3,7 +3,8 @@
     event store ──▶ read and decode once ──▶ each projection: plan → load rows → fold ──▶ one write: rows + checkpoint
 
 Projections at the same checkpoint go together. A batch grows with the backlog and shrinks to one event when live.
-Only what this process has on lease is folded; and each write is fenced by the checkpoint and epoch it was folded from,
+A projection may be split by row key into slices, each followed on its own; here as many as this process holds. Only
+what this process has on lease is folded; and each write is fenced by the checkpoint and epoch it was folded from,
 so two projectors of one generation, whichever way that came about, waste work, not rows.
 """
 
@@ -26,6 +27,7 @@ from diptych.messages.event import Event
 from diptych.read_side.batch import (
     DecodedEvent,
     FoldedBatch,
+    Planned,
     Reached,
     discarded,
     fold_steps,
@@ -34,7 +36,8 @@ from diptych.read_side.batch import (
     slice_write,
 )
 from diptych.read_side.leases import Leases
-from diptych.read_side.projection import KeyNotFound, Projection, told
+from diptych.read_side.partitions import slice_of
+from diptych.read_side.projection import KeyNotFound, Projection, Step, told
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import (
     BlockedKey,
@@ -73,10 +76,10 @@ _log = logging.getLogger("diptych.projector")
 
 
 class Slice:
-    """One projection being folded into one generation.
+    """One projection, or the part of it that some of its keys are, being folded into one generation.
 
     Attributes:
-        generation: as it was last written or loaded here.
+        generation: the slice as it was last written or loaded here.
         target: a generation that is being built answers queries from this position on.
         stopped: why it cannot go on; empty while it can.
     """
@@ -97,7 +100,26 @@ class Slice:
     @property
     def lease_key(self) -> LeaseKey:
         """As what it is leased."""
-        return self.generation.name, self.generation.number
+        return self.generation.lease_key
+
+    @property
+    def at_barrier(self) -> bool:
+        """Whether it waits for the other slices, to be split anew where it is."""
+        return self.generation.barrier is not None and self.position >= self.generation.barrier
+
+    def owns(self, key: Key) -> bool:
+        """Whether the row of a key belongs to it."""
+        return self.owns_text(key_text(key))
+
+    def owns_text(self, key: str) -> bool:
+        """Whether the row of a key, as a JSON array, belongs to it."""
+        return slice_of(key, self.generation.slices) == self.generation.slice
+
+    def owned(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Those steps that it folds; where only the fold tells the key, every slice folds and one keeps the row."""
+        if self.generation.slices == 1:
+            return steps
+        return [step for step in steps if step.key is None or self.owns(step.key)]
 
 
 class Projector:
@@ -129,10 +151,10 @@ class Projector:
         head = await self._store.head()
         generations = await self._read_store.generations()
         for projection in self._projections:
-            found = await self._generation(projection, generations, head, making=making)
-            await self._check_history(found)
-            self.slices.append(Slice(projection, found, START if found.live else head.position))
-            await self.loaded(self.slices[-1])
+            for found in await self._slices_of(projection, generations, head, making=making):
+                await self._check_history(found)
+                self.slices.append(Slice(projection, found, START if found.live else head.position))
+                await self.loaded(self.slices[-1])
 
     def wanted(self) -> list[LeaseKey]:
         """What to ask leases for: all but what cannot go on here, which another process with other code may."""
@@ -160,28 +182,41 @@ class Projector:
             await asyncio.wait([self._task])
             self._task = None
 
-    async def _generation(
+    async def _slices_of(
         self, projection: Projection, known: Sequence[Generation], head: Place, *, making: bool
-    ) -> Generation:
+    ) -> Sequence[Generation]:
         """The live generation of this very fold, or the newest one of it that is not, or a new one; else number 0."""
         mine = self.fingerprint(projection)
         same = [found for found in known if found.name == projection.name and found.fingerprint == mine]
         if same:
-            return max(same, key=lambda found: (found.live, found.number))
+            newest = max(same, key=lambda found: (found.live, found.number))
+            if making and newest.slices != projection.partitions:
+                return await self._split(newest, projection.partitions)
+            return [found for found in same if found.number == newest.number]
         if not making and head.position:
             start = Place(self._store.history_id, START, NOWHERE)
-            return Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)
+            return [Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)]
         return await self.create(projection, live=head.position == 0)
+
+    async def _split(self, found: Generation, slices: int) -> Sequence[Generation]:
+        """Split a generation into as many slices as the code says now, or begin to; what there is of it then."""
+        if not await self._read_store.split(found.name, found.number, slices):
+            _log.info("%s is split into %d slices as soon as all are at one place", found.name, slices)
+        async with self._read_store.snapshot() as snapshot:
+            return await snapshot.slices(found.name, found.number)
 
     def fingerprint(self, projection: Projection) -> str:
         """The fold's fingerprint; in a store that does not outlive the process there is nothing to tell apart."""
         return projection.fingerprint() if self._read_store.durable else ""
 
-    async def create(self, projection: Projection, *, live: bool, anew: bool = False) -> Generation:
-        """A new generation of a projection, before the first event."""
+    async def create(
+        self, projection: Projection, *, live: bool, anew: bool = False, slices: int | None = None
+    ) -> list[Generation]:
+        """The slices of a new generation, before the first event; by default as many as the code says."""
         start = Place(self._store.history_id, START, NOWHERE)
+        fingerprint, table = self.fingerprint(projection), projection.form.table
         return await self._read_store.create_generation(
-            projection.name, self.fingerprint(projection), projection.form.table, start, live=live, anew=anew
+            projection.name, fingerprint, table, start, live=live, anew=anew, slices=slices or projection.partitions
         )
 
     async def _check_history(self, generation: Generation) -> None:
@@ -197,24 +232,52 @@ class Projector:
                 "history",
             ) from error
 
-    async def loaded(self, slice: Slice) -> Slice:
-        """A slice with its stored state read anew: its generation, blocked keys and discards."""
-        name = slice.projection.name
+    async def loaded(self, slice: Slice) -> None:
+        """Read a slice's stored state anew: its generation, blocked keys and discards.
+
+        Where it was split anew meanwhile, those that it was split into take its place in `slices`.
+        """
+        name, mine = slice.projection.name, slice.generation
         async with self._read_store.snapshot() as snapshot:
-            generation = await snapshot.generation(name, slice.generation.number)
-            if generation is None:  # rebuilt by another process: the new one is followed, if it is of the same fold
-                live = await snapshot.generation(name)
-                same = slice in self.slices and live is not None and live.fingerprint == slice.generation.fingerprint
-                generation = live if same else None
-            number = slice.generation.number if generation is None else generation.number
-            blocked = await snapshot.blocked(name, number)
-        if generation is not None:
-            slice.generation = generation
-        elif slice.generation.number:
-            self._stop(slice, "its generation was replaced by another process; open the application again")
-        slice.blocked = {found.key: found for found in blocked}
-        slice.discards = discarded(await self._read_store.discards(name))
-        return slice
+            found = await snapshot.slices(name, mine.number)
+            if not found:  # rebuilt by another process: the new one is followed, if it is of the same fold
+                live = await snapshot.slices(name)
+                found = live if slice in self.slices and live and live[0].fingerprint == mine.fingerprint else ()
+            blocked = await snapshot.blocked(name, found[0].number if found else mine.number)
+        discards = discarded(await self._read_store.discards(name))
+        if found and len(found) == mine.slices:
+            following = [slice]
+            slice.generation = found[mine.slice]
+        elif slice in self.slices and found:
+            following = [Slice(slice.projection, each, slice.target) for each in found]
+            self.put(following)
+        else:
+            following = [slice]
+            if mine.number:
+                self._stop(slice, "its generation was replaced by another process; open the application again")
+        for each in following:
+            each.blocked = {blocking.key: blocking for blocking in blocked if each.owns_text(blocking.key)}
+            each.discards = discards
+
+    def put(self, following: Sequence[Slice]) -> None:
+        """Follow these slices of a projection instead of those that were followed."""
+        were = self.slices_of(following[0].projection.name)
+        place = self.slices.index(were[0])
+        self.slices = [each for each in self.slices if each not in were]
+        self.slices[place:place] = following
+        for each in were:
+            each.stopped = "others are followed instead"
+
+    def slices_of(self, name: str) -> list[Slice]:
+        """The slices of a projection, in order; empty where there is no such projection."""
+        return [slice for slice in self.slices if slice.projection.name == name]
+
+    async def reloaded(self, name: str) -> list[Slice]:
+        """The slices of a projection, each with its stored state read anew."""
+        for slice in self.slices_of(name):
+            if slice in self.slices:
+                await self.loaded(slice)
+        return self.slices_of(name)
 
     # ── following ────────────────────────────────────────────────────────────
 
@@ -225,13 +288,12 @@ class Projector:
                 version = leases.version
                 try:
                     async with self.lock:
-                        held = await self._held(leases)
-                        for slice in held if stale else ():
-                            await self.loaded(slice)
+                        held = await self._held(leases, anew=stale)
                         stale = False
                         with leases.using(slice.lease_key for slice in held):
                             if not await self.advance(held):
                                 await self._switch_late(held)
+                                await self._split_late(held)
                     backoff = BACKOFF_FIRST_S
                     await pause()  # first those who waited for these rows
                     await leases.wait(version, partial(self._idle, held))
@@ -249,16 +311,16 @@ class Projector:
             if not isinstance(error, Exception):
                 raise
 
-    async def _held(self, leases: Leases) -> list[Slice]:
-        """The slices to work on now, each as it was left by whoever held it before."""
-        for slice in self.slices:
+    async def _held(self, leases: Leases, *, anew: bool = False) -> list[Slice]:
+        """The slices to work on now, each as it was left by whoever held it before; with `anew`, in any case."""
+        for slice in list(self.slices):
             if slice.stopped:
                 continue
             epoch = leases.epoch(slice.lease_key)
-            if slice.lease_key in leases.gone:
-                await self.loaded(slice)  # replaced by another process: its successor is wanted
-            elif epoch is not None and epoch > slice.generation.epoch:
-                await self.loaded(slice)
+            overtaken = epoch is not None and epoch > slice.generation.epoch
+            if overtaken or slice.lease_key in leases.gone or (anew and epoch is not None):
+                await self.loaded(slice)  # where it is gone, its successor is wanted
+            if overtaken:
                 await self._retry_stopped(slice)
         given_up = {slice.lease_key for slice in self.slices if slice.stopped}
         if not leases.asked.issuperset(self.wanted()) or not leases.asked.isdisjoint(given_up):
@@ -274,22 +336,27 @@ class Projector:
 
     async def _idle(self, held: Sequence[Slice]) -> None:
         """Wait for an event past the slowest projection, if it is not there already."""
-        if not held:
+        if any(slice.stopped for slice in held):
+            return  # its lease is given up first
+        following = [slice.position for slice in held if not slice.at_barrier]
+        if following:
+            await self._store.wait_for_events(min(following), IDLE_WAIT_S)
+        else:
             await pause(IDLE_WAIT_S)
-        elif not any(slice.stopped for slice in held):  # else its lease is given up first
-            await self._store.wait_for_events(min(slice.position for slice in held), IDLE_WAIT_S)
 
     async def advance(self, slices: Sequence[Slice], until: Position | None = None) -> bool:
         """Fold one batch: of the slices furthest behind, those at the same place together.
 
-        False where they are at the head, or at `until`. The caller holds the lock.
+        False where they are at the head, at `until`, or at their barriers. The caller holds the lock.
         """
-        active = [slice for slice in slices if not slice.stopped]
+        active = [slice for slice in slices if not slice.stopped and not slice.at_barrier]
         if not active:
             return False
         position = min(slice.position for slice in active)
         group = [slice for slice in active if slice.position == position]
-        until = min((slice.position for slice in active if slice.position > position), default=until)
+        ends = [slice.position for slice in active if slice.position > position]
+        ends += [slice.generation.barrier for slice in group if slice.generation.barrier is not None]
+        until = min(ends, default=until)
         started = time.monotonic()
         types = frozenset[str]().union(*(slice.projection.types for slice in group))
         found = await self._store.read(EventQuery((QueryItem(types),)), position, self._batch_max, until=until)
@@ -342,12 +409,16 @@ class Projector:
         """Fold a batch into every slice of the group with one write; a slice that fails goes on by itself."""
         writes: list[tuple[Slice, SliceWrite]] = []
         failed: list[tuple[Slice, str]] = []
+        plans: dict[str, Planned] = {}
         async with self._read_store.snapshot() as snapshot:
             for slice in group:
                 if slice is not group[0]:
                     await pause()  # between the folds of two projections, queries and commands go on
                 try:
-                    writes.append((slice, await self._write_of(slice, events, end, snapshot)))
+                    if slice.projection.name not in plans:
+                        plans[slice.projection.name] = plan_steps(slice.projection, events)
+                    planned = plans[slice.projection.name]
+                    writes.append((slice, await self._write_of(slice, planned, end, snapshot)))
                 except _POISON as error:
                     failed.append((slice, told(error)))
         results = await self._read_store.write([write for _, write in writes])
@@ -362,16 +433,15 @@ class Projector:
         for slice, reason in failed:
             await self._bisect(slice, events, end, reason)
 
-    async def _write_of(
-        self, slice: Slice, events: Sequence[DecodedEvent], end: Reached, snapshot: ReadSnapshot
-    ) -> SliceWrite:
-        planned, generation = plan_steps(slice.projection, events), slice.generation
+    async def _write_of(self, slice: Slice, planned: Planned, end: Reached, snapshot: ReadSnapshot) -> SliceWrite:
+        generation, steps = slice.generation, slice.owned(planned.steps)
         if planned.stopped:
             start = Reached(generation.checkpoint, generation.recorded_at)
             end = start if planned.last is None else self._reached(planned.last)
-        keys = keys_to_load(planned.steps, slice.blocked)
+        keys = keys_to_load(steps, slice.blocked)
         loaded = await snapshot.get_many(generation.name, keys, generation.number) if keys else {}
-        folded = fold_steps(slice.projection, planned.steps, loaded, slice.blocked, slice.discards)
+        owns = None if generation.slices == 1 else slice.owns
+        folded = fold_steps(slice.projection, steps, loaded, slice.blocked, slice.discards, owns)
         stopped = planned.stopped or _too_many_blocked(slice, folded.block)
         expired = await _expired(slice, snapshot, end, folded.block)
         return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped, expired)
@@ -384,23 +454,29 @@ class Projector:
         if write.stopped:
             self._stop(slice, write.stopped)
         if not generation.live and slice.position >= slice.target:
-            await self.switch(slice)
+            await self.switch([slice])
 
-    async def switch(self, slice: Slice) -> bool:
-        """Let a generation that has caught up answer the queries."""
-        switched = await self._read_store.switch(slice.projection.name, slice.generation.number)
+    async def switch(self, slices: Sequence[Slice]) -> bool:
+        """Let the generation of these slices answer the queries, if all of it has caught up."""
+        first = slices[0].generation
+        switched = await self._read_store.switch(first.name, first.number)
         if switched:
-            await self.loaded(slice)
+            for slice in slices:
+                await self.loaded(slice)
         return switched
 
-    async def _switch_late(self, slices: Sequence[Slice]) -> bool:
+    async def _switch_late(self, slices: Sequence[Slice]) -> None:
         """Switch to what has caught up: whoever wrote its last batch may have died, or failed, before it switched."""
-        ready = [
-            slice
-            for slice in slices
-            if not slice.stopped and not slice.generation.live and slice.position >= slice.target
-        ]
-        return any([await self.switch(slice) for slice in ready])
+        for slice in slices:
+            if not slice.stopped and not slice.generation.live and slice.position >= slice.target:
+                await self.switch([slice])
+
+    async def _split_late(self, slices: Sequence[Slice]) -> None:
+        """Split anew what is to be, if all its slices have come to the barrier, wherever they are held."""
+        for slice in slices:
+            waits, found = slice.at_barrier and not slice.stopped, slice.generation
+            if waits and await self._read_store.split(found.name, found.number, found.slices_next):
+                await self.loaded(slice)
 
     def _stop(self, slice: Slice, reason: str) -> None:
         slice.stopped = reason
@@ -415,7 +491,7 @@ class Projector:
             if not slice.stopped and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
                 await self._fold([slice], rest, end)
             return
-        keys = [key_text(key) for key in _keys(slice.projection, events)]
+        keys = [text for text in map(key_text, _keys(slice.projection, events)) if slice.owns_text(text)]
         name, position = slice.projection.name, events[0].position
         block = [BlockedKey(name, key, position, reason) for key in keys if key not in slice.blocked]
         if not keys:
@@ -439,9 +515,11 @@ async def _expired(slice: Slice, snapshot: ReadSnapshot, end: Reached, block: Se
     if slice.projection.form.expiry is None or end.recorded_at is None:
         return ()
     blocked = slice.blocked.keys() | {found.key for found in block}
-    generation, limit = slice.generation, EXPIRED_ROWS_MAX + len(blocked)
+    generation = slice.generation
+    limit = EXPIRED_ROWS_MAX * generation.slices + len(blocked)
     keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
-    return [key for key in keys if not blocked or key_text(key) not in blocked][:EXPIRED_ROWS_MAX]
+    texts = ((key, key_text(key)) for key in keys)
+    return [key for key, text in texts if slice.owns_text(text) and text not in blocked][:EXPIRED_ROWS_MAX]
 
 
 def _keys(projection: Projection, events: Sequence[DecodedEvent]) -> list[Key]:

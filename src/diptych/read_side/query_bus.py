@@ -109,17 +109,17 @@ class QueryBus:
             raise UnknownMessage("query", type(query).__name__, known, _remedy(type(query), self._projections))
         _, settled = self._codecs[type(query)].settle(query)
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
-        missing: type[ReadModel] | None = None
+        missing: Behind | None = None
         while True:
             seen = self._read_store.changes
             try:
                 return await self._answer(handle, settled, requirement, missing)
             except Behind as behind:
                 await self._freshness.wait(behind, requirement, deadline, seen)
-                missing = behind.projection.form.cls
+                missing = behind
 
     async def _answer(
-        self, handle: Handle, query: Query[R], requirement: Requirement, missing: type[ReadModel] | None
+        self, handle: Handle, query: Query[R], requirement: Requirement, missing: Behind | None
     ) -> Answer[R]:
         """One run of the handler, on one snapshot, which is not held for longer than the limit.
 

@@ -3,7 +3,8 @@
 A read model is a table; a projection folds events into it. Each build of it from the history is a *generation*, with a
 table and a checkpoint of its own, so that a changed fold can be built beside the one that answers queries. Rows and
 checkpoint change in one transaction (G5), and a snapshot shows the rows of every read model together with the
-checkpoints they belong to (G8). Each generation is worked on by one process at a time, which has it on lease.
+checkpoints they belong to (G8). A generation may be split by row key into *slices*, each with a checkpoint of its own;
+each slice is worked on by one process at a time, which has it on lease.
 """
 
 from __future__ import annotations
@@ -98,7 +99,9 @@ class Table(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """One build of a read model from the history; or the progress of a subscriber, which has no table.
+    """One slice of a build of a read model from the history; or the progress of a subscriber, which has no table.
+
+    Where a read model is not split there is one slice, and this is the generation.
 
     Attributes:
         name: the projection's or subscriber's name, "school.Seats".
@@ -112,6 +115,10 @@ class Generation(msgspec.Struct, frozen=True):
         stopped: why nothing can be folded any more; empty while it goes on.
         recorded_at: when the event at the checkpoint was recorded, where rows expire: those that expire by then are
             gone, for folds and for queries. None at the beginning, and where rows do not expire.
+        slice: which one this is, from 0; `partitions.slice_of` tells a key's.
+        slices: of this generation, all in all.
+        barrier: a position that no slice may go beyond, since the generation is split anew there; None: there is none.
+        slices_next: how many slices there will be when all are at the barrier; 0 without one.
     """
 
     name: str
@@ -123,6 +130,15 @@ class Generation(msgspec.Struct, frozen=True):
     epoch: int = 0
     stopped: str = ""
     recorded_at: dt.datetime | None = None
+    slice: int = 0
+    slices: int = 1
+    barrier: Position | None = None
+    slices_next: int = 0
+
+    @property
+    def lease_key(self) -> LeaseKey:
+        """As what it is leased."""
+        return self.name, self.number, self.slice
 
 
 class BlockedKey(msgspec.Struct, frozen=True):
@@ -150,10 +166,10 @@ class Discard(msgspec.Struct, frozen=True):
 
 
 class SliceWrite(msgspec.Struct, frozen=True):
-    """What a folded batch changes in one generation, all or nothing.
+    """What a folded batch changes in one slice of a generation, all or nothing.
 
     Attributes:
-        generation: as it was when the batch was folded: its checkpoint and epoch must still be the stored ones.
+        generation: the slice as it was when the batch was folded: the stored one must have its checkpoint and epoch.
         checkpoint: the new one; may be the old one where something is changed by hand.
         upserts: whole rows; a row with the same key is replaced.
         deletes: keys; one that has no row is no error. Disjoint from the upserts.
@@ -196,8 +212,8 @@ class Failed(msgspec.Struct, frozen=True):
 WriteResult: TypeAlias = Written | Fenced | Failed
 
 
-LeaseKey: TypeAlias = tuple[str, int]
-"""The name and number of a generation, as what is leased."""
+LeaseKey: TypeAlias = tuple[str, int, int]
+"""The name and number of a generation, and the slice of it, as what is leased."""
 
 
 class Leased(msgspec.Struct, frozen=True):
@@ -254,8 +270,8 @@ class ReadSnapshot(Protocol):
     left out, and as of when, is for the caller to say, with a filter.
     """
 
-    async def generation(self, name: str, number: int | None = None) -> Generation | None:
-        """The live generation, or the numbered one; None where there is none."""
+    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one, in order; empty where there is none."""
         ...
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
@@ -346,7 +362,7 @@ class ReadStore(Protocol):
         ...
 
     async def generations(self) -> list[Generation]:
-        """Every generation, by name and number."""
+        """Every slice of every generation, by name, number and slice."""
         ...
 
     async def create_generation(
@@ -358,18 +374,42 @@ class ReadStore(Protocol):
         *,
         live: bool,
         anew: bool = False,
-    ) -> Generation:
+        slices: int = 1,
+    ) -> list[Generation]:
         """Make a new generation and its empty table. With `live`, any live one of that name is live no more.
 
         Safe to race, unless `anew`: where a generation of this name and fingerprint that is live or newer than the
-        live one exists, that one is returned.
+        live one exists, that one is returned, with the slices that it has.
+
+        Args:
+            name: the projection's name, "school.Seats".
+            fingerprint: of the fold's code and schema.
+            table: the form of its rows; None for a subscriber.
+            checkpoint: where every slice begins.
+            live: whether it answers queries.
+            anew: whether to make one in any case.
+            slices: into how many it is split, 1 to `partitions.LOGICAL_SLICES`.
         """
         ...
 
     async def switch(self, name: str, number: int) -> bool:
         """Let a generation answer the queries, and drop all others of that name, in one transaction.
 
-        False, and nothing done, while its checkpoint is before that of the live one, or where it is gone.
+        False, and nothing done, while any key shows less in it than in the live one (`partitions.reaches`), or where
+        it is gone.
+        """
+        ...
+
+    async def split(self, name: str, number: int, slices: int) -> bool:
+        """Split a generation into another number of slices, in one transaction; nothing is lost and nothing repeated.
+
+        Where all its slices are at one place, they are replaced: the new ones begin there, held by nobody, with an
+        epoch above all of theirs. Otherwise the furthest of these places becomes the barrier of all, and their epochs
+        go up, so that whoever writes learns of it; ask again when all have come there. A number that it has already
+        takes a barrier away.
+
+        Returns:
+            Whether it has that number of slices now; True as well where the generation is gone.
         """
         ...
 

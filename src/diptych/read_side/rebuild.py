@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import NamedTuple
 
 from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.event_store.position import Position
+from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector, Slice
 from diptych.read_side.read_store import Order, ReadSnapshot, ReadStore
 
@@ -54,19 +55,19 @@ class Rebuilds:
             StoreUnavailable: the fold stops at an event that it cannot get past; the live one stays.
         """
         async with self._turn:
-            return await self._rebuild(self._slice(name), progress)
+            return await self._rebuild(self._projection(name), progress)
 
-    async def _rebuild(self, live: Slice, progress: Progress | None) -> Position:
-        fresh = await self._built(live, await self._answering(live), progress)
+    async def _rebuild(self, projection: Projection, progress: Progress | None) -> Position:
+        fresh = await self._built(projection, projection.partitions, await self._answering(projection), progress)
         while True:
             async with self._projector.lock:
                 if await self._projector.switch(fresh):
-                    index = self._projector.slices.index(live)
-                    self._projector.slices[index] = fresh
-                    return fresh.position
-                await self._projector.loaded(live)
-                await self._projector.loaded(fresh)  # it may be gone, and then never switches
-                await self._advance(fresh, await self._answering(live))
+                    self._projector.put(fresh)
+                    return _position(fresh)
+                for slice in fresh:
+                    await self._projector.loaded(slice)  # it may be gone, and then never switches
+                await self._projector.reloaded(projection.name)
+                await self._advance(fresh, await self._answering(projection))
 
     async def verify(self, name: str, progress: Progress | None = None) -> Difference | None:
         """Compare a read model, row by row, with a fresh fold of the history at the same position.
@@ -74,68 +75,88 @@ class Rebuilds:
         Raises as `rebuild` does, and ConfigurationError where there are no rows of this code.
         """
         async with self._turn:
-            return await self._verify(self._slice(name), progress)
+            return await self._verify(self._projection(name), progress)
 
-    async def _verify(self, live: Slice, progress: Progress | None) -> Difference | None:
-        name = live.projection.name
-        await self._projector.loaded(live)
-        if live.generation.number == 0:
+    async def _verify(self, projection: Projection, progress: Progress | None) -> Difference | None:
+        name = projection.name
+        async with self._projector.lock:
+            live = await self._projector.reloaded(name)
+        number = live[0].generation.number
+        if number == 0:
             raise ConfigurationError(f"{name} has no rows of this code to compare: run the application, or rebuild it")
-        fresh = await self._built(live, live.position, progress)
+        fresh = await self._built(projection, len(live), _position(live), progress)
         try:
             while True:
                 async with self._projector.lock:
-                    await self._projector.loaded(live)
-                    await self._projector.loaded(fresh)
-                    await self._advance(fresh, max(live.position, fresh.position))
-                    while fresh.position < live.position:
-                        await self._advance(fresh, live.position)
+                    live = await self._projector.reloaded(name)
+                    if [slice.lease_key for slice in live] != [(name, number, n) for n in range(len(fresh))]:
+                        raise StoreUnavailable(f"{name} was replaced or split anew meanwhile; compare it again")
+                    for mine, theirs in zip(fresh, live, strict=True):
+                        await self._advance([mine], theirs.position)
                     async with self._read_store.snapshot() as snapshot:
-                        now = await snapshot.generation(name, live.generation.number)
-                        if now is not None and now.checkpoint == fresh.generation.checkpoint:
-                            return await _compare(snapshot, live, fresh)
+                        now = [slice.checkpoint for slice in await snapshot.slices(name, number)]
+                        if now == [slice.generation.checkpoint for slice in fresh]:
+                            return await _compare(snapshot, live[0], fresh[0])
         finally:
-            await self._read_store.drop_generation(name, fresh.generation.number)
+            await self._read_store.drop_generation(name, fresh[0].generation.number)
 
-    def _slice(self, name: str) -> Slice:
-        found = [slice for slice in self._projector.slices if slice.projection.name == name]
-        short = [slice for slice in self._projector.slices if slice.projection.form.name == name]
-        candidates = found or short
-        if len(candidates) != 1:
-            known = ", ".join(slice.projection.name for slice in self._projector.slices)
-            raise ConfigurationError(f"no read model is named {name!r}; there are {known}")
-        return candidates[0]
+    def _projection(self, name: str) -> Projection:
+        known = {slice.projection.name: slice.projection for slice in self._projector.slices}
+        short = [projection for projection in known.values() if projection.form.name == name]
+        if name not in known and len(short) != 1:
+            raise ConfigurationError(f"no read model is named {name!r}; there are {', '.join(known)}")
+        return known[name] if name in known else short[0]
 
-    async def _answering(self, live: Slice) -> Position:
-        """Where the generation is that answers queries: another one than the slice's, while that is being built."""
+    async def _answering(self, projection: Projection) -> Position:
+        """How far what answers queries is, and what is followed here, which may be another one that is being built."""
+        followed = [slice.position for slice in self._projector.slices_of(projection.name)]
         known = await self._read_store.generations()
-        answering = [found for found in known if found.live and found.name == live.projection.name]
-        return max([live.position, *(found.checkpoint.position for found in answering)])
+        answering = [found.checkpoint.position for found in known if found.live and found.name == projection.name]
+        return max([*followed, *answering])
 
-    async def _built(self, live: Slice, until: Position, progress: Progress | None) -> Slice:
-        """A new generation, folded up to a position."""
-        await self._clear(live)
-        generation = await self._projector.create(live.projection, live=False, anew=True)
-        fresh = await self._projector.loaded(Slice(live.projection, generation, target=Position(1 << 62)))
-        while fresh.position < until:
+    async def _built(
+        self, projection: Projection, slices: int, until: Position, progress: Progress | None
+    ) -> list[Slice]:
+        """A new generation, folded up to a position; the live one has its turn between batches."""
+        await self._clear(projection)
+        made = await self._projector.create(projection, live=False, anew=True, slices=slices)
+        fresh = [Slice(projection, generation, target=Position(1 << 62)) for generation in made]
+        for slice in fresh:
+            await self._projector.loaded(slice)
+        while _position(fresh) < until:
             async with self._projector.lock:
-                await self._advance(fresh, until)
+                await self._fold(fresh, until)
             if progress is not None:
-                progress(fresh.position, until)
+                progress(_position(fresh), until)
         return fresh
 
-    async def _clear(self, live: Slice) -> None:
+    async def _clear(self, projection: Projection) -> None:
         """Drop what an earlier rebuild left behind when it was killed."""
+        mine = {slice.generation.number for slice in self._projector.slices_of(projection.name)}
         for found in await self._read_store.generations():
-            mine = live.generation
-            if found.name == mine.name and found.number != mine.number and not found.live:
+            if found.name == projection.name and found.number not in mine and not found.live and found.slice == 0:
                 await self._read_store.drop_generation(found.name, found.number)
 
-    async def _advance(self, fresh: Slice, until: Position) -> None:
-        await self._projector.advance([fresh], until)
-        if fresh.stopped:
-            await self._read_store.drop_generation(fresh.projection.name, fresh.generation.number)
-            raise StoreUnavailable(f"{fresh.projection.name} cannot be rebuilt: {fresh.stopped}")
+    async def _advance(self, fresh: Sequence[Slice], until: Position) -> None:
+        """Fold up to a position at one go; the caller holds the projector's lock."""
+        await self._check(fresh)
+        while _position(fresh) < until:
+            await self._fold(fresh, until)
+
+    async def _fold(self, fresh: Sequence[Slice], until: Position) -> None:
+        await self._projector.advance(fresh, until)
+        await self._check(fresh)
+
+    async def _check(self, fresh: Sequence[Slice]) -> None:
+        stopped = [slice.stopped for slice in fresh if slice.stopped]
+        if stopped:
+            generation = fresh[0].generation
+            await self._read_store.drop_generation(generation.name, generation.number)
+            raise StoreUnavailable(f"{generation.name} cannot be rebuilt: {stopped[0]}")
+
+
+def _position(slices: Sequence[Slice]) -> Position:
+    return min(slice.position for slice in slices)
 
 
 async def _compare(snapshot: ReadSnapshot, live: Slice, fresh: Slice) -> Difference | None:

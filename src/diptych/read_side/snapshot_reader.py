@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from diptych.messages.codec import encode
 from diptych.messages.message import field_types
 from diptych.read_side.conditions import Condition
 from diptych.read_side.freshness import Behind, Freshness, Requirement
+from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind, key_text
 from diptych.read_side.read_store import (
@@ -79,24 +80,27 @@ class SnapshotReader:
         self._projections = projections
         self._freshness = freshness
         self._requirement = requirement
-        self._touched: dict[str, Generation] = {}
+        self._live: dict[str, Sequence[Generation]] = {}
+        self._touched: dict[str, dict[int, Generation]] = {}
         self._blocked: dict[str, list[BlockedKey]] = {}
         self._now: datetime | None = None
 
     def token(self, history_id: bytes) -> Token:
         """What the answer shows: the span of the checkpoints that were touched."""
-        places = [generation.checkpoint for generation in self._touched.values()]
+        places = [slice.checkpoint for slices in self._touched.values() for slice in slices.values()]
         if not places:
             return Token(START, Place(history_id, START, NOWHERE))
         return Token(min(place.position for place in places), max(places, key=lambda place: place.position))
 
-    async def check(self, model: type[ReadModel]) -> None:
-        """Check that a read model shows what it has to, before a handler does any work.
+    async def check(self, missing: Behind) -> None:
+        """Check that what was behind the last time shows what it has to, before a handler does any work.
 
         Raises:
             Behind: it does not.
         """
-        await self._fresh(*self._projections[model])
+        live = await self._answering(missing.projection)
+        were = {(slice.slice, slice.slices) for slice in missing.live}
+        await self._require(missing.projection, [slice for slice in live if (slice.slice, slice.slices) in were])
 
     # ── Reader ───────────────────────────────────────────────────────────────
 
@@ -107,10 +111,11 @@ class SnapshotReader:
 
     async def get_many(self, model: type[M], keys: Sequence[object], /) -> dict[Any, M]:
         """See `Reader.get_many`."""
-        projection = await self._touch(model)
-        form = projection.form
+        form = self._projection(model).form
         columns = {_column_key(form, key): key for key in keys}
-        self._check_blocked(projection, [key_text(key) for key in columns])
+        texts = [key_text(key) for key in columns]
+        projection = await self._touch(model, texts)
+        self._check_blocked(projection, texts)
         rows = await self._snapshot.get_many(projection.name, list(columns))
         found = {columns[key]: form.model(row) for key, row in rows.items()}
         if form.expiry is None:
@@ -136,7 +141,7 @@ class SnapshotReader:
         form, filters = projection.form, _filters(projection.form, where)
         order = _order(form, order_by)
         question = _question(projection.name, filters, order)
-        history_id = self._touched[projection.name].checkpoint.history_id
+        history_id = self._live[projection.name][0].checkpoint.history_id
         after = None if cursor is None else _after(form, cursor, question, history_id, order)
         shown = [*filters, *self._unexpired(projection)]  # no part of the question: the next page is asked later
         rows = await self._snapshot.find(projection.name, shown, order, _limit(limit) + 1, after)
@@ -186,30 +191,47 @@ class SnapshotReader:
         """As of when rows are shown: one moment for all that a handler reads."""
         if self._now is None:
             self._now = self._freshness.now()
-        return moment_shown(self._touched[projection.name], self._now)
+        return moment_shown(self._touched[projection.name].values(), self._now)
 
     # ── freshness ────────────────────────────────────────────────────────────
 
-    async def _touch(self, model: type[ReadModel]) -> Projection:
+    def _projection(self, model: type[ReadModel]) -> Projection:
         found = self._projections.get(model)
         if found is None:
             raise ConfigurationError(f"no projection of this application feeds {model.__name__}")
-        projection, fingerprint = found
-        if projection.name not in self._touched:
-            generation = await self._fresh(projection, fingerprint)
-            self._touched[projection.name] = generation
+        return found[0]
+
+    async def _touch(self, model: type[ReadModel], keys: Sequence[str] | None = None) -> Projection:
+        """Make sure that the rows of these keys show what they have to; without keys, all rows."""
+        projection = self._projection(model)
+        live, touched = await self._answering(projection), self._touched.setdefault(projection.name, {})
+        if keys is not None and len(live) > 1:
+            live = [live[number] for number in {slice_of(key, len(live)) for key in keys}]
+        missing = [slice for slice in live if slice.slice not in touched]
+        await self._require(projection, missing)
+        for slice in missing:
+            touched[slice.slice] = slice
+            self.incomplete = self.incomplete or bool(slice.stopped)
+        if projection.name not in self._blocked:
             self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
-            if generation.stopped:
-                self.incomplete = True
         return projection
 
-    async def _fresh(self, projection: Projection, fingerprint: str) -> Generation:
-        live = await self._snapshot.generation(projection.name)
-        same_code = live is not None and live.fingerprint == fingerprint
-        if live is not None and same_code and await self._freshness.is_met(self._requirement, live):
-            return live
-        self.behind = Behind(projection, live, same_code=same_code)
-        raise self.behind
+    async def _answering(self, projection: Projection) -> Sequence[Generation]:
+        """The slices that answer, of this process's code."""
+        live = self._live.get(projection.name)
+        if live is None:
+            live = self._live[projection.name] = await self._snapshot.slices(projection.name)
+        _, fingerprint = self._projections[projection.form.cls]
+        if not live or live[0].fingerprint != fingerprint:
+            self.behind = Behind(projection, live, same_code=False)
+            raise self.behind
+        return live
+
+    async def _require(self, projection: Projection, slices: Sequence[Generation]) -> None:
+        behind = [slice for slice in slices if not await self._freshness.is_met(self._requirement, slice)]
+        if behind:
+            self.behind = Behind(projection, behind, same_code=True)
+            raise self.behind
 
     def _check_blocked(self, projection: Projection, keys: Sequence[str] | None = None) -> None:
         """Notice blocked keys among those touched; without keys, any may be."""
@@ -221,13 +243,13 @@ class SnapshotReader:
         self.incomplete = True
 
 
-def moment_shown(generation: Generation, now: datetime) -> datetime:
-    """As of when the rows of a generation are shown, by a clock that says `now`.
+def moment_shown(slices: Iterable[Generation], now: datetime) -> datetime:
+    """As of when the rows of a generation's slices are shown, by a clock that says `now`.
 
     Never before the last event that they show: what has expired for a fold, and may be removed, has for every query,
     also where this clock is behind the one that the event was recorded by.
     """
-    return now if generation.recorded_at is None else max(now, generation.recorded_at)
+    return max([now, *(slice.recorded_at for slice in slices if slice.recorded_at is not None)])
 
 
 def _column_key(form: RowForm, key: object) -> tuple[Any, ...]:

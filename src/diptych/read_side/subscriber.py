@@ -130,13 +130,12 @@ class Subscription:
     @property
     def lease_key(self) -> LeaseKey:
         """As what it is leased; it is open."""
-        generation = self._opened()
-        return generation.name, generation.number
+        return self._opened().lease_key
 
     async def open(self) -> None:
         """Find its checkpoint; a new subscriber begins with the first event."""
         start = Place(self._store.history_id, START, NOWHERE)
-        self._generation = await self._read_store.create_generation(self.subscriber.name, "", None, start, live=True)
+        (self._generation,) = await self._read_store.create_generation(self.subscriber.name, "", None, start, live=True)
         place = await self._store.place_at(self.position)
         self._generation.checkpoint.check(
             self._store.history_id, None if place is None else place.event_id, f"the subscriber {self.subscriber.name}"

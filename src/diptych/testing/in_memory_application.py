@@ -178,9 +178,8 @@ class InMemoryApplication(Application):
             raise ConfigurationError(f"{model.__name__} is fed by no projection of {self.contexts!r}")
         order = [Order(name) for name in projection.form.key_fields]
         async with self._open_parts().read_store.snapshot() as snapshot:
-            generation = await snapshot.generation(projection.name)
-            now = self.clock.now()
-            shown = projection.form.unexpired(now if generation is None else moment_shown(generation, now))
+            slices = await snapshot.slices(projection.name)
+            shown = projection.form.unexpired(moment_shown(slices, self.clock.now()))
             return [projection.form.model(row) for row in await snapshot.find(projection.name, shown, order, ROWS_MAX)]
 
     async def settled(self) -> None:

@@ -8,7 +8,7 @@ in the table; persistent trees would not depend on the number of open snapshots,
 What expires is in a heap beside the rows, by time. An entry is not removed when its row changes: it is dropped when it
 comes up, and all are when they outnumber the rows.
 
-A generation knows who holds its lease, or held it last; a worker is known until its time is over.
+A generation knows who holds the lease of each slice, or held it last; a worker is known until its time is over.
 
 Reads by key and of what has expired, and writes, cost the same whatever the size; `find`, `count` and `search` look at
 every row.
@@ -20,23 +20,23 @@ import asyncio
 import datetime as dt
 import heapq
 import itertools
-import operator
 import time
-import unicodedata
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
-from diptych.errors import ConfigurationError, InvalidMessage, Overloaded, StoreClosed, StoreUnavailable
+from diptych.adapters.memory.row_filters import comes_after, matcher, rank, words_of
+from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
 from diptych.read_side.lease_shares import deal
+from diptych.read_side.partitions import reaches, split, whole
 from diptych.read_side.read_store import (
     BlockedKey,
     Column,
     ColumnKind,
-    Comparison,
     Discard,
     Failed,
     Fenced,
@@ -52,7 +52,6 @@ from diptych.read_side.read_store import (
     WriteResult,
     Written,
     row_refusal,
-    value_refusal,
 )
 
 if TYPE_CHECKING:
@@ -90,11 +89,26 @@ _Expiry: TypeAlias = tuple[dt.datetime, Key]
 class _Build(msgspec.Struct, frozen=True):
     """A generation with what it holds. Replaced when it changes, but for its rows and expiries, which all share."""
 
-    generation: Generation
+    slices: tuple[Generation, ...]
     rows: dict[Key, Row]
     expiries: list[_Expiry]
     blocked: Mapping[str, BlockedKey] = MappingProxyType({})
-    last_holder: str | None = None
+    last_holders: tuple[str | None, ...] = (None,)
+
+    @property
+    def generation(self) -> Generation:
+        """The first slice, which tells what all have in common."""
+        return self.slices[0]
+
+    def slice(self, number: int) -> Generation | None:
+        """One slice; None where there are not as many."""
+        return self.slices[number] if number < len(self.slices) else None
+
+    def with_slice(self, changed: Generation, holder: str | None) -> _Build:
+        """This build with one slice changed, and who holds it, or held it last."""
+        slices, holders = list(self.slices), list(self.last_holders)
+        slices[changed.slice], holders[changed.slice] = changed, holder
+        return replace(self, slices=tuple(slices), last_holders=tuple(holders))
 
 
 class _Worker(NamedTuple):
@@ -143,9 +157,9 @@ class MemoryReadStore:
     # ── generations ──────────────────────────────────────────────────────────
 
     async def generations(self) -> list[Generation]:
-        """Every generation, by name and number."""
+        """Every slice of every generation, by name, number and slice."""
         self._check_open()
-        return [build.generation for _, build in sorted(self._builds.items())]
+        return [slice for _, build in sorted(self._builds.items()) for slice in build.slices]
 
     async def create_generation(
         self,
@@ -156,21 +170,23 @@ class MemoryReadStore:
         *,
         live: bool,
         anew: bool = False,
-    ) -> Generation:
+        slices: int = 1,
+    ) -> list[Generation]:
         """Make a generation, or return the one that a racer made. See the port."""
         self._check_open()
         current = _live(self._builds, name)
         for build in self._builds_of(name):
             is_current = current is None or build.generation.number >= current.generation.number
             if is_current and not anew and build.generation.fingerprint == fingerprint:
-                return build.generation
+                return list(build.slices)
         if live and current is not None:
-            self._put(current, live=False)
+            self._set_live(current, live=False)
         number = self._last_numbers[name] = self._last_numbers.get(name, 0) + 1
-        made = _Build(Generation(name, number, fingerprint, table, live, checkpoint), {}, [])
-        self._builds[name, number] = made
+        first = Generation(name, number, fingerprint, table, live, checkpoint)
+        made = whole(first, slices)
+        self._builds[name, number] = _Build(tuple(made), {}, [], last_holders=(None,) * slices)
         self._tell()
-        return made.generation
+        return made
 
     async def switch(self, name: str, number: int) -> bool:
         """Let a generation answer, and drop the others. See the port."""
@@ -178,13 +194,25 @@ class MemoryReadStore:
         chosen, current = self._builds.get((name, number)), _live(self._builds, name)
         if chosen is None:
             return False
-        if current and chosen.generation.checkpoint.position < current.generation.checkpoint.position:
+        if current and not reaches(chosen.slices, current.slices):
             return False
         for build in self._builds_of(name):
             del self._builds[name, build.generation.number]
-        self._put(chosen, live=True)
+        self._set_live(chosen, live=True)
         self._tell()
         return True
+
+    async def split(self, name: str, number: int, slices: int) -> bool:
+        """Split a generation into another number of slices, if all are at one place. See the port."""
+        self._check_open()
+        build = self._builds.get((name, number))
+        if build is None:
+            return True
+        changed = tuple(split(build.slices, slices))
+        holders = build.last_holders if len(changed) == len(build.slices) else (None,) * slices
+        self._builds[name, number] = replace(build, slices=changed, last_holders=holders)
+        self._tell()
+        return len(changed) == slices
 
     async def drop_generation(self, name: str, number: int) -> None:
         """Remove a generation, if it is there."""
@@ -209,7 +237,7 @@ class MemoryReadStore:
     def _write(self, write: SliceWrite) -> WriteResult:
         expected = write.generation
         build = self._builds.get((expected.name, expected.number))
-        stored = None if build is None else build.generation
+        stored = None if build is None else build.slice(expected.slice)
         if build is None or stored is None or _fence(stored) != _fence(expected):
             return Fenced()
         for row in write.upserts:
@@ -219,16 +247,18 @@ class MemoryReadStore:
         if stored.table is not None:
             self._change_rows(build, stored.table, write)
         self._discards.update((discard.name, discard.position, discard.key) for discard in write.discard)
-        changed = self._put(
-            build,
-            {key: blocked for key, blocked in build.blocked.items() if key not in write.unblock}
-            | {blocked.key: blocked for blocked in write.block},
+        changed = replace(
+            stored,
             checkpoint=write.checkpoint,
             stopped=write.stopped,
             epoch=stored.epoch + write.by_hand,
             recorded_at=write.recorded_at or stored.recorded_at,
         )
-        return Written(changed.generation)
+        blocked = {key: found for key, found in build.blocked.items() if key not in write.unblock}
+        blocked |= {found.key: found for found in write.block}
+        moved = build.with_slice(changed, build.last_holders[changed.slice])
+        self._builds[stored.name, stored.number] = replace(moved, blocked=blocked)
+        return Written(changed)
 
     def _change_rows(self, build: _Build, table: Table, write: SliceWrite) -> None:
         key_of = _key_getter(table)
@@ -246,12 +276,9 @@ class MemoryReadStore:
         if table.expires is not None:
             _note_expiries(build, table, [(key, row) for key, row in changes.items() if row is not None])
 
-    def _put(self, build: _Build, blocked: Mapping[str, BlockedKey] | None = None, **changes: Any) -> _Build:
-        generation = msgspec.structs.replace(build.generation, **changes)
-        blocked = build.blocked if blocked is None else blocked
-        changed = _Build(generation, build.rows, build.expiries, blocked, build.last_holder)
-        self._builds[generation.name, generation.number] = changed
-        return changed
+    def _set_live(self, build: _Build, *, live: bool) -> None:
+        slices = tuple(replace(slice, live=live) for slice in build.slices)
+        self._builds[build.generation.name, build.generation.number] = replace(build, slices=slices)
 
     def _builds_of(self, name: str) -> list[_Build]:
         return [build for (of, _), build in self._builds.items() if of == name]
@@ -267,22 +294,28 @@ class MemoryReadStore:
         dealt = deal(
             worker,
             {name: found.wanted for name, found in self._workers.items()},
-            {key: build.last_holder for key, build in self._builds.items()},
+            holders := self._last_holders(),
         )
         self._give_up(dealt.given_up)
         for key in dealt.taken:
-            overtaken = self._builds[key].last_holder not in (None, worker)
-            self._change_holder(key, worker, overtaken=overtaken)
-        epochs = {key: self._builds[key].generation.epoch for key in dealt.kept | dealt.taken}
-        return Leased(epochs, dealt.surplus, frozenset(wanted).difference(self._builds))
+            self._change_holder(key, worker, overtaken=holders[key] not in (None, worker))
+        epochs = {key: self._builds[key[:2]].slices[key[2]].epoch for key in dealt.kept | dealt.taken}
+        return Leased(epochs, dealt.surplus, frozenset(wanted).difference(holders))
 
     async def release(self, worker: str, keys: Collection[LeaseKey] | None = None) -> None:
         """Give up leases at once. See the port."""
         self._check_open()
         if keys is None:
             self._workers.pop(worker, None)
-        mine = [key for key, build in self._builds.items() if build.last_holder == worker]
+        mine = [key for key, holder in self._last_holders().items() if holder == worker]
         self._give_up([key for key in mine if keys is None or key in keys])
+
+    def _last_holders(self) -> dict[LeaseKey, str | None]:
+        return {
+            slice.lease_key: holder
+            for build in self._builds.values()
+            for slice, holder in zip(build.slices, build.last_holders, strict=True)
+        }
 
     def _give_up(self, keys: Collection[LeaseKey]) -> None:
         for key in keys:
@@ -291,9 +324,9 @@ class MemoryReadStore:
             self._tell()
 
     def _change_holder(self, key: LeaseKey, worker: str | None, *, overtaken: bool) -> None:
-        build = self._builds[key]
-        generation = msgspec.structs.replace(build.generation, epoch=build.generation.epoch + overtaken)
-        self._builds[key] = msgspec.structs.replace(build, generation=generation, last_holder=worker)
+        build = self._builds[key[:2]]
+        slice = build.slices[key[2]]
+        self._builds[key[:2]] = build.with_slice(replace(slice, epoch=slice.epoch + overtaken), worker)
 
     # ── reads ────────────────────────────────────────────────────────────────
 
@@ -364,10 +397,10 @@ class _Snapshot:
         """Note rows that are about to change; what was noted first is what this moment shows."""
         self._undo[build] = {**rows, **self._undo[build]} if build in self._undo else dict(rows)
 
-    async def generation(self, name: str, number: int | None = None) -> Generation | None:
-        """The live generation, or the numbered one."""
+    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one. See the port."""
         build = _live(self._builds, name) if number is None else self._builds.get((name, number))
-        return None if build is None else build.generation
+        return () if build is None else build.slices
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
@@ -394,26 +427,26 @@ class _Snapshot:
         build, table = self._build(name, number)
         index = {column.name: place for place, column in enumerate(table.columns)}
         places = [(index[by.column], by.descending) for by in order]
-        rows = list(filter(_matcher(filters, table), self._rows(build)))
+        rows = list(filter(matcher(filters, table), self._rows(build)))
         if after is not None:
-            rows = [row for row in rows if _comes_after(row, places, after)]
+            rows = [row for row in rows if comes_after(row, places, after)]
         for place, descending in reversed(places):  # each sort is stable: the last one, by the first column, rules
-            rows.sort(key=lambda row: _rank(row[place]), reverse=descending)
+            rows.sort(key=lambda row: rank(row[place]), reverse=descending)
         return rows[:limit]
 
     async def count(self, name: str, filters: Sequence[Filter]) -> int:
         """How many rows every filter matches."""
         build, table = self._build(name, None)
-        return sum(map(_matcher(filters, table), self._rows(build)))
+        return sum(map(matcher(filters, table), self._rows(build)))
 
     async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
         build, table = self._build(name, None)
-        wanted, key_of = _words(text), _key_getter(table)
+        wanted, key_of = words_of(text), _key_getter(table)
         places = [place for place, column in enumerate(table.columns) if column.searchable]
         found: list[tuple[float, Key, Row]] = []
-        for row in filter(_matcher(filters, table), self._rows(build) if wanted else ()):
-            words = [word for place in places if row[place] is not None for word in _words(row[place])]
+        for row in filter(matcher(filters, table), self._rows(build) if wanted else ()):
+            words = [word for place in places if row[place] is not None for word in words_of(row[place])]
             hits = [sum(word.startswith(begin) for word in words) for begin in wanted]
             if all(hits):
                 found.append((-sum(hits) / len(words), key_of(row), row))
@@ -511,56 +544,3 @@ def _value_as_read(column: Column, value: Any) -> Any:
     if column.kind is ColumnKind.DATETIME:
         return value.astimezone(dt.UTC)
     return float(value) if column.kind is ColumnKind.REAL else value
-
-
-# ── filters, order, words ────────────────────────────────────────────────────
-
-_COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
-    Comparison.EQUAL: operator.eq,
-    Comparison.AT_LEAST: operator.ge,
-    Comparison.AT_MOST: operator.le,
-    Comparison.MORE_THAN: operator.gt,
-    Comparison.LESS_THAN: operator.lt,
-    Comparison.ONE_OF: lambda value, values: value in values,
-    Comparison.STARTS_WITH: str.startswith,
-    Comparison.MORE_THAN_OR_NONE: lambda value, bound: value is None or (bound is not None and value > bound),
-}
-_MATCHES_NONE = frozenset({Comparison.EQUAL, Comparison.ONE_OF, Comparison.MORE_THAN_OR_NONE})
-
-
-def _matcher(filters: Sequence[Filter], table: Table) -> Callable[[Row], bool]:
-    """Tells whether every filter matches a row.
-
-    Raises:
-        InvalidMessage: a filter's value is none that its column can hold.
-    """
-    index = {column.name: place for place, column in enumerate(table.columns)}
-    for wanted in filters:
-        for value in wanted.value if wanted.comparison is Comparison.ONE_OF else (wanted.value,):
-            reason = None if value is None else value_refusal(table.columns[index[wanted.column]], value)
-            if reason is not None:
-                raise InvalidMessage(f"a filter of {table.name}", [(wanted.column, reason)])
-    return lambda row: all(_matches(row[index[wanted.column]], wanted) for wanted in filters)
-
-
-def _matches(value: Any, wanted: Filter) -> bool:
-    if (value is None or wanted.value is None) and wanted.comparison not in _MATCHES_NONE:
-        return False
-    return _COMPARE[wanted.comparison](value, wanted.value)
-
-
-def _rank(value: Any) -> tuple[bool, Any]:
-    return value is not None, value
-
-
-def _comes_after(row: Row, places: Sequence[tuple[int, bool]], after: Sequence[Any]) -> bool:
-    for (place, descending), bound in zip(places, after, strict=True):
-        if row[place] != bound:
-            return (_rank(row[place]) > _rank(bound)) != descending
-    return False
-
-
-def _words(text: str) -> list[str]:
-    """The runs of letters and digits, without case and accents."""
-    bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(letter if letter.isalnum() else " " for letter in bare.casefold()).split()

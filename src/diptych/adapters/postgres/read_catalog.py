@@ -27,6 +27,7 @@ from diptych.adapters.postgres.read_tables import (
 )
 from diptych.errors import ConfigurationError
 from diptych.event_store.position import Place
+from diptych.read_side.partitions import reaches, split, whole
 from diptych.read_side.read_store import Generation, Table
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ TIDY_LOCK_WAIT_S = 0.05
 
 _GENERATION = (
     "g.name, g.number, g.fingerprint, g.form, g.live, g.history_id, g.position, g.event_id, g.epoch, g.stopped, "
-    "g.recorded_at"
+    "g.recorded_at, g.slice, g.slices, g.barrier, g.slices_next"
 )
 _IN_USE = frozenset({"55P03", "40P01", "2BP01"})
 """States that say a lock is held by others, or that others' views stand on this one."""
@@ -87,24 +88,26 @@ class Catalog:
             f", EXISTS (SELECT FROM {schema}.diptych_blocked_keys AS b WHERE b.name = g.name AND b.number = g.number) "
             f"FROM {schema}.diptych_generations AS g"
         )
-        self.live_generation = f"SELECT {_GENERATION}{has_blocked} WHERE g.name = $1 AND g.live"
-        self.numbered_generation = f"SELECT {_GENERATION}{has_blocked} WHERE g.name = $1 AND g.number = $2"
+        self.live_slices = f"SELECT {_GENERATION}{has_blocked} WHERE g.name = $1 AND g.live ORDER BY g.slice"
+        numbered = "WHERE g.name = $1 AND g.number = $2"
+        self.numbered_slices = f"SELECT {_GENERATION}{has_blocked} {numbered} ORDER BY g.slice"
+        self.slice = self.select_generations(f"{numbered} AND g.slice = $3")
         self.live_tables_named_in = self.select_generations(
-            "WHERE g.live AND g.form IS NOT NULL AND position(lower(g.table_name) IN lower($1)) > 0"
+            "WHERE g.live AND g.slice = 0 AND g.form IS NOT NULL AND position(lower(g.table_name) IN lower($1)) > 0"
         )
         blocked = f"SELECT b.key, b.position, b.error FROM {schema}.diptych_blocked_keys AS b"
         self.blocked = f"{blocked} WHERE b.name = $1 AND b.number = $2 ORDER BY b.position, b.key"
         self.live_blocked = (
             f"{blocked} JOIN {schema}.diptych_generations AS g USING (name, number) "
-            "WHERE b.name = $1 AND g.live ORDER BY b.position, b.key"
+            "WHERE b.name = $1 AND g.live AND g.slice = 0 ORDER BY b.position, b.key"
         )
         self.discards = f"SELECT key, position FROM {schema}.diptych_discards WHERE name = $1 ORDER BY position, key"
-        self.versions = f"SELECT name, number, xmin::text FROM {schema}.diptych_generations"
+        self.versions = f"SELECT name, number, slice, xmin::text FROM {schema}.diptych_generations"
 
     def select_generations(self, condition: str = "") -> str:
-        """Selects generations, by name and number."""
+        """Selects slices of generations, by name, number and slice."""
         select = f"SELECT {_GENERATION} FROM {self.schema}.diptych_generations AS g"
-        return f"{select} {condition} ORDER BY g.name, g.number"
+        return f"{select} {condition} ORDER BY g.name, g.number, g.slice"
 
     async def notify(self, link: Link) -> None:
         """Tell other processes, once this transaction is committed."""
@@ -122,17 +125,18 @@ class Catalog:
         *,
         live: bool,
         anew: bool,
-    ) -> Generation:
+        slices: int,
+    ) -> list[Generation]:
         """Make a generation, or find the one that a racer made; see the port.
 
         Raises:
             ConfigurationError: something else has the table's name, or PostgreSQL cannot have such a table.
         """
         others = await self._locked(link, name)
-        current = next((other for other in others if other.live), None)
-        for other in others:
-            if not anew and other.fingerprint == fingerprint and (current is None or other.number >= current.number):
-                return other
+        current = next((found[0] for found in others.values() if found[0].live), None)
+        for at, found in others.items():
+            if not anew and found[0].fingerprint == fingerprint and (current is None or at >= current.number):
+                return found
         if table is not None:
             await self._check_name_is_free(link, name, table)
         if live and current is not None:
@@ -142,7 +146,7 @@ class Catalog:
             "ON CONFLICT (name) DO UPDATE SET last_number = p.last_number + 1 RETURNING last_number",
             name,
         )
-        made = Generation(name, number, fingerprint, table, live, checkpoint)
+        made = whole(Generation(name, number, fingerprint, table, live, checkpoint), slices)
         await self._insert(link, made)
         if table is not None:
             await create_table(link, StoredTable(table, name, number, self.schema))
@@ -151,30 +155,50 @@ class Catalog:
 
     async def switch(self, link: Link, name: str, number: int) -> bool:
         """Let a generation answer and drop the others; see the port."""
-        builds = {build.number: build for build in await self._locked(link, name)}
+        builds = await self._locked(link, name)
         chosen = builds.pop(number, None)
         if chosen is None:
             return False
-        if any(other.live and chosen.checkpoint.position < other.checkpoint.position for other in builds.values()):
+        if any(other[0].live and not reaches(chosen, other) for other in builds.values()):
             return False
         for other in builds.values():
-            await self._drop(link, other)
-        await self._set_live(link, chosen, live=True)
+            await self._drop(link, other[0])
+        await self._set_live(link, chosen[0], live=True)
         await self.notify(link)
         return True
 
+    async def split(self, link: Link, name: str, number: int, slices: int) -> bool:
+        """Split a generation into another number of slices, if all are at one place; see the port."""
+        found = (await self._locked(link, name)).get(number, [])
+        changed = split(found, slices) if found else found
+        generations = f"{self.schema}.diptych_generations"
+        if len(changed) != len(found):
+            await link.execute(f"DELETE FROM {generations} WHERE name = $1 AND number = $2", name, number)
+            await self._insert(link, changed)
+        elif changed != found:
+            await link.executemany(
+                f"UPDATE {generations} SET epoch = $1, barrier = $2, slices_next = $3 "
+                "WHERE name = $4 AND number = $5 AND slice = $6",
+                [(each.epoch, each.barrier, each.slices_next, *each.lease_key) for each in changed],
+            )
+        await self.notify(link)
+        return not found or len(changed) == slices
+
     async def drop_generation(self, link: Link, name: str, number: int) -> None:
         """Remove a generation with all it holds; no error where it is gone."""
-        for build in await self._locked(link, name):
-            if build.number == number:
-                await self._drop(link, build)
+        builds = await self._locked(link, name)
+        if number in builds:
+            await self._drop(link, builds[number][0])
         await self.notify(link)
 
-    async def _locked(self, link: Link, name: str) -> list[Generation]:
-        """The generations of a name, which nobody else changes until this transaction ends."""
+    async def _locked(self, link: Link, name: str) -> dict[int, list[Generation]]:
+        """The generations of a name by number, each with its slices; nobody else changes them before this ends."""
         await link.execute(f"LOCK TABLE {self.schema}.diptych_projections IN SHARE ROW EXCLUSIVE MODE")
-        rows = await link.fetch(f"{self.select_generations('WHERE g.name = $1')} FOR UPDATE", name)
-        return [generation_of(row) for row in rows]
+        builds: dict[int, list[Generation]] = {}
+        for row in await link.fetch(f"{self.select_generations('WHERE g.name = $1')} FOR UPDATE", name):
+            slice = generation_of(row)
+            builds.setdefault(slice.number, []).append(slice)
+        return builds
 
     async def _check_name_is_free(self, link: Link, name: str, table: Table) -> None:
         check_names(name, table)
@@ -199,13 +223,20 @@ class Catalog:
             why = "the schema holds something else of that name" if foreign else "PostgreSQL keeps pg_ for itself"
             raise ConfigurationError(f"the read model {name} cannot have a view {table.name} in PostgreSQL: {why}")
 
-    async def _insert(self, link: Link, made: Generation) -> None:
-        place = made.checkpoint
-        await link.execute(
-            f"INSERT INTO {self.schema}.diptych_generations (name, number, fingerprint, table_name, form, live, "
-            "history_id, position, event_id, epoch, stopped) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-            *(made.name, made.number, made.fingerprint, made.table and made.table.name, encode_table(made.table)),
-            *(made.live, place.history_id, place.position, place.event_id, made.epoch, made.stopped),
+    async def _insert(self, link: Link, slices: Sequence[Generation]) -> None:
+        await link.executemany(
+            f"INSERT INTO {self.schema}.diptych_generations (name, number, slice, slices, fingerprint, table_name, "
+            "form, live, history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            [
+                (
+                    *(made.name, made.number, made.slice, made.slices, made.fingerprint),
+                    *(made.table and made.table.name, encode_table(made.table), made.live),
+                    *(made.checkpoint.history_id, made.checkpoint.position, made.checkpoint.event_id),
+                    *(made.epoch, made.stopped, made.recorded_at, made.barrier, made.slices_next),
+                )
+                for made in slices
+            ],
         )
 
     async def _set_live(self, link: Link, build: Generation, *, live: bool) -> None:
@@ -250,8 +281,9 @@ class Catalog:
     async def _stale_views(self, link: Link) -> Sequence[str]:
         rows = await link.fetch(
             f"SELECT p.name FROM {self.schema}.diptych_projections AS p "
-            f"LEFT JOIN {self.schema}.diptych_generations AS g ON g.name = p.name AND g.live AND g.form IS NOT NULL "
-            "WHERE p.view_number IS DISTINCT FROM g.number OR p.view_name <> g.table_name ORDER BY g.number NULLS FIRST"
+            f"LEFT JOIN {self.schema}.diptych_generations AS g ON g.name = p.name AND g.live AND g.slice = 0 "
+            "AND g.form IS NOT NULL WHERE p.view_number IS DISTINCT FROM g.number OR p.view_name <> g.table_name "
+            "ORDER BY g.number NULLS FIRST"
         )
         return [name for (name,) in rows]
 
@@ -272,7 +304,7 @@ class Catalog:
 
     async def _show(self, link: Link, name: str) -> None:
         """Let the view of a projection show its live generation, or drop it where there is none."""
-        (live, *_) = [*(build for build in await self._locked(link, name) if build.live), None]
+        (live, *_) = [*(build for build, *_ in (await self._locked(link, name)).values() if build.live), None]
         projections = f"{self.schema}.diptych_projections"
         (view_name,) = await link.fetchrow(f"SELECT view_name FROM {projections} WHERE name = $1", name) or (None,)
         table = None if live is None or live.table is None else live.table
@@ -302,8 +334,8 @@ class Catalog:
 
 
 def generation_of(row: asyncpg.Record, known: Table | None = None) -> Generation:
-    """A generation from its row; the form is not read again where it is known."""
+    """A slice from its row; the form is not read again where it is known."""
     name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at = row[:11]
     table = decode_table(form) if known is None else known
     place = Place(history_id, position, event_id)
-    return Generation(name, number, fingerprint, table, live, place, epoch, stopped, recorded_at)
+    return Generation(name, number, fingerprint, table, live, place, epoch, stopped, recorded_at, *row[11:15])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["lease", "release"]
 
-_decoder = msgspec.json.Decoder(list[tuple[str, int]])
+_decoder = msgspec.json.Decoder(list[tuple[str, int, int]])
 
 
 class _Facts(NamedTuple):
@@ -65,11 +65,11 @@ async def _facts(link: Link, catalog: Catalog) -> _Facts:
     schema = catalog.schema
     await link.execute(f"DELETE FROM {schema}.diptych_workers WHERE alive_until <= clock_timestamp()")
     workers = await link.fetch(f"SELECT name, wanted FROM {schema}.diptych_workers")
-    rows = await link.fetch(f"SELECT name, number, epoch, last_holder FROM {schema}.diptych_generations")
+    rows = await link.fetch(f"SELECT name, number, slice, epoch, last_holder FROM {schema}.diptych_generations")
     return _Facts(
         {name: frozenset(_decoder.decode(wanted)) for name, wanted in workers},
-        {(name, number): epoch for name, number, epoch, _ in rows},
-        {(name, number): holder for name, number, _, holder in rows},
+        {(name, number, slice): epoch for name, number, slice, epoch, _ in rows},
+        {(name, number, slice): holder for name, number, slice, _, holder in rows},
     )
 
 
@@ -87,7 +87,7 @@ async def _take(link: Link, catalog: Catalog, worker: str, keys: Iterable[LeaseK
     statement = (
         f"UPDATE {catalog.schema}.diptych_generations "
         "SET epoch = epoch + (last_holder IS NOT NULL AND last_holder <> $1)::integer, last_holder = $1 "
-        "WHERE name = $2 AND number = $3 RETURNING epoch"
+        "WHERE name = $2 AND number = $3 AND slice = $4 RETURNING epoch"
     )
     found = [(key, await link.fetchval(statement, worker, *key)) for key in sorted(keys)]
     return {key: epoch for key, epoch in found if epoch is not None}
@@ -97,7 +97,7 @@ async def _give_up(link: Link, catalog: Catalog, worker: str, keys: Collection[L
     """Fence what a worker lets go of, and tell the others."""
     statement = (
         f"UPDATE {catalog.schema}.diptych_generations SET epoch = epoch + 1, last_holder = NULL "
-        "WHERE name = $1 AND number = $2 AND last_holder = $3"
+        "WHERE name = $1 AND number = $2 AND slice = $3 AND last_holder = $4"
     )
     for key in sorted(keys):
         await link.execute(statement, *key, worker)

@@ -62,4 +62,19 @@ CREATE TABLE {schema}.diptych_dropped_tables (
 );
 """
 
-READ_STORE_MIGRATIONS = Migrations(store="read store", steps=(Migration(1, "catalog", _CATALOG),))
+_SLICES = """
+ALTER TABLE {schema}.diptych_generations
+    ADD COLUMN slice integer NOT NULL DEFAULT 0,
+    ADD COLUMN slices integer NOT NULL DEFAULT 1,
+    ADD COLUMN barrier bigint,                       -- no slice goes beyond it; null: there is none
+    ADD COLUMN slices_next integer NOT NULL DEFAULT 0,
+    DROP CONSTRAINT diptych_generations_pkey,
+    ADD PRIMARY KEY (name, number, slice);
+DROP INDEX {schema}.diptych_live;
+CREATE UNIQUE INDEX diptych_live ON {schema}.diptych_generations (name) WHERE live AND slice = 0;
+DELETE FROM {schema}.diptych_workers;                -- what they want has three parts now; they come back by themselves
+"""
+
+READ_STORE_MIGRATIONS = Migrations(
+    store="read store", steps=(Migration(1, "catalog", _CATALOG), Migration(2, "slices", _SLICES))
+)

@@ -30,7 +30,7 @@ from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_sql import decode_results, prepared
 from diptych.adapters.postgres.read_tables import Builds, StoredTable
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
-from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, LeaseKey, Order, Row
+from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -223,27 +223,26 @@ class PostgresReadSnapshot:
         self._builds = pool.builds
         self._url = pool.url
         self._live: dict[str, StoredTable] = {}
-        self._there: set[LeaseKey] | None = None
+        self._there: set[tuple[str, int]] | None = None
         self._unblocked: set[tuple[str, int | None]] = set()
         self._plans_freely = False
 
-    async def generation(self, name: str, number: int | None = None) -> Generation | None:
-        """The live generation, or the numbered one."""
+    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one. See the port."""
         if number is None:
-            rows = await self._fetch(self._catalog.live_generation, name)
+            rows = await self._fetch(self._catalog.live_slices, name)
         else:
-            rows = await self._fetch(self._catalog.numbered_generation, name, number)
+            rows = await self._fetch(self._catalog.numbered_slices, name, number)
         if not rows:
-            return None
-        row = rows[0]
-        known = self._builds.known(name, row["number"])
-        found = generation_of(row, None if known is None else known.form)
-        table = self._builds.of(found)
-        if found.live and table is not None:
+            return ()
+        known = self._builds.known(name, rows[0]["number"])
+        first = generation_of(rows[0], None if known is None else known.form)
+        table = self._builds.of(first)
+        if first.live and table is not None:
             self._live[name] = table
-        if not row[-1]:
-            self._unblocked |= {(name, found.number), *([(name, None)] if found.live else [])}
-        return found
+        if not rows[0][-1]:
+            self._unblocked |= {(name, first.number), *([(name, None)] if first.live else [])}
+        return (first, *(generation_of(row, first.table) for row in rows[1:]))
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
@@ -378,8 +377,8 @@ class PostgresReadSnapshot:
         table = self._live.get(name) if number is None else await self._numbered_table(name, number)
         if table is not None:
             return table
-        generation = await self.generation(name, number)
-        table = None if generation is None else self._builds.of(generation)
+        slices = await self.slices(name, number)
+        table = self._builds.of(slices[0]) if slices else None
         if table is None:
             which = "live generation" if number is None else f"generation {number}"
             raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")

@@ -140,7 +140,7 @@ class PostgresReadStore:
     # ── generations ──────────────────────────────────────────────────────────
 
     async def generations(self) -> list[Generation]:
-        """Every generation, by name and number."""
+        """Every slice of every generation, by name, number and slice."""
         self._check_open()
         return [generation_of(row) for row in await self._rows(self._catalog.select_generations())]
 
@@ -153,7 +153,8 @@ class PostgresReadStore:
         *,
         live: bool,
         anew: bool = False,
-    ) -> Generation:
+        slices: int = 1,
+    ) -> list[Generation]:
         """Make a generation, or return the one that a racer made. See the port.
 
         Raises:
@@ -161,13 +162,17 @@ class PostgresReadStore:
         """
         return await self._change_generations(
             lambda link: self._catalog.create_generation(
-                link, name, fingerprint, table, checkpoint, live=live, anew=anew
+                link, name, fingerprint, table, checkpoint, live=live, anew=anew, slices=slices
             )
         )
 
     async def switch(self, name: str, number: int) -> bool:
         """Let a generation answer, and drop the others. See the port."""
         return await self._change_generations(lambda link: self._catalog.switch(link, name, number))
+
+    async def split(self, name: str, number: int, slices: int) -> bool:
+        """Split a generation into another number of slices, if all are at one place. See the port."""
+        return await self._change_generations(lambda link: self._catalog.split(link, name, number, slices))
 
     async def drop_generation(self, name: str, number: int) -> None:
         """Remove a generation, if it is there."""
@@ -362,4 +367,4 @@ class PostgresReadStore:
 
 
 def _versions_of(rows: Sequence[asyncpg.Record]) -> Versions:
-    return {(name, number): version for name, number, version in rows}
+    return {(name, number, slice): version for name, number, slice, version in rows}

@@ -20,7 +20,16 @@ from diptych.adapters.postgres.read_columns import Unstorable
 from diptych.adapters.postgres.read_queries import search_vector
 from diptych.adapters.postgres.read_tables import Builds, StoredTable
 from diptych.event_store.position import Place
-from diptych.read_side.read_store import ColumnKind, Failed, Fenced, Generation, SliceWrite, WriteResult, Written
+from diptych.read_side.read_store import (
+    ColumnKind,
+    Failed,
+    Fenced,
+    Generation,
+    LeaseKey,
+    SliceWrite,
+    WriteResult,
+    Written,
+)
 
 if TYPE_CHECKING:
     from diptych.adapters.postgres.connection import Link
@@ -36,8 +45,8 @@ _TEXTS = frozenset({ColumnKind.TEXT, ColumnKind.DOCUMENT, ColumnKind.BYTES})
 _REFUSED_CLASSES = frozenset({"21", "22", "23", "54"})
 """States of the server that say a value does not fit: data exceptions, constraints, limits."""
 
-Versions = dict[tuple[str, int], str]
-"""Which version of each generation's row in the catalog is known."""
+Versions = dict[LeaseKey, str]
+"""Which version of each slice's row in the catalog is known."""
 
 
 class Refused(Exception):
@@ -60,9 +69,9 @@ class Planned(NamedTuple):
     reason: str = ""
 
     @property
-    def place(self) -> tuple[str, int]:
-        """Which generation it is of."""
-        return self.write.generation.name, self.write.generation.number
+    def place(self) -> LeaseKey:
+        """Which slice it is of."""
+        return self.write.generation.lease_key
 
     @property
     def moved(self) -> Generation:
@@ -140,26 +149,27 @@ async def apply_apart(link: Link, catalog: Catalog, plans: Sequence[Planned]) ->
 
 
 def _turns(plans: Sequence[Planned]) -> Iterable[list[int]]:
-    """The writes, by number, so that none of one turn are of the same generation."""
+    """The writes, by number, so that none of one turn are of the same slice."""
     left = list(range(len(plans)))
     while left:
-        seen = set[tuple[str, int]]()
+        seen = set[LeaseKey]()
         turn = [n for n in left if plans[n].place not in seen and not seen.add(plans[n].place)]  # type: ignore[func-returns-value]
         yield turn
         left = [n for n in left if n not in turn]
 
 
-async def _move(link: Link, catalog: Catalog, plans: Sequence[Planned]) -> dict[tuple[str, int], tuple[bool, str]]:
+async def _move(link: Link, catalog: Catalog, plans: Sequence[Planned]) -> dict[LeaseKey, tuple[bool, str]]:
     """Compare and set checkpoints and epochs; whether each that moved is live, and its version in the catalog."""
     rows = [_fence(planned) for planned in plans]
     moved = await link.fetch(_move_statement(catalog.schema), *map(list, zip(*rows, strict=True)), catalog.channel)
-    return {(row[0], row[1]): (row[2], row[3]) for row in moved}
+    return {(row[0], row[1], row[2]): (row[3], row[4]) for row in moved}
 
 
 def _fence(planned: Planned) -> tuple[Any, ...]:
     seen, new = planned.write.generation, planned.moved
     return (
-        *(seen.name, seen.number, seen.checkpoint.history_id, seen.checkpoint.position, seen.checkpoint.event_id),
+        *seen.lease_key,
+        *(seen.checkpoint.history_id, seen.checkpoint.position, seen.checkpoint.event_id),
         *(seen.epoch, new.checkpoint.history_id, new.checkpoint.position, new.checkpoint.event_id, new.epoch),
         *(new.stopped, new.recorded_at),
     )
@@ -170,27 +180,27 @@ def _move_statement(schema: str) -> str:
     return f"""
 WITH asked AS (
     SELECT * FROM unnest(
-        $1::text[], $2::integer[], $3::bytea[], $4::bigint[], $5::bytea[], $6::bigint[],
-        $7::bytea[], $8::bigint[], $9::bytea[], $10::bigint[], $11::text[], $12::timestamptz[]
-    ) AS a (name, number, history_id, position, event_id, epoch,
+        $1::text[], $2::integer[], $3::integer[], $4::bytea[], $5::bigint[], $6::bytea[], $7::bigint[],
+        $8::bytea[], $9::bigint[], $10::bytea[], $11::bigint[], $12::text[], $13::timestamptz[]
+    ) AS a (name, number, slice, history_id, position, event_id, epoch,
             new_history_id, new_position, new_event_id, new_epoch, stopped, recorded_at)
 ), locked AS MATERIALIZED (
-    SELECT g.name, g.number FROM {schema}.diptych_generations AS g JOIN asked AS a USING (name, number)
-    ORDER BY g.name, g.number FOR UPDATE OF g
+    SELECT g.name, g.number, g.slice FROM {schema}.diptych_generations AS g JOIN asked AS a USING (name, number, slice)
+    ORDER BY g.name, g.number, g.slice FOR UPDATE OF g
 ), moved AS (
     UPDATE {schema}.diptych_generations AS g
     SET history_id = a.new_history_id, position = a.new_position, event_id = a.new_event_id, epoch = a.new_epoch,
         stopped = a.stopped, recorded_at = a.recorded_at
-    FROM asked AS a JOIN locked AS l USING (name, number)
-    WHERE g.name = a.name AND g.number = a.number AND g.history_id = a.history_id AND g.position = a.position
-        AND g.event_id = a.event_id AND g.epoch = a.epoch
-    RETURNING g.name, g.number, g.live, g.xmin::text AS version
+    FROM asked AS a JOIN locked AS l USING (name, number, slice)
+    WHERE g.name = a.name AND g.number = a.number AND g.slice = a.slice AND g.history_id = a.history_id
+        AND g.position = a.position AND g.event_id = a.event_id AND g.epoch = a.epoch
+    RETURNING g.name, g.number, g.slice, g.live, g.xmin::text AS version
 )
-SELECT name, number, live, version, pg_notify($13, '') FROM moved"""
+SELECT name, number, slice, live, version, pg_notify($14, '') FROM moved"""
 
 
 async def _applied(
-    link: Link, catalog: Catalog, planned: Planned, moved: dict[tuple[str, int], tuple[bool, str]]
+    link: Link, catalog: Catalog, planned: Planned, moved: dict[LeaseKey, tuple[bool, str]]
 ) -> WriteResult:
     if planned.place not in moved:
         return Fenced()
@@ -241,7 +251,7 @@ async def _change_keys(link: Link, schema: str, write: SliceWrite) -> None:
 
 async def _refused(link: Link, catalog: Catalog, planned: Planned, reason: str) -> WriteResult:
     """Fenced where it is stale, whatever else is wrong with it."""
-    row = await link.fetchrow(catalog.numbered_generation, *planned.place)
+    row = await link.fetchrow(catalog.slice, *planned.place)
     stored, seen = None if row is None else generation_of(row), planned.write.generation
     if stored is None or _fence_of(stored) != _fence_of(seen):
         return Fenced()

@@ -84,10 +84,10 @@ class LeaseLocks:
             self.let_go(worker, [key])
 
     def _path(self, key: LeaseKey) -> Path:
-        name, number = quote(key[0], safe=""), key[1]
+        name, number, slice = quote(key[0], safe=""), key[1], key[2]
         if len(name) > LOCK_NAME_CHARACTERS_MAX:
             name = hashlib.blake2b(name.encode(), digest_size=16).hexdigest()
-        return Path(f"{self._store}-lease-{name}-{number}")
+        return Path(f"{self._store}-lease-{name}-{number}-{slice}")
 
 
 def _locked(path: Path) -> IO[bytes] | None:

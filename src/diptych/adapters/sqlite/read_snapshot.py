@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite.columns import (
     DecodeError,
-    decode_moment,
     decode_result,
     encode_moment,
     encode_parameter,
@@ -34,9 +33,8 @@ from diptych.adapters.sqlite.read_queries import (
     where,
     with_unexpired,
 )
-from diptych.adapters.sqlite.read_tables import StoredTable, decode_table
+from diptych.adapters.sqlite.read_tables import SELECT_GENERATIONS, StoredTable, decode_table, generation_of
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
-from diptych.event_store.position import Place, Position
 from diptych.read_side.read_store import (
     BlockedKey,
     ColumnKind,
@@ -71,12 +69,10 @@ BUILDS_CACHED_MAX = 1_000
 
 T = TypeVar("T")
 
-_GENERATION = """SELECT number, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at
-    FROM diptych_generations WHERE name = ? AND """
-_LIVE_GENERATION = f"{_GENERATION} live = 1"
-_NUMBERED_GENERATION = f"{_GENERATION} number = ?"
+_LIVE_SLICES = f"{SELECT_GENERATIONS} WHERE name = ? AND live = 1 ORDER BY slice"
+_NUMBERED_SLICES = f"{SELECT_GENERATIONS} WHERE name = ? AND number = ? ORDER BY slice"
 _BLOCKED = "SELECT key, position, error FROM diptych_blocked_keys WHERE name = ? AND number = "
-_LIVE_BLOCKED = f"""{_BLOCKED} (SELECT number FROM diptych_generations WHERE name = ? AND live = 1)
+_LIVE_BLOCKED = f"""{_BLOCKED} (SELECT number FROM diptych_generations WHERE name = ? AND live = 1 AND slice = 0)
     ORDER BY position, key"""
 _NUMBERED_BLOCKED = f"{_BLOCKED} ? ORDER BY position, key"
 _ALLOWED = frozenset({sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE})
@@ -112,13 +108,13 @@ class Reader:
     """A connection that cannot write, and what it is allowed at the moment.
 
     Attributes:
-        generations: those that it read since anybody last committed, by name and number.
+        slices: of the generations that it read since anybody last committed, by name and number.
         blocked: likewise, the blocked keys of generations.
     """
 
     def __init__(self, path: str) -> None:
         self.connection = open_reader(path)
-        self.generations: dict[tuple[str, int | None], Generation | None] = {}
+        self.slices: dict[tuple[str, int | None], Sequence[Generation]] = {}
         self.blocked: dict[tuple[str, int | None], Sequence[BlockedKey]] = {}
         self._version = 0
         self.of_user = False
@@ -133,7 +129,7 @@ class Reader:
         version = data_version(self.connection)
         if version != self._version:
             self._version = version
-            self.generations.clear()
+            self.slices.clear()
             self.blocked.clear()
 
     def end(self) -> None:
@@ -293,10 +289,10 @@ class SqliteReadSnapshot:
         self._submitted.cancel()  # where it has not begun
         return self._reader, self._running
 
-    async def generation(self, name: str, number: int | None = None) -> Generation | None:
-        """The live generation, or the numbered one."""
+    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one. See the port."""
         with self._failures:
-            return self._generation(name, number)
+            return self._slices(name, number)
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
@@ -413,10 +409,10 @@ class SqliteReadSnapshot:
 
     # ── how ──────────────────────────────────────────────────────────────────
 
-    def _generation(self, name: str, number: int | None) -> Generation | None:
-        known = self._reader.generations
+    def _slices(self, name: str, number: int | None) -> Sequence[Generation]:
+        known = self._reader.slices
         if (name, number) not in known:
-            known[name, number] = self._read_generation(name, number)
+            known[name, number] = self._read_slices(name, number)
         return known[name, number]
 
     def _read_blocked(self, name: str, number: int | None) -> Sequence[BlockedKey]:
@@ -426,23 +422,20 @@ class SqliteReadSnapshot:
             found = self.connection.execute(_NUMBERED_BLOCKED, (name, number))
         return [BlockedKey(name, key, position, error) for key, position, error in found]
 
-    def _read_generation(self, name: str, number: int | None) -> Generation | None:
+    def _read_slices(self, name: str, number: int | None) -> Sequence[Generation]:
         if number is None:
-            found = self.connection.execute(_LIVE_GENERATION, (name,)).fetchone()
+            found = self.connection.execute(_LIVE_SLICES, (name,)).fetchall()
         else:
-            found = self.connection.execute(_NUMBERED_GENERATION, (name, number)).fetchone()
-        if found is None:
-            return None
-        at, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at = found
-        known = self._builds.known(name, at)
-        table = decode_table(form) if known is None else known.form
-        place = Place(history_id, Position(position), event_id)
-        moment = decode_moment(recorded_at)
-        return Generation(name, at, fingerprint, table, bool(live), place, epoch, stopped, moment)
+            found = self.connection.execute(_NUMBERED_SLICES, (name, number)).fetchall()
+        if not found:
+            return ()
+        known = self._builds.known(name, found[0][1])
+        table = decode_table(found[0][3]) if known is None else known.form
+        return tuple([generation_of(row, table) for row in found])
 
     def _table(self, name: str, number: int | None) -> StoredTable:
-        generation = self._generation(name, number)
-        table = None if generation is None else self._builds.of(generation)
+        slices = self._slices(name, number)
+        table = self._builds.of(slices[0]) if slices else None
         if table is None:
             which = "live generation" if number is None else f"generation {number}"
             raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")

@@ -94,7 +94,7 @@ class SqliteReadStore:
     # ── generations ──────────────────────────────────────────────────────────
 
     async def generations(self) -> list[Generation]:
-        """Every generation, by name and number."""
+        """Every slice of every generation, by name, number and slice."""
         async with self.snapshot() as snapshot:
             with self._failures:
                 return read_generations(snapshot.connection)
@@ -108,7 +108,8 @@ class SqliteReadStore:
         *,
         live: bool,
         anew: bool = False,
-    ) -> Generation:
+        slices: int = 1,
+    ) -> list[Generation]:
         """Make a generation, or return the one that a racer made. See the port.
 
         Raises:
@@ -116,13 +117,17 @@ class SqliteReadStore:
         """
         return await self._change(
             lambda connection: read_writes.create_generation(
-                connection, name, fingerprint, table, checkpoint, live=live, anew=anew
+                connection, name, fingerprint, table, checkpoint, live=live, anew=anew, slices=slices
             )
         )
 
     async def switch(self, name: str, number: int) -> bool:
         """Let a generation answer, and drop the others. See the port."""
         return await self._change(lambda connection: read_writes.switch(connection, name, number))
+
+    async def split(self, name: str, number: int, slices: int) -> bool:
+        """Split a generation into another number of slices, if all are at one place. See the port."""
+        return await self._change(lambda connection: read_writes.split_generation(connection, name, number, slices))
 
     async def drop_generation(self, name: str, number: int) -> None:
         """Remove a generation, if it is there."""
@@ -152,7 +157,7 @@ class SqliteReadStore:
     async def lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:
         """Lock what is wanted and free. See the port; a lock does not run out, so that the time does not matter."""
         del ttl_s
-        there = {(found.name, found.number): found.epoch for found in await self.generations()}
+        there = {found.lease_key: found.epoch for found in await self.generations()}
         epochs = {key: there[key] for key in wanted if key in there}
         gone = frozenset(wanted).difference(epochs)
         if not self._locks.exclude:

@@ -8,22 +8,25 @@ search index refers to. The index keeps no text; triggers keep it in step, but o
 from __future__ import annotations
 
 import sqlite3
+from typing import Any
 
 import msgspec
 
 from diptych.adapters.sqlite.columns import RowCodec, decode_moment, exponent_column
 from diptych.errors import ConfigurationError, NewerStore, StoreUnavailable
-from diptych.event_store.position import Place
+from diptych.event_store.position import Place, Position
 from diptych.read_side.read_store import Column, ColumnKind, Generation, Table
 
 __all__ = [
     "APPLICATION_ID",
     "SCHEMA_VERSION",
+    "SELECT_GENERATIONS",
     "StoredTable",
     "create_table",
     "decode_table",
     "drop_table",
     "encode_table",
+    "generation_of",
     "hide_table",
     "prepare_file",
     "quoted",
@@ -33,22 +36,23 @@ __all__ = [
 
 APPLICATION_ID = 0x44507972
 """In the file's header: this is a read store of Diptych."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the catalog; in the file's header."""
 SQLITE_VERSION_MIN = (3, 37, 0)
 """For STRICT tables."""
 
+SELECT_GENERATIONS = """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped,
+    recorded_at, slice, slices, barrier, slices_next FROM diptych_generations"""
+"""Selects what `generation_of` takes."""
+
 _MACHINE_TIME = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
 """What views show rows as of: whoever reads the file with another program has no other clock."""
 
-_CATALOG = (
-    """CREATE TABLE diptych_projections (
-        name TEXT NOT NULL PRIMARY KEY,
-        last_number INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID""",
-    """CREATE TABLE diptych_generations (
+_GENERATIONS = """CREATE TABLE diptych_generations (
         name TEXT NOT NULL,
         number INTEGER NOT NULL,
+        slice INTEGER NOT NULL,
+        slices INTEGER NOT NULL,
         fingerprint TEXT NOT NULL,
         table_name TEXT COLLATE NOCASE,
         form TEXT,
@@ -59,10 +63,20 @@ _CATALOG = (
         epoch INTEGER NOT NULL,
         stopped TEXT NOT NULL,
         recorded_at INTEGER,
+        barrier INTEGER,
+        slices_next INTEGER NOT NULL,
         last_holder TEXT,
-        PRIMARY KEY (name, number)
+        PRIMARY KEY (name, number, slice)
+    ) STRICT, WITHOUT ROWID"""
+_ONE_IS_LIVE = "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1 AND slice = 0"
+
+_CATALOG = (
+    """CREATE TABLE diptych_projections (
+        name TEXT NOT NULL PRIMARY KEY,
+        last_number INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
-    "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1",
+    _GENERATIONS,
+    _ONE_IS_LIVE,
     """CREATE TABLE diptych_blocked_keys (
         name TEXT NOT NULL,
         number INTEGER NOT NULL,
@@ -82,6 +96,16 @@ _CATALOG = (
 _UPGRADES = (
     ("ALTER TABLE diptych_generations ADD COLUMN recorded_at INTEGER",),
     ("ALTER TABLE diptych_generations ADD COLUMN last_holder TEXT",),
+    (
+        "DROP INDEX diptych_live",
+        "ALTER TABLE diptych_generations RENAME TO diptych_whole_generations",
+        _GENERATIONS,
+        """INSERT INTO diptych_generations
+        SELECT name, number, 0, 1, fingerprint, table_name, form, live, history_id, position, event_id, epoch, stopped,
+            recorded_at, NULL, 0, last_holder FROM diptych_whole_generations""",
+        "DROP TABLE diptych_whole_generations",
+        _ONE_IS_LIVE,
+    ),
 )
 """What makes a catalog of version 1 one of version 2, and so on."""
 
@@ -131,23 +155,21 @@ def prepare_file(connection: sqlite3.Connection, path: str) -> None:
 def read_generations(
     connection: sqlite3.Connection, name: str | None = None, number: int | None = None
 ) -> list[Generation]:
-    """The generations, by name and number; those of one name, or one of them."""
+    """The slices of generations, by name, number and slice; those of one name, or of one generation."""
     rows = connection.execute(
-        """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at
-        FROM diptych_generations WHERE ? IS NULL OR name = ? AND (? IS NULL OR number = ?)
-        ORDER BY name, number""",
+        f"""{SELECT_GENERATIONS} WHERE ? IS NULL OR name = ? AND (? IS NULL OR number = ?)
+        ORDER BY name, number, slice""",
         (name, name, number, number),
     )
-    return [
-        Generation(
-            *(of, at, fingerprint, decode_table(form), bool(live)),
-            Place(history, position, event),
-            epoch,
-            stopped,
-            decode_moment(recorded_at),
-        )
-        for of, at, fingerprint, form, live, history, position, event, epoch, stopped, recorded_at in rows
-    ]
+    return [generation_of(row, decode_table(row[3])) for row in rows]
+
+
+def generation_of(row: tuple[Any, ...], table: Table | None) -> Generation:
+    """A slice from its row in the catalog, with the form of its table."""
+    name, number, fingerprint, _, live, history_id, position, event_id, epoch, stopped, recorded_at = row[:11]
+    place = Place(history_id, Position(position), event_id)
+    moment = decode_moment(recorded_at)
+    return Generation(name, number, fingerprint, table, bool(live), place, epoch, stopped, moment, *row[11:])
 
 
 def encode_table(table: Table | None) -> str | None:

@@ -20,6 +20,7 @@ from diptych.adapters.sqlite.read_tables import (
 )
 from diptych.errors import ConfigurationError
 from diptych.event_store.position import Place
+from diptych.read_side.partitions import reaches, split, whole
 from diptych.read_side.read_store import (
     Failed,
     Fenced,
@@ -38,6 +39,7 @@ __all__ = [
     "drop_generation",
     "note_holder",
     "note_release",
+    "split_generation",
     "switch",
 ]
 
@@ -46,7 +48,7 @@ StoredTables: TypeAlias = Callable[[Generation], StoredTable | None]
 
 _FENCE = """UPDATE diptych_generations
     SET history_id = ?, position = ?, event_id = ?, epoch = ?, stopped = ?, recorded_at = ?
-    WHERE name = ? AND number = ? AND history_id = ? AND position = ? AND event_id = ? AND epoch = ?
+    WHERE name = ? AND number = ? AND slice = ? AND history_id = ? AND position = ? AND event_id = ? AND epoch = ?
     RETURNING live"""
 
 _REFUSED_VALUES = (OverflowError, UnicodeEncodeError, sqlite3.IntegrityError, sqlite3.DataError)
@@ -90,7 +92,7 @@ def _move(connection: sqlite3.Connection, write: SliceWrite) -> Generation | Non
         _FENCE,
         (
             *(new.history_id, new.position, new.event_id, epoch, stopped, encode_moment(recorded_at)),
-            *(seen.name, seen.number),
+            *(seen.name, seen.number, seen.slice),
             *(seen.checkpoint.history_id, seen.checkpoint.position, seen.checkpoint.event_id, seen.epoch),
         ),
     ).fetchall()
@@ -146,7 +148,7 @@ def note_holder(connection: sqlite3.Connection, worker: str, keys: Iterable[Leas
             connection.execute(
                 """UPDATE diptych_generations
                 SET epoch = epoch + (last_holder IS NOT NULL AND last_holder <> ?), last_holder = ?
-                WHERE name = ? AND number = ? RETURNING epoch""",
+                WHERE name = ? AND number = ? AND slice = ? RETURNING epoch""",
                 (worker, worker, *key),
             ).fetchall(),
         )
@@ -159,7 +161,7 @@ def note_release(connection: sqlite3.Connection, worker: str, keys: Iterable[Lea
     """Fence what a worker has let go of, unless somebody else has taken it already, which has fenced it."""
     connection.executemany(
         """UPDATE diptych_generations SET epoch = epoch + 1, last_holder = NULL
-        WHERE name = ? AND number = ? AND last_holder = ?""",
+        WHERE name = ? AND number = ? AND slice = ? AND last_holder = ?""",
         [(*key, worker) for key in keys],
     )
 
@@ -176,22 +178,23 @@ def create_generation(
     *,
     live: bool,
     anew: bool,
-) -> Generation:
+    slices: int,
+) -> list[Generation]:
     """Make a generation, or find the one that a racer made; see the port.
 
     Raises:
         ConfigurationError: another projection's table has that name, or SQLite cannot have such a table.
     """
-    others = read_generations(connection, name)
-    current = next((other for other in others if other.live), None)
-    for other in others:
-        if not anew and other.fingerprint == fingerprint and (current is None or other.number >= current.number):
-            return other
+    others = _builds(connection, name)
+    current = next((found[0] for found in others.values() if found[0].live), None)
+    for at, found in others.items():
+        if not anew and found[0].fingerprint == fingerprint and (current is None or at >= current.number):
+            return found
     _check_name_is_free(connection, name, table)
     if live and current is not None:
         _hide(connection, current)
     number = _next_number(connection, name)
-    made = Generation(name, number, fingerprint, table, live, checkpoint)
+    made = whole(Generation(name, number, fingerprint, table, live, checkpoint), slices)
     _insert(connection, made)
     if table is not None:
         stored = StoredTable(table, name, number)
@@ -220,38 +223,65 @@ def _next_number(connection: sqlite3.Connection, name: str) -> int:
     return int(number)
 
 
-def _insert(connection: sqlite3.Connection, made: Generation) -> None:
-    place = made.checkpoint
-    connection.execute(
-        """INSERT INTO diptych_generations
-        (name, number, fingerprint, table_name, form, live, history_id, position, event_id, epoch, stopped)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-        (
-            *(made.name, made.number, made.fingerprint),
-            *(made.table and made.table.name, encode_table(made.table), made.live),
-            *(place.history_id, place.position, place.event_id, made.epoch, made.stopped),
-        ),
+def _builds(connection: sqlite3.Connection, name: str, number: int | None = None) -> dict[int, list[Generation]]:
+    """The generations of a name, or one of them, each with all its slices, by number."""
+    builds: dict[int, list[Generation]] = {}
+    for slice in read_generations(connection, name, number):
+        builds.setdefault(slice.number, []).append(slice)
+    return builds
+
+
+def _insert(connection: sqlite3.Connection, slices: Iterable[Generation]) -> None:
+    connection.executemany(
+        """INSERT INTO diptych_generations (name, number, slice, slices, fingerprint, table_name, form, live,
+        history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        [
+            (
+                *(made.name, made.number, made.slice, made.slices, made.fingerprint),
+                *(made.table and made.table.name, encode_table(made.table), made.live),
+                *(made.checkpoint.history_id, made.checkpoint.position, made.checkpoint.event_id),
+                *(made.epoch, made.stopped, encode_moment(made.recorded_at), made.barrier, made.slices_next),
+            )
+            for made in slices
+        ],
     )
+
+
+def split_generation(connection: sqlite3.Connection, name: str, number: int, slices: int) -> bool:
+    """Split a generation into another number of slices, if all are at one place; see the port."""
+    found = read_generations(connection, name, number)
+    changed = split(found, slices) if found else found
+    if len(changed) != len(found):
+        connection.execute("DELETE FROM diptych_generations WHERE name = ? AND number = ?", (name, number))
+        _insert(connection, changed)
+    elif changed != found:
+        connection.executemany(
+            """UPDATE diptych_generations SET epoch = ?, barrier = ?, slices_next = ?
+            WHERE name = ? AND number = ? AND slice = ?""",
+            [(each.epoch, each.barrier, each.slices_next, *each.lease_key) for each in changed],
+        )
+    return not found or len(changed) == slices
 
 
 def switch(connection: sqlite3.Connection, name: str, number: int) -> bool:
     """Let a generation answer and drop the others; see the port."""
-    builds = {build.number: build for build in read_generations(connection, name)}
+    builds = _builds(connection, name)
     chosen = builds.pop(number, None)
     if chosen is None:
         return False
-    if any(other.live and chosen.checkpoint.position < other.checkpoint.position for other in builds.values()):
+    if any(other[0].live and not reaches(chosen, other) for other in builds.values()):
         return False
-    for other in builds.values():
-        drop_generation(connection, name, other.number)
-    if not chosen.live:
-        _show(connection, chosen)
+    for other in builds:
+        drop_generation(connection, name, other)
+    if not chosen[0].live:
+        _show(connection, chosen[0])
     return True
 
 
 def drop_generation(connection: sqlite3.Connection, name: str, number: int) -> None:
     """Remove a generation with all it holds; no error where it is gone."""
-    for build in read_generations(connection, name, number):
+    for build, *_ in _builds(connection, name, number).values():
         if build.live:
             _hide(connection, build)
         if build.table is not None:

@@ -110,6 +110,6 @@ def _state(each: ProjectionStatus, head: int) -> str:
     if each.stopped:
         return f"stopped: {each.stopped}"
     if each.live:
-        return "live"
+        return "live" if each.slices == 1 else f"live, {each.slices} slices"
     others = "; rows of other code answer" if each.other_code else ""
     return f"not live: checkpoint {screen.count(each.checkpoint)} of {screen.count(head)}{others}"

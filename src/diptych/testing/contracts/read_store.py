@@ -42,12 +42,14 @@ from diptych.testing.contracts.read_store_cases import (
     create,
     place,
     rows_of,
+    shown_generation,
     stored_generation,
     write,
 )
 from diptych.testing.contracts.read_store_expiry import ExpiryContract
 from diptych.testing.contracts.read_store_leases import LeasesContract
 from diptych.testing.contracts.read_store_rows import RowsContract
+from diptych.testing.contracts.read_store_slices import SlicesContract
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,7 +63,7 @@ WAIT_S_MAX = 10.0
 
 
 @pytest.mark.anyio
-class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
+class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesContract):
     """The contract; subclasses say how to connect."""
 
     def connect(self, folder: Path) -> ReadStore:
@@ -133,7 +135,7 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
         async with store.snapshot() as snapshot:
             new = await write(store, old, upserts=[("a", 10), ("c", 3)], deletes=[("b",)], unblock=['["a"]'])
             new = await write(store, new, upserts=[("b", 20)], deletes=[("a",)])
-            assert await snapshot.generation(NAME) == old
+            assert await shown_generation(snapshot, NAME) == old
             assert await snapshot.get_many(NAME, [("a",), ("b",), ("c",)]) == {("a",): ("a", 1), ("b",): ("b", 2)}
             assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1), ("b", 2)]
             assert await snapshot.count(NAME, ()) == 2
@@ -161,7 +163,7 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
         for expected in range(1, BUSY_WRITES + 1):
             async with store.snapshot() as snapshot:
                 turn.set()
-                generation = await snapshot.generation(NAME)
+                generation = await shown_generation(snapshot, NAME)
                 rows = await snapshot.find(NAME, (), BY_COURSE, 10)
                 await asyncio.wait_for(wrote.wait(), WAIT_S_MAX)
                 wrote.clear()
@@ -179,33 +181,33 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
     async def test_a_generation_is_listed_as_it_was_made(self, store: ReadStore) -> None:
         """`generations` gives each with its form and checkpoint, by name and number; subscribers have no table."""
         made = [
-            await store.create_generation("b", "1", LINES, place(5), live=True),
-            await store.create_generation("b", "2", SEATS, place(0), live=False),
-            await store.create_generation("a", "1", None, place(3), live=True),
+            *await store.create_generation("b", "1", LINES, place(5), live=True),
+            *await store.create_generation("b", "2", SEATS, place(0), live=False),
+            *await store.create_generation("a", "1", None, place(3), live=True),
         ]
         assert made[0] == Generation("b", 1, "1", LINES, live=True, checkpoint=place(5))
         assert made[1] == Generation("b", 2, "2", SEATS, live=False, checkpoint=place(0))
         assert await store.generations() == [made[2], made[0], made[1]]
         async with store.snapshot() as snapshot:
-            assert await snapshot.generation("b") == made[0]
-            assert await snapshot.generation("b", 2) == made[1]
-            assert await snapshot.generation("b", 3) is None
-            assert await snapshot.generation("c") is None
+            assert await shown_generation(snapshot, "b") == made[0]
+            assert await shown_generation(snapshot, "b", 2) == made[1]
+            assert await shown_generation(snapshot, "b", 3) is None
+            assert await shown_generation(snapshot, "c") is None
 
     async def test_racing_to_create_makes_one(self, store: ReadStore) -> None:
         """The same fingerprint again gives the generation that is live or newer, not a second one."""
         racers = [store.create_generation(NAME, "1", SEATS, place(0), live=True) for _ in range(5)]
         made = await asyncio.gather(*racers)
-        assert {generation.number for generation in made} == {1}
+        assert {generation.number for (generation,) in made} == {1}
         again = [store.create_generation(NAME, "2", SEATS, place(0), live=False) for _ in range(5)]
-        assert {generation.number for generation in await asyncio.gather(*again)} == {2}
+        assert {generation.number for (generation,) in await asyncio.gather(*again)} == {2}
         assert len(await store.generations()) == 2
 
     async def test_an_older_fingerprint_is_built_anew(self, store: ReadStore) -> None:
         """What the live one has replaced is not returned: going back to old code is a new generation."""
         for fingerprint in ("1", "2"):
             await store.create_generation(NAME, fingerprint, SEATS, place(0), live=True)
-        back = await store.create_generation(NAME, "1", SEATS, place(0), live=True)
+        (back,) = await store.create_generation(NAME, "1", SEATS, place(0), live=True)
         assert (back.number, back.live) == (3, True)
         assert [generation.live for generation in await store.generations()] == [False, False, True]
 
@@ -390,7 +392,8 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract):
             lambda: store.drop_generation(NAME, 1),
             lambda: store.write([SliceWrite(generation, place(1))]),
             lambda: store.discards(NAME),
-            lambda: store.lease("worker", [(NAME, 1)], WAIT_S_MAX),
+            lambda: store.split(NAME, 1, 2),
+            lambda: store.lease("worker", [(NAME, 1, 0)], WAIT_S_MAX),
             lambda: store.release("worker"),
             lambda: store.wait_for_change(0, 0),
         ):

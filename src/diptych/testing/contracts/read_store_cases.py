@@ -14,6 +14,7 @@ from diptych.read_side.read_store import (
     Filter,
     Generation,
     Order,
+    ReadSnapshot,
     ReadStore,
     Row,
     SliceWrite,
@@ -34,6 +35,7 @@ __all__ = [
     "one_column",
     "place",
     "rows_of",
+    "shown_generation",
     "stored_generation",
     "write",
 ]
@@ -154,7 +156,8 @@ def one_column(kind: ColumnKind, *, nullable: bool = False) -> Table:
 async def create(store: ReadStore, table: Table | None, name: str = NAME, *, live: bool = True) -> Generation:
     """A new generation at the beginning of the history."""
     fingerprint = f"{name} {len(await store.generations())}"
-    return await store.create_generation(name, fingerprint, table, place(0), live=live)
+    (made,) = await store.create_generation(name, fingerprint, table, place(0), live=live)
+    return made
 
 
 async def write(store: ReadStore, generation: Generation, **changes: Any) -> Generation:
@@ -181,4 +184,10 @@ async def rows_of(
 async def stored_generation(store: ReadStore, name: str = NAME) -> Generation | None:
     """The live generation that a snapshot of now shows."""
     async with store.snapshot() as snapshot:
-        return await snapshot.generation(name)
+        return await shown_generation(snapshot, name)
+
+
+async def shown_generation(snapshot: ReadSnapshot, name: str = NAME, number: int | None = None) -> Generation | None:
+    """The live generation, or the numbered one, of one slice, that a snapshot shows."""
+    found = await snapshot.slices(name, number)
+    return found[0] if found else None

@@ -29,12 +29,12 @@ async def some(store: ReadStore, count: int) -> list[Generation]:
 
 def keys_of(generations: Collection[Generation]) -> list[LeaseKey]:
     """As what they are leased."""
-    return [(generation.name, generation.number) for generation in generations]
+    return [generation.lease_key for generation in generations]
 
 
 async def stored(store: ReadStore) -> dict[LeaseKey, Generation]:
     """Every generation as it is stored now."""
-    return {(found.name, found.number): found for found in await store.generations()}
+    return {found.lease_key: found for found in await store.generations()}
 
 
 @pytest.mark.anyio
@@ -50,7 +50,7 @@ class LeasesContract:
         first, second, _ = await some(store, 3)
         leased = await store.lease("a", keys_of([first, second]), LONG_S)
         assert leased == Leased(dict.fromkeys(keys_of([first, second]), 0))
-        assert (await stored(store))[NAME, 1] == first
+        assert (await stored(store))[NAME, 1, 0] == first
         assert await store.lease("b", [], LONG_S) == Leased({})
 
     async def test_a_renewal_changes_nothing(self, store: ReadStore) -> None:
@@ -58,7 +58,7 @@ class LeasesContract:
         (generation,) = await some(store, 1)
         first = await store.lease("a", keys_of([generation]), LONG_S)
         assert await store.lease("a", keys_of([generation]), LONG_S) == first
-        assert (await write(store, generation, upserts=[("a", 1)])).epoch == first.epochs[NAME, 1]
+        assert (await write(store, generation, upserts=[("a", 1)])).epoch == first.epochs[NAME, 1, 0]
 
     async def test_one_holds_what_another_does_not(self, store: ReadStore) -> None:
         """However often anybody asks, and all at once: each generation has one holder."""
@@ -79,7 +79,7 @@ class LeasesContract:
         assert leased.epochs == {key: found.epoch for key, found in (await stored(store)).items()}
         assert min(leased.epochs.values()) > 0
         assert await store.write([SliceWrite(generations[0], place(1), [("a", 1)])]) == [Fenced()]
-        assert (await write(store, (await stored(store))[NAME, 1], upserts=[("b", 2)])).checkpoint == place(1)
+        assert (await write(store, (await stored(store))[NAME, 1, 0], upserts=[("b", 2)])).checkpoint == place(1)
 
     async def test_part_can_be_released(self, store: ReadStore) -> None:
         """The rest stays held under its epoch; what one does not hold it cannot release."""
@@ -109,35 +109,37 @@ class LeasesContract:
         old, new = await create(store, SEATS), await create(store, SEATS, live=False)
         await store.lease("a", keys_of([old, new]), LONG_S)
         await store.switch(NAME, new.number)
-        leased = await store.lease("a", [*keys_of([old, new]), ("school.None", 1)], LONG_S)
-        assert leased == Leased({(NAME, new.number): 0}, gone=frozenset({(NAME, old.number), ("school.None", 1)}))
+        leased = await store.lease("a", [*keys_of([old, new]), ("school.None", 1, 0)], LONG_S)
+        assert leased == Leased(
+            {(NAME, new.number, 0): 0}, gone=frozenset({(NAME, old.number, 0), ("school.None", 1, 0)})
+        )
 
     async def test_a_change_by_hand_is_told_with_the_lease(self, store: ReadStore) -> None:
         """It needs no lease; who holds it sees the new epoch when it renews, and holds it still."""
         (generation,) = await some(store, 1)
         await store.lease("a", keys_of([generation]), LONG_S)
         changed = await write(store, generation, by_hand=True)
-        assert (await store.lease("a", keys_of([generation]), LONG_S)).epochs == {(NAME, 1): changed.epoch}
+        assert (await store.lease("a", keys_of([generation]), LONG_S)).epochs == {(NAME, 1, 0): changed.epoch}
 
     async def test_what_has_run_out_is_taken_over(self, store: ReadStore) -> None:
         """Whoever stalled is fenced by a new epoch, and holds nothing; where leases are locks it keeps them."""
         (zombie,) = await some(store, 1)
         keys = keys_of([zombie])
-        assert (await store.lease("a", keys, OVER_S)).epochs == {(NAME, 1): 0}
+        assert (await store.lease("a", keys, OVER_S)).epochs == {(NAME, 1, 0): 0}
         leased = await store.lease("b", keys, LONG_S)
         if self.leases_are_locks:
             assert leased == Leased({})
             return
-        assert leased.epochs == {(NAME, 1): 1}
+        assert leased.epochs == {(NAME, 1, 0): 1}
         assert await store.write([SliceWrite(zombie, place(1), [("a", 1)])]) == [Fenced()]
         assert (await store.lease("a", keys, LONG_S)).epochs == {}
-        await write(store, (await stored(store))[NAME, 1], upserts=[("b", 2)])
+        await write(store, (await stored(store))[NAME, 1, 0], upserts=[("b", 2)])
 
     async def test_what_has_run_out_unnoticed_is_renewed(self, store: ReadStore) -> None:
         """Nobody else has had it meanwhile, so its holder goes on under the old epoch."""
         (generation,) = await some(store, 1)
         for _ in range(2):
-            assert (await store.lease("a", keys_of([generation]), OVER_S)).epochs == {(NAME, 1): 0}
+            assert (await store.lease("a", keys_of([generation]), OVER_S)).epochs == {(NAME, 1, 0): 0}
         await write(store, generation, upserts=[("a", 1)])
 
     async def test_workers_get_fair_shares(self, store: ReadStore) -> None:

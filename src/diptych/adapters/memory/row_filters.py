@@ -1,0 +1,65 @@
+"""Filters, order and words over rows in memory: what an index would find, found by looking at every row."""
+
+from __future__ import annotations
+
+import operator
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from diptych.errors import InvalidMessage
+from diptych.read_side.read_store import Comparison, Filter, Row, Table, value_refusal
+
+__all__ = ["comes_after", "matcher", "rank", "words_of"]
+
+_COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
+    Comparison.EQUAL: operator.eq,
+    Comparison.AT_LEAST: operator.ge,
+    Comparison.AT_MOST: operator.le,
+    Comparison.MORE_THAN: operator.gt,
+    Comparison.LESS_THAN: operator.lt,
+    Comparison.ONE_OF: lambda value, values: value in values,
+    Comparison.STARTS_WITH: str.startswith,
+    Comparison.MORE_THAN_OR_NONE: lambda value, bound: value is None or (bound is not None and value > bound),
+}
+_MATCHES_NONE = frozenset({Comparison.EQUAL, Comparison.ONE_OF, Comparison.MORE_THAN_OR_NONE})
+
+
+def matcher(filters: Sequence[Filter], table: Table) -> Callable[[Row], bool]:
+    """Tells whether every filter matches a row.
+
+    Raises:
+        InvalidMessage: a filter's value is none that its column can hold.
+    """
+    index = {column.name: place for place, column in enumerate(table.columns)}
+    for wanted in filters:
+        for value in wanted.value if wanted.comparison is Comparison.ONE_OF else (wanted.value,):
+            reason = None if value is None else value_refusal(table.columns[index[wanted.column]], value)
+            if reason is not None:
+                raise InvalidMessage(f"a filter of {table.name}", [(wanted.column, reason)])
+    return lambda row: all(_matches(row[index[wanted.column]], wanted) for wanted in filters)
+
+
+def _matches(value: Any, wanted: Filter) -> bool:
+    if (value is None or wanted.value is None) and wanted.comparison not in _MATCHES_NONE:
+        return False
+    return _COMPARE[wanted.comparison](value, wanted.value)
+
+
+def rank(value: Any) -> tuple[bool, Any]:
+    """What sorts values as every store does: None first."""
+    return value is not None, value
+
+
+def comes_after(row: Row, places: Sequence[tuple[int, bool]], after: Sequence[Any]) -> bool:
+    """Whether a row comes behind a place, by columns (each with whether it is descending) and their values."""
+    for (place, descending), bound in zip(places, after, strict=True):
+        if row[place] != bound:
+            return (rank(row[place]) > rank(bound)) != descending
+    return False
+
+
+def words_of(text: str) -> list[str]:
+    """The runs of letters and digits, without case and accents."""
+    bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
+    return "".join(letter if letter.isalnum() else " " for letter in bare.casefold()).split()

@@ -1,0 +1,64 @@
+"""Slices of a projection: which one a row belongs to, and how their number changes (rule 37). Pure functions.
+
+A key belongs to one of `LOGICAL_SLICES` for good; the slices that a projection is split into are groups of them. So
+what one grouping shows of a key can be compared with what another one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from msgspec.structs import replace
+
+from diptych.event_store.position import Position
+from diptych.read_side.read_store import Generation
+
+__all__ = ["LOGICAL_SLICES", "reaches", "slice_of", "split", "whole"]
+
+LOGICAL_SLICES = 256
+"""Into how many slices a projection can be split: `partitions=` is 1 to this."""
+
+
+def slice_of(key: str, slices: int) -> int:
+    """The slice, from 0, that a key (a JSON array) belongs to: the same in every process, version and store."""
+    return crc32(key.encode()) % LOGICAL_SLICES * slices // LOGICAL_SLICES
+
+
+def whole(first: Generation, slices: int) -> list[Generation]:
+    """All slices of a generation that are where the first one is."""
+    return [replace(first, slice=number, slices=slices) for number in range(slices)]
+
+
+def split(slices: Sequence[Generation], into: int) -> list[Generation]:
+    """The slices of a generation after it was asked to have another number; see `ReadStore.split`.
+
+    Args:
+        slices: all that it has, in order.
+        into: how many it is to have.
+    """
+    first = slices[0]
+    if into == first.slices:
+        return [replace(each, barrier=None, slices_next=0) for each in slices]
+    if len({each.checkpoint for each in slices}) == 1:
+        epoch = max(each.epoch for each in slices) + 1
+        return whole(replace(first, epoch=epoch, stopped="", barrier=None, slices_next=0), into)
+    if first.slices_next == into:  # asked before: who has come there waits for the others
+        return list(slices)
+    barrier = max(each.checkpoint.position for each in slices)
+    return [replace(each, epoch=each.epoch + 1, barrier=barrier, slices_next=into) for each in slices]
+
+
+def reaches(chosen: Sequence[Generation], live: Sequence[Generation]) -> bool:
+    """Whether every key shows at least as much of the history in one generation as in another.
+
+    Args:
+        chosen: all slices of the one, in order.
+        live: all slices of the other, in order; may be empty.
+    """
+    pairs = ((_position(chosen, n), _position(live, n)) for n in range(LOGICAL_SLICES)) if live else ()
+    return all(mine >= theirs for mine, theirs in pairs)
+
+
+def _position(slices: Sequence[Generation], logical: int) -> Position:
+    return slices[logical * len(slices) // LOGICAL_SLICES].checkpoint.position
