@@ -7,7 +7,7 @@ true of it, goes through `append`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
 
@@ -15,6 +15,9 @@ from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.position import Place, Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
+
+if TYPE_CHECKING:
+    from diptych.event_store.restoring import HistoryPart
 
 __all__ = [
     "AppendResult",
@@ -221,6 +224,14 @@ class EventStore(Protocol):
         """What is kept under a command id."""
         ...
 
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        """Everything that is kept, in pages: of the command ids behind one, the first `limit`, at least 1, in order.
+
+        The order is that of their code points; `""` is before the first. One that is kept while pages are read is in
+        a later page, or in none.
+        """
+        ...
+
     async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
         """Wait until the head is past a position. False when the time is over first.
 
@@ -235,4 +246,20 @@ class EventStore(Protocol):
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
         """Remember the tag names of types; replaces those of types that no event is stored of."""
+        ...
+
+    async def restore(self, part: HistoryPart) -> None:
+        """Write a part of another store's history as it is, ids, positions and times included; durable, or not at all.
+
+        For copies, never for commands: nothing is decided or judged here. A store that is empty (neither events nor
+        outcomes) takes the history id of the part that begins at position 0; from then on, and only if nothing was
+        appended to it meanwhile, it takes what follows. Types of the part are facts afterwards. Outcomes that are
+        kept already, and are equal, are left as they are.
+
+        Raises:
+            HistoryDiverged: the part does not go on where the store ends, or contradicts it or itself; nothing of
+                it was written.
+            StoreUnavailable: the store cannot be reached; whether the part was written shows at the head, and by
+                the outcomes.
+        """
         ...

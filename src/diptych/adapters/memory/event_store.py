@@ -32,6 +32,7 @@ from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
+from diptych.event_store.restoring import HistoryPart, check_outcomes, check_part, check_places, refused
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.messages.unique_id import unique_bytes
 
@@ -122,7 +123,7 @@ class MemoryEventStore:
         recorded_at = moment(self._recorded_at_us)
         for event in commit.events:
             position = Position(len(self._events) + 1)
-            self._events.append(
+            self._add(
                 RecordedEvent(
                     position,
                     event.event_id,
@@ -134,17 +135,40 @@ class MemoryEventStore:
                     recorded_at,
                 )
             )
-            self._event_ids.add(event.event_id)
-            self._held_types.add((event.type, event.version))
-            self._by_type[event.type].append(position)
-            for tag in event.tags:
-                self._by_tag[tag].append(position)
         place = self._place(len(self._events))
         if commit.keep and commit.command_id is not None:
             self._outcomes[commit.command_id] = KeptOutcome(
                 commit.command_id, commit.payload_hash, place, len(commit.events), commit.rejection
             )
         return Appended(place, self._recorded_at_us)
+
+    def _add(self, event: RecordedEvent) -> None:
+        self._events.append(event)
+        self._event_ids.add(event.event_id)
+        self._held_types.add((event.type, event.version))
+        self._by_type[event.type].append(event.position)
+        for tag in event.tags:
+            self._by_tag[tag].append(event.position)
+
+    # ── copies ───────────────────────────────────────────────────────────────
+
+    async def restore(self, part: HistoryPart) -> None:
+        """Write a part of another store's history as it is, or raise and do nothing."""
+        self._check_open()
+        last_us = to_microseconds(self._events[-1].recorded_at) if self._events else 0
+        check_part(part, self._place(len(self._events)), last_us, empty=not self._events and not self._outcomes)
+        check_places(part, {position: self._place(position).event_id for position in part.earlier_places()})
+        missing = check_outcomes(part, self._outcomes)
+        for event in part.events:
+            if event.event_id in self._event_ids:
+                raise refused(f"an event with the id {event.event_id.hex()} is stored already")
+        self._history_id = part.after.history_id
+        self._recorded_at_us = max(self._recorded_at_us, part.recorded_at_us)
+        await self.register_types(part.types)
+        for event in part.events:
+            self._add(event)
+        self._outcomes |= {outcome.command_id: outcome for outcome in missing}
+        self._watch.wake()
 
     # ── read ─────────────────────────────────────────────────────────────────
 
@@ -206,6 +230,12 @@ class MemoryEventStore:
         """What is kept under a command id."""
         self._check_open()
         return self._outcomes.get(command_id)
+
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        """Kept outcomes of the first command ids behind one."""
+        self._check_open()
+        ids = heapq.nsmallest(limit, (command_id for command_id in self._outcomes if command_id > after))
+        return [self._outcomes[command_id] for command_id in ids]
 
     async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
         """Wait until the head is past a position."""

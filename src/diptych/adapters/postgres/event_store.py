@@ -26,6 +26,7 @@ from diptych.adapters.postgres.connection import (
 )
 from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.matching_events import reading
+from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
 from diptych.adapters.postgres.wake_ups import WakeUps
 from diptych.clock import Clock, SystemClock, pause
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed
@@ -35,6 +36,7 @@ from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
+from diptych.event_store.restoring import HistoryPart
 from diptych.event_store.timestamp import moment, to_microseconds
 
 if TYPE_CHECKING:
@@ -301,6 +303,23 @@ class PostgresEventStore:
                 await trial.rollback()
         return None
 
+    # ── copies ───────────────────────────────────────────────────────────────
+
+    async def restore(self, part: HistoryPart) -> None:
+        """Write a part of another store's history as it is.
+
+        Raises:
+            HistoryDiverged: it does not go on where the store ends, or contradicts it or itself.
+        """
+        self._check_open()
+        try:
+            async with self._writing.connection() as link:
+                await restore(link, self._url, part, lock_wait_s=self._lock_wait_s, channel=self._channel)
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error) or error) from error
+        self._known = part.end
+        self._wake()
+
     # ── read ─────────────────────────────────────────────────────────────────
 
     async def read(
@@ -401,14 +420,30 @@ class PostgresEventStore:
         if not is_storable(command_id):
             return None
         statement = (
-            "SELECT o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
+            "SELECT o.command_id, o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
             f"FROM {self._schema}.outcomes AS o LEFT JOIN {self._schema}.events AS e ON e.position = o.position "
             "WHERE o.command_id = $1"
         )
-        for payload_hash, position, event_count, rejection, event_id in await self._fetch(statement, command_id):
-            place = Place(self._known.history_id, Position(position), event_id if position else NOWHERE)
-            return KeptOutcome(command_id, payload_hash, place, event_count, rejection)
-        return None
+        rows = await self._fetch(statement, command_id)
+        return self._kept(*rows[0]) if rows else None
+
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        """Kept outcomes of the first command ids behind one."""
+        self._check_open()
+        rows = await self._fetch(kept_outcomes_statement(self._schema), after, limit)
+        return [self._kept(*row) for row in rows]
+
+    def _kept(
+        self,
+        command_id: str,
+        payload_hash: bytes,
+        position: int,
+        event_count: int,
+        rejection: bytes | None,
+        event_id: bytes | None,
+    ) -> KeptOutcome:
+        place = Place(self._known.history_id, Position(position), event_id if event_id is not None else NOWHERE)
+        return KeptOutcome(command_id, payload_hash, place, event_count, rejection)
 
     # ── waiting ──────────────────────────────────────────────────────────────
 

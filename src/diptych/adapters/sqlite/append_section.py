@@ -36,17 +36,25 @@ from diptych.event_store.refusal import is_storable
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["AppendSection", "add_type", "kept_outcome"]
+__all__ = [
+    "HOLD_VERSION",
+    "INSERT_EVENT",
+    "INSERT_EVENT_TAG",
+    "INSERT_OUTCOME",
+    "AppendSection",
+    "add_type",
+    "kept_outcome",
+]
 
-_INSERT_EVENT = (
+INSERT_EVENT = (
     "INSERT INTO events (position, type, version, recorded_at, event_id, data, tags, metadata) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_INSERT_EVENT_TAG = "INSERT INTO event_tags (tag, position, type) VALUES (?, ?, ?)"
-_INSERT_OUTCOME = (
+INSERT_EVENT_TAG = "INSERT INTO event_tags (tag, position, type) VALUES (?, ?, ?)"
+INSERT_OUTCOME = (
     "INSERT INTO outcomes (command_id, payload_hash, position, event_count, rejection) VALUES (?, ?, ?, ?, ?)"
 )
-_HOLD_VERSION = """
+HOLD_VERSION = """
     INSERT INTO event_versions (type, version, held) VALUES (?, ?, 1)
     ON CONFLICT (type, version) DO UPDATE SET held = 1
 """
@@ -125,17 +133,18 @@ class AppendSection:
         self._recent.take_in(written.pending)
 
     def _catch_up(self, connection: sqlite3.Connection, head: Place) -> None:
-        """Others have written since: what was known must still be there, or the file was replaced."""
-        if self._known.position:
-            row = connection.execute(
-                "SELECT event_id FROM events WHERE position = ?", (self._known.position,)
-            ).fetchone()
-            try:
-                self._known.check(self._history_id, row[0] if row else None, "what this process last wrote or read")
-            except HistoryDiverged:
-                self._names = None
-                self._held.clear()
-                raise
+        """Others have written since: what was known must still be there, or the file was replaced or became a copy."""
+        (history_id,) = connection.execute("SELECT history_id FROM history").fetchone()
+        event_id: bytes | None = NOWHERE
+        if position := self._known.position:
+            row = connection.execute("SELECT event_id FROM events WHERE position = ?", (position,)).fetchone()
+            event_id = row[0] if row else None
+        try:
+            self._known.check(history_id, event_id, "what this process last wrote or read")
+        except HistoryDiverged:
+            self._names = None
+            self._held.clear()
+            raise
         self._recent = RecentPositions(head.position)
 
 
@@ -268,7 +277,7 @@ class _Batch:
         if self._events:
             self._write_events()
         if self._outcomes:
-            self._connection.executemany(_INSERT_OUTCOME, self._outcomes.values())
+            self._connection.executemany(INSERT_OUTCOME, self._outcomes.values())
 
     def _write_events(self) -> None:
         types = self._type_ids()
@@ -293,8 +302,8 @@ class _Batch:
             )
         if self.new_tags:
             self._connection.executemany("INSERT INTO tags (tag, id) VALUES (?, ?)", self.new_tags.items())
-        self._connection.executemany(_INSERT_EVENT, rows)
-        self._connection.executemany(_INSERT_EVENT_TAG, tag_rows)
+        self._connection.executemany(INSERT_EVENT, rows)
+        self._connection.executemany(INSERT_EVENT_TAG, tag_rows)
 
     def _type_ids(self) -> dict[str, int]:
         """Ids of the types in the batch, made where they are missing; new versions are marked as held."""
@@ -302,7 +311,7 @@ class _Batch:
         types = {name: self._names.type(name) or add_type(self._connection, name) for name, _ in versions}
         self.new_versions = versions - self._held
         if self.new_versions:
-            self._connection.executemany(_HOLD_VERSION, [(types[name], version) for name, version in self.new_versions])
+            self._connection.executemany(HOLD_VERSION, [(types[name], version) for name, version in self.new_versions])
         return types
 
     def _tag_id(self, tag: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from diptych.adapters.sqlite.append_section import AppendSection, add_type, kept_outcome
+from diptych.adapters.sqlite.append_section import AppendSection, kept_outcome
 from diptych.adapters.sqlite.connection import (
     LOCK_WAIT_S,
     CommitFailed,
@@ -22,6 +22,7 @@ from diptych.adapters.sqlite.connection import (
 from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
 from diptych.adapters.sqlite.matching_events import EventRow, MatchingEvents
 from diptych.adapters.sqlite.name_ids import NameIds
+from diptych.adapters.sqlite.restoring import kept_outcomes, register, restore
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed, StoreUnavailable
 from diptych.event_store.event_query import EventQuery
@@ -30,6 +31,7 @@ from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
+from diptych.event_store.restoring import HistoryPart
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.messages.unique_id import unique_bytes
 
@@ -161,6 +163,28 @@ class SqliteEventStore:
     def _wake(self, _: object) -> None:
         self._watch.wake()
 
+    # ── copies ───────────────────────────────────────────────────────────────
+
+    async def restore(self, part: HistoryPart) -> None:
+        """Write a part of another store's history as it is.
+
+        Raises:
+            HistoryDiverged: it does not go on where the file ends, or contradicts it or itself.
+        """
+        self._open_reading()
+        try:
+            await self._writer.run(lambda connection: restore(connection, part), lambda _: self._become(part.after))
+        except CommitFailed as error:
+            raise StoreUnavailable(f"{error}; whether the part was written shows when it is opened again") from error
+
+    def _become(self, after: Place) -> None:
+        """Go on as a copy of that history."""
+        if after.history_id != self._history_id and self._reading is not None:
+            self._history_id = after.history_id
+            self._section = AppendSection(after.history_id)
+            self._reading.history_id = after.history_id
+        self._watch.wake()
+
     # ── read ─────────────────────────────────────────────────────────────────
 
     async def read(
@@ -222,6 +246,12 @@ class SqliteEventStore:
         with self._failures:
             return kept_outcome(reading.connection, self._history_id, command_id)
 
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        """Kept outcomes of the first command ids behind one."""
+        reading = self._open_reading()
+        with self._failures:
+            return kept_outcomes(reading.connection, self._history_id, after, limit)
+
     async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
         """Wait until the head is past a position; commits of other processes are noticed within `FOREIGN_POLL_S`."""
         deadline = time.monotonic() + timeout_s
@@ -266,7 +296,7 @@ class SqliteEventStore:
     async def register_types(self, types: Sequence[StoredType]) -> None:
         """Remember tag names; what is known of a type that events are stored of stays."""
         self._open_reading()
-        await self._writer.run(lambda connection: _register(connection, types))
+        await self._writer.run(lambda connection: register(connection, types))
 
     def _open_reading(self) -> _Reading:
         if self._reading is None:
@@ -279,7 +309,7 @@ class _Reading:
 
     def __init__(self, connection: sqlite3.Connection, history_id: bytes) -> None:
         self.connection = connection
-        self._history_id = history_id
+        self.history_id = history_id
         self._names = NameIds(connection)
         self._matching = MatchingEvents(connection, self._names)
         self._tag_lists: dict[bytes, tuple[str, ...]] = {}
@@ -291,13 +321,13 @@ class _Reading:
     def head(self) -> Place:
         row = self.connection.execute("SELECT position, event_id FROM events ORDER BY position DESC LIMIT 1").fetchone()
         position, event_id = row or (0, NOWHERE)
-        return Place(self._history_id, Position(position), event_id)
+        return Place(self.history_id, Position(position), event_id)
 
     def place_at(self, position: Position) -> Place | None:
         if position == 0:
-            return Place(self._history_id, position, NOWHERE)
+            return Place(self.history_id, position, NOWHERE)
         row = self.connection.execute("SELECT event_id FROM events WHERE position = ?", (position,)).fetchone()
-        return None if row is None else Place(self._history_id, position, row[0])
+        return None if row is None else Place(self.history_id, position, row[0])
 
     def events(
         self, query: EventQuery, after: int, until: int, limit: int, *, backward: bool
@@ -329,15 +359,3 @@ class _Reading:
 
 
 _tags_decoder = msgspec.json.Decoder(tuple[str, ...])
-
-
-def _register(connection: sqlite3.Connection, types: Sequence[StoredType]) -> None:
-    for type in types:
-        row = connection.execute("SELECT id FROM event_types WHERE name = ?", (type.name,)).fetchone()
-        type_id = row[0] if row is not None else add_type(connection, type.name)
-        connection.execute(
-            "INSERT INTO event_versions (type, version, tag_names, held) VALUES (?, ?, ?, 0) "
-            "ON CONFLICT (type, version) DO UPDATE SET tag_names = excluded.tag_names "
-            "WHERE held = 0 OR tag_names IS NULL",
-            (type_id, type.version, msgspec.json.encode(type.tag_names)),
-        )

@@ -12,6 +12,7 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
+from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
@@ -88,6 +89,7 @@ def command_line() -> App:
     _add(app, 6, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
     url = "--store postgresql://localhost/school"
     _add(app, 7, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
+    _add(app, 8, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     return app
 
 

@@ -1,0 +1,175 @@
+"""Moves a history from one store to another as it is, part by part, and compares the two.
+
+The events first, up to the head found, then the outcomes; again where the source went on meanwhile. How far a copy is,
+it says itself: one that was interrupted goes on from its own head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeAlias
+
+import msgspec
+
+from diptych.errors import HistoryDiverged
+from diptych.event_store.digest import HistoryDigest, Moved, digest, first_difference
+from diptych.event_store.event_store import EventStore, StoredType
+from diptych.event_store.pages import event_bytes, event_pages, outcome_pages
+from diptych.event_store.position import NOWHERE, START, Place
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.restoring import HistoryPart
+
+__all__ = ["Comparison", "Progress", "compare", "copied_up_to", "copy_history"]
+
+PASSES_MAX = 10
+"""How often a copy is brought up to a source that goes on meanwhile."""
+BATCH_BYTES_MAX = 16 << 20
+"""Bytes of events written in one transaction; one event may have more."""
+
+Progress: TypeAlias = Callable[[str], AbstractContextManager[Moved]]
+"""Shows a piece of work, told what it is, while it lasts."""
+_log = logging.getLogger("diptych.copy")
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """What two stores hold up to a position.
+
+    Attributes:
+        difference: what differs first, in words; None where the digests are equal.
+    """
+
+    source: HistoryDigest
+    target: HistoryDigest
+    difference: str | None
+
+
+async def copied_up_to(source: EventStore, target: EventStore) -> Place:
+    """How far the target is, as a copy of the source; position 0 where it is empty.
+
+    Raises:
+        HistoryDiverged: it holds something else; with what.
+    """
+    head = await target.head()
+    if head.history_id != source.history_id:
+        if head.position == START and not await target.outcomes("", 1):
+            return Place(source.history_id, START, NOWHERE)
+        raise _diverged(
+            f"it holds the history {head.history_id.hex()} with {head.position:,} events, the source is "
+            f"{source.history_id.hex()}. Give an empty store, or the one that an earlier copy of this source began"
+        )
+    found = await source.place_at(head.position)
+    if found is None:
+        end = (await source.head()).position
+        raise _diverged(
+            f"it has come to position {head.position:,}, the source only to {end:,}: commands were run on it. "
+            "It is no copy any more but where the history goes on"
+        )
+    if found != head:
+        raise _diverged(
+            f"it has another event at position {head.position:,} than the source: commands were run on both, and "
+            "neither can follow the other. Decide which one is the history, and begin again with an empty store"
+        )
+    return head
+
+
+async def copy_history(source: EventStore, target: EventStore, progress: Progress) -> Place:
+    """Bring the target up to the source, or as near as `PASSES_MAX` passes come to one that is being written.
+
+    It may be stopped at any time, and called again: what was copied stays.
+
+    Returns:
+        The place up to which the target now holds everything.
+
+    Raises:
+        HistoryDiverged: the target holds something else; nothing of that was changed.
+    """
+    at = await copied_up_to(source, target)
+    await target.restore(HistoryPart(at))
+    head = await source.head()
+    for _ in range(PASSES_MAX):
+        with progress("Copying events") as moved:
+            at = await _copy_events(source, target, at, head, moved)
+        with progress("Copying outcomes") as moved:
+            await _copy_outcomes(source, target, at, moved)
+        found = await source.head()
+        if found == head:
+            break
+        head = found
+    return at
+
+
+async def _copy_events(source: EventStore, target: EventStore, at: Place, head: Place, moved: Moved) -> Place:
+    begin, types = at.position, _Types(source)
+    moved(0, head.position - begin)
+    async for page in event_pages(source, at.position, head.position):
+        for events in _batches(page):
+            part = HistoryPart(at, events, await types.of(events))
+            await target.restore(part)
+            at = part.end
+            _log.info("copied up to position %s", at.position)
+            moved(at.position - begin, head.position - begin)
+    return at
+
+
+def _batches(page: Sequence[RecordedEvent]) -> Iterator[Sequence[RecordedEvent]]:
+    """The page in pieces of at most `BATCH_BYTES_MAX`, or of one event."""
+    first = size = 0
+    for index, event in enumerate(page):
+        size += event_bytes(event)
+        if size > BATCH_BYTES_MAX and index > first:
+            yield page[first:index]
+            first, size = index, event_bytes(event)
+    yield page[first:]
+
+
+class _Types:
+    """How event types were registered with the source, read again where one is new."""
+
+    def __init__(self, source: EventStore) -> None:
+        self._source = source
+        self._known: dict[tuple[str, int], StoredType] = {}
+
+    async def of(self, events: Sequence[RecordedEvent]) -> Sequence[StoredType]:
+        wanted = {(event.type, event.version) for event in events}
+        if not wanted <= self._known.keys():
+            self._known = {(type.name, type.version): type for type in await self._source.stored_types()}
+        return [self._known[key] for key in sorted(wanted)]
+
+
+async def _copy_outcomes(source: EventStore, target: EventStore, at: Place, moved: Moved) -> None:
+    """All of them: which ones are new, only their command ids would tell."""
+    done = 0
+    async for page in outcome_pages(source, at.position):
+        if page:
+            await target.restore(HistoryPart(at, outcomes=page))
+        done += len(page)
+        moved(done, None)
+    _log.info("copied %s outcomes", done)
+
+
+async def compare(source: EventStore, target: EventStore, at: Place, progress: Progress) -> Comparison:
+    """Read everything again, in both stores, up to a place."""
+    done = [0, 0]
+
+    def follow(which: int, moved: Moved) -> Moved:
+        def follow(read: int, _: int | None) -> None:
+            done[which] = read
+            moved(min(done), at.position)
+
+        return follow
+
+    with progress("Verifying") as moved:
+        ours, theirs = await asyncio.gather(
+            digest(source, at.position, follow(0, moved)), digest(target, at.position, follow(1, moved))
+        )
+    difference = None
+    if ours != theirs:
+        difference = await first_difference(source, target, at.position) or "one of them changed while it was read"
+    return Comparison(ours, theirs, difference)
+
+
+def _diverged(reason: str) -> HistoryDiverged:
+    return HistoryDiverged("the target", f"{reason}. Nothing was changed")

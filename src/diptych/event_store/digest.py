@@ -1,0 +1,155 @@
+"""One figure for everything that a history is, and what differs where two of them differ.
+
+SHA-256 over MessagePack arrays, one after the other: a headline, the events in the order of their positions, the types
+that they are of by name and version, the kept outcomes by command id. What a store makes of it to find it again, ids
+of tags and indexes, is not part of the history.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import EventStore, KeptOutcome, StoredType
+from diptych.event_store.pages import event_pages, outcome_pages
+from diptych.event_store.position import START, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.timestamp import to_microseconds
+
+__all__ = ["HistoryDigest", "Moved", "digest", "first_difference"]
+
+DIGEST_SCHEME = "diptych history 1"
+"""Changes whenever the same history would have another digest."""
+Moved: TypeAlias = Callable[[int, int | None], object]
+"""Told how much is done, and of how much in all where that is known."""
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class HistoryDigest(msgspec.Struct, frozen=True):
+    """What a history is, up to a position.
+
+    Attributes:
+        sha256: hexadecimal.
+        events: how many.
+        outcomes: how many were judged at places up to the position.
+    """
+
+    sha256: str
+    events: int
+    outcomes: int
+
+
+async def digest(store: EventStore, until: Position, moved: Moved) -> HistoryDigest:
+    """Read the history up to a position, and every outcome judged up to there. Memory stays flat.
+
+    `moved` is told of events.
+    """
+    seen = hashlib.sha256(_encode((DIGEST_SCHEME, store.history_id, until)))
+    held: set[tuple[str, int]] = set()
+    events = outcomes = 0
+    async for page in event_pages(store, START, until):
+        seen.update(b"".join([_encode(_event_fields(event)) for event in page]))
+        held.update((event.type, event.version) for event in page)
+        events += len(page)
+        moved(events, until)
+    seen.update(b"".join(_encode(_type_fields(type)) for type in await _types(store, held)))
+    async for kept in outcome_pages(store, until):
+        seen.update(b"".join([_encode(_outcome_fields(outcome)) for outcome in kept]))
+        outcomes += len(kept)
+    return HistoryDigest(seen.hexdigest(), events, outcomes)
+
+
+async def _types(store: EventStore, held: set[tuple[str, int]]) -> list[StoredType]:
+    found = [type for type in await store.stored_types() if (type.name, type.version) in held]
+    return sorted(found, key=lambda type: (type.name, type.version))
+
+
+def _event_fields(event: RecordedEvent) -> Sequence[object]:
+    return (
+        event.position,
+        event.event_id,
+        event.type,
+        event.version,
+        event.data,
+        event.tags,
+        event.metadata,
+        to_microseconds(event.recorded_at),
+    )
+
+
+def _type_fields(type: StoredType) -> Sequence[object]:
+    return type.name, type.version, type.tag_names
+
+
+def _outcome_fields(outcome: KeptOutcome) -> Sequence[object]:
+    place = outcome.place
+    return (
+        outcome.command_id,
+        outcome.payload_hash,
+        place.position,
+        place.event_id,
+        outcome.event_count,
+        outcome.rejection,
+    )
+
+
+# ── what differs ─────────────────────────────────────────────────────────────
+
+
+async def first_difference(source: EventStore, target: EventStore, until: Position) -> str | None:
+    """What differs first between two histories up to a position, in words; None where nothing does."""
+    if source.history_id != target.history_id:
+        return f"the history ids differ: {source.history_id.hex()} and {target.history_id.hex()}"
+    return (
+        await _differing_event(source, target, until)
+        or await _differing_type(source, target)
+        or await _differing_outcome(source, target, until)
+    )
+
+
+async def _differing_event(source: EventStore, target: EventStore, until: Position) -> str | None:
+    async for page in event_pages(source, START, until):
+        last = page[-1].position
+        beside = await target.read(ALL_EVENTS, Position(page[0].position - 1), len(page), until=last)
+        for here, there in zip(page, beside.events, strict=False):
+            if here != there:
+                names = [name for name in here.__struct_fields__ if getattr(here, name) != getattr(there, name)]
+                return f"the event at position {here.position} differs in {', '.join(names)}"
+        if len(beside.events) < len(page):
+            return f"the target lacks events from position {page[len(beside.events)].position}"
+    return None
+
+
+async def _differing_type(source: EventStore, target: EventStore) -> str | None:
+    """Types of later events, which one of them may have alone, are no difference."""
+    known = {(type.name, type.version): type.tag_names for type in await source.stored_types()}
+    for type in await target.stored_types():
+        if known.get((type.name, type.version), type.tag_names) != type.tag_names:
+            return f"the event type {type.name} (version {type.version}) was registered with other tags"
+    return None
+
+
+async def _differing_outcome(source: EventStore, target: EventStore, until: Position) -> str | None:
+    ours, theirs = _each_outcome(source, until), _each_outcome(target, until)
+    while True:
+        here, there = await anext(ours, None), await anext(theirs, None)
+        if here is None and there is None:
+            return None
+        if here == there:
+            continue
+        if there is None or (here is not None and here.command_id < there.command_id):
+            assert here is not None
+            return f"only the source keeps an outcome of command {here.command_id!r}"
+        if here is None or there.command_id < here.command_id:
+            return f"only the target keeps an outcome of command {there.command_id!r}"
+        return f"the outcomes of command {here.command_id!r} differ"
+
+
+async def _each_outcome(store: EventStore, until: Position) -> AsyncIterator[KeptOutcome]:
+    async for page in outcome_pages(store, until):
+        for kept in page:
+            yield kept
