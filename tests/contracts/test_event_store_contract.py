@@ -20,12 +20,14 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     EventStore,
+    KeptOutcome,
     ReadResult,
     Refused,
     StoredType,
 )
 from diptych.event_store.pending_positions import PendingPositions
-from diptych.event_store.position import Place, Position
+from diptych.event_store.position import START, Place, Position
+from diptych.event_store.restoring import HistoryPart, refused
 from diptych.messages.unique_id import unique_bytes
 from diptych.testing.contracts.event_store import EventStoreContract
 from diptych.testing.contracts.event_store_case import let_others_run
@@ -318,6 +320,178 @@ class TagNamesChangeUnderEvents(MemoryEventStore):
         self._tag_names.update({(type.name, type.version): type.tag_names for type in types})
 
 
+# ── copies ───────────────────────────────────────────────────────────────────
+
+
+class OutcomesAsTheyCame(MemoryEventStore):
+    """Gives outcomes in the order in which they were kept."""
+
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        ids = [command_id for command_id in self._outcomes if command_id > after]
+        return [self._outcomes[command_id] for command_id in ids[:limit]]
+
+
+class OutcomesFromTheLast(MemoryEventStore):
+    """Begins a page with the outcome that the last one ended with."""
+
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        ids = sorted(command_id for command_id in self._outcomes if command_id >= after)
+        return [self._outcomes[command_id] for command_id in ids[:limit]]
+
+
+class OutcomesWithoutRefusals(MemoryEventStore):
+    """Leaves out commands that were refused."""
+
+    async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
+        return [kept for kept in await super().outcomes(after, limit) if kept.rejection is None]
+
+
+class CopyUnderItsOwnId(MemoryEventStore):
+    """Goes on under the id that it was made with."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        own = self._history_id
+        await super().restore(part)
+        self._history_id = own
+
+
+class ChangedParts(MemoryEventStore):
+    """Writes other parts than it was given."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        await super().restore(self._changed(part))
+
+    def _changed(self, part: HistoryPart) -> HistoryPart:
+        raise NotImplementedError
+
+
+class CopyRecordedNow(ChangedParts):
+    def _changed(self, part: HistoryPart) -> HistoryPart:
+        now = self._clock.now()
+        return msgspec.structs.replace(part, events=[msgspec.structs.replace(e, recorded_at=now) for e in part.events])
+
+
+class CopyWithoutOutcomes(ChangedParts):
+    def _changed(self, part: HistoryPart) -> HistoryPart:
+        return msgspec.structs.replace(part, outcomes=())
+
+
+class CopyWithoutMetadata(ChangedParts):
+    def _changed(self, part: HistoryPart) -> HistoryPart:
+        return msgspec.structs.replace(part, events=[msgspec.structs.replace(e, metadata=b"{}") for e in part.events])
+
+
+class CopyThatFindsNothing(MemoryEventStore):
+    """Leaves the events of a part out of what tags are found by."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        await super().restore(part)
+        self._by_tag.clear()
+
+
+class CopyThatTakesEventIdsAgain(MemoryEventStore):
+    """Does not know the ids of events that it did not append."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        await super().restore(part)
+        self._event_ids.clear()
+
+
+class CopyWhoseTimeRunsBackwards(MemoryEventStore):
+    """Goes on by its own clock alone."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        await super().restore(part)
+        self._recorded_at_us = 0
+
+
+class CopyIntoWhatIsThere(MemoryEventStore):
+    """Forgets what it held."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        if part.after.history_id != self._history_id:
+            self._events.clear()
+            self._outcomes.clear()
+        await super().restore(part)
+
+
+class CopyBesideOutcomes(MemoryEventStore):
+    """Takes itself for empty while it has outcomes alone."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        if not self._events and self._history_id != part.after.history_id:
+            kept, self._outcomes = self._outcomes, {}
+            await super().restore(part)
+            self._outcomes = kept | self._outcomes
+        else:
+            await super().restore(part)
+
+
+class CopyFromAnyPlace(MemoryEventStore):
+    """Takes every part for the next one."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        if part.after.position > START and self._history_id == part.after.history_id:
+            part = msgspec.structs.replace(part, after=self._place(len(self._events)))
+            events = [
+                msgspec.structs.replace(event, position=Position(len(self._events) + number))
+                for number, event in enumerate(part.events, 1)
+            ]
+            part = msgspec.structs.replace(part, events=events)
+        await super().restore(part)
+
+
+class HalfAPart(MemoryEventStore):
+    """Writes the events of a part before it looks at the outcomes."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        await super().restore(msgspec.structs.replace(part, outcomes=()))
+        await super().restore(HistoryPart(part.end, outcomes=part.outcomes))
+
+
+class LastOutcomeWins(MemoryEventStore):
+    """Replaces an outcome that it keeps."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        for outcome in part.outcomes:
+            self._outcomes.pop(outcome.command_id, None)
+        await super().restore(part)
+
+
+class FirstOutcomeWins(MemoryEventStore):
+    """Leaves an outcome that it keeps as it is, whatever comes."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        new = {outcome.command_id: outcome for outcome in part.outcomes if outcome.command_id not in self._outcomes}
+        await super().restore(msgspec.structs.replace(part, outcomes=list(new.values())))
+
+
+class EveryOutcomeOnce(MemoryEventStore):
+    """Refuses a part with an outcome that it keeps already."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        if any(outcome.command_id in self._outcomes for outcome in part.outcomes):
+            raise refused("once is enough")
+        await super().restore(part)
+
+
+class NothingIsNoCopy(MemoryEventStore):
+    """Does nothing where there is nothing to write."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        if part.events or part.outcomes:
+            await super().restore(part)
+
+
+class RegisteredTypesStay(MemoryEventStore):
+    """Keeps the tag names that it knew before it became a copy."""
+
+    async def restore(self, part: HistoryPart) -> None:
+        known = dict(self._tag_names)
+        await super().restore(part)
+        self._tag_names |= known
+
+
 BROKEN = [
     (LostAppend, "test_a_reader_never_sees_half_a_batch_nor_a_gap"),
     (SwallowedConflict, "test_a_stale_commit_leaves_its_neighbours_alone"),
@@ -349,6 +523,25 @@ BROKEN = [
     (NeverWakes, "test_an_append_wakes_those_who_wait"),
     (AnswersWhenClosed, "test_a_closed_store_says_so"),
     (TagNamesChangeUnderEvents, "test_tag_names_are_facts_once_an_event_is_stored"),
+    (OutcomesAsTheyCame, "test_outcomes_come_in_the_order_of_their_ids"),
+    (OutcomesFromTheLast, "test_outcomes_come_in_the_order_of_their_ids"),
+    (OutcomesWithoutRefusals, "test_outcomes_come_in_the_order_of_their_ids"),
+    (CopyUnderItsOwnId, "test_a_copy_is_the_same_history"),
+    (CopyRecordedNow, "test_a_copy_is_the_same_history"),
+    (CopyWithoutOutcomes, "test_a_copy_is_the_same_history"),
+    (CopyWithoutMetadata, "test_a_copy_is_the_same_history"),
+    (CopyThatFindsNothing, "test_events_of_a_copy_are_found_by_type_and_tag"),
+    (CopyThatTakesEventIdsAgain, "test_a_copy_goes_on_as_the_original_would"),
+    (CopyWhoseTimeRunsBackwards, "test_a_copy_goes_on_as_the_original_would"),
+    (CopyIntoWhatIsThere, "test_only_an_empty_store_becomes_a_copy"),
+    (CopyBesideOutcomes, "test_only_an_empty_store_becomes_a_copy"),
+    (CopyFromAnyPlace, "test_a_part_goes_on_where_the_copy_ends"),
+    (HalfAPart, "test_a_part_that_contradicts_itself_is_refused"),
+    (LastOutcomeWins, "test_a_kept_outcome_is_never_replaced"),
+    (FirstOutcomeWins, "test_a_kept_outcome_is_never_replaced"),
+    (EveryOutcomeOnce, "test_outcomes_may_come_again"),
+    (NothingIsNoCopy, "test_a_part_without_anything_makes_a_copy"),
+    (RegisteredTypesStay, "test_types_are_facts_only_in_a_copy"),
 ]
 """What is broken, and the test that has to notice."""
 

@@ -328,3 +328,14 @@ async def test_a_file_replaced_under_the_store_is_not_written_to(
     assert types == ["Shared", *["Else"] * events_behind]
     backup.close()
     shell.close()
+
+
+async def test_a_type_of_a_batch_that_was_taken_back_is_forgotten(store: SqliteEventStore) -> None:
+    """Two versions of a new type, in a batch begun again since an outcome was kept: its events keep their name."""
+    await store.append([commit(event("Known"), command_id="c-1")])
+    both = [event("New", version=1), event("New", version=2)]
+    duplicate, appended = await store.append([commit(event("Other"), command_id="c-1"), commit(*both)])
+    expect(Duplicate, duplicate)
+    expect(Appended, appended)
+    await store.append([commit(event("Later"), event("New"))])
+    assert [found.type for found in await history_of(store)] == ["Known", "New", "New", "Later", "New"]

@@ -308,7 +308,10 @@ class _Batch:
     def _type_ids(self) -> dict[str, int]:
         """Ids of the types in the batch, made where they are missing; new versions are marked as held."""
         versions = {(event.type, event.version) for event in self._events}
-        types = {name: self._names.type(name) or add_type(self._connection, name) for name, _ in versions}
+        # Each name once: looked up again, one that was made here would be remembered, and may yet be taken back.
+        types = {
+            name: self._names.type(name) or add_type(self._connection, name) for name in {name for name, _ in versions}
+        }
         self.new_versions = versions - self._held
         if self.new_versions:
             self._connection.executemany(HOLD_VERSION, [(types[name], version) for name, version in self.new_versions])
