@@ -20,6 +20,7 @@ COMMANDS = [
     ("parked", "replay"),
     ("parked", "discard"),
     ("rebuild",),
+    ("copy",),
 ]
 
 

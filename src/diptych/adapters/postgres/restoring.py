@@ -45,11 +45,17 @@ async def restore(link: Link, url: PostgresUrl, part: HistoryPart, *, lock_wait_
     Raises:
         HistoryDiverged: it does not go on where the store ends, or contradicts it or itself.
     """
+    transaction = link.transaction(isolation="read_committed")
+    await transaction.start()
     try:
-        async with link.transaction(isolation="read_committed"):
-            await _Restoring(link, url, part).run(lock_wait_s, channel)
-    except asyncpg.UniqueViolationError as error:
-        raise refused(f"an event with the id of one of its events is stored already ({error})") from error
+        await _Restoring(link, url, part).run(lock_wait_s, channel)
+    except BaseException as error:
+        if not link.is_closed():  # where it is, what cut it is to be heard, not that there is nothing to roll back
+            await transaction.rollback()
+        if isinstance(error, asyncpg.UniqueViolationError):
+            raise refused(f"an event with the id of one of its events is stored already ({error})") from error
+        raise
+    await transaction.commit()
 
 
 class _Restoring:

@@ -1,0 +1,138 @@
+"""`diptych copy` as a process that is killed, stopped, or loses the server in the middle: run again, it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from diptych.adapters.connect import connect_event_store
+from diptych.clock import SystemClock
+from diptych.event_store.copying import compare, copied_up_to
+from diptych.event_store.event_store import EventStore, StoredType
+from diptych.testing.contracts.event_store_case import commit, event, opened
+from diptych.testing.contracts.event_store_copies import whole
+from tests.cli_project import Outcome, Project, project_in
+from tests.postgres_server import by_hand, new_store, run
+from tests.unit.test_copying import quietly
+
+pytestmark = pytest.mark.anyio
+
+SOURCE = "sqlite:source.db"
+EVENTS = 9_000
+"""Several times the limit of a page."""
+STOP_AT = 5_000
+"""The event at which the target stops."""
+GATE = 20_241_130
+"""The advisory lock that it stops at."""
+EXIT_WAIT_S = 60.0
+"""A process that is still there has failed."""
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    with project_in(tmp_path, monkeypatch) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened_at(url: str) -> AsyncIterator[EventStore]:
+    async with opened(connect_event_store(url, SystemClock())) as store:
+        yield store
+
+
+async def fill() -> None:
+    """A history to copy, with an outcome for each event."""
+    async with opened_at(SOURCE) as source:
+        await source.register_types([StoredType("Happened", 1, ("a",))])
+        for first in range(0, EVENTS, 500):
+            await source.append(
+                [commit(event("Happened", f"a:{n % 700}"), command_id=f"c-{n}") for n in range(first, first + 500)]
+            )
+
+
+@asynccontextmanager
+async def gated(target: str) -> AsyncIterator[None]:
+    """While in the block, no event gets past the gate into the target."""
+    schema = target.rpartition("schema=")[2]
+    await run(
+        target,
+        f"""CREATE FUNCTION "{schema}".stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$""",
+        f"""CREATE TRIGGER stop BEFORE INSERT ON "{schema}".events FOR EACH ROW
+            WHEN (NEW.position = {STOP_AT}) EXECUTE FUNCTION "{schema}".stop()""",
+    )
+    async with by_hand(target) as link:
+        await link.execute(f"SELECT pg_advisory_lock({GATE})")
+        yield
+    await run(target, f'DROP TRIGGER stop ON "{schema}".events')
+
+
+async def stopped_by(process: subprocess.Popen[str], target: str, number: int) -> Outcome:
+    """The process, sent a signal once it has come to the gate: in the middle of a transaction."""
+    async with by_hand(target) as link:
+        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted"
+        assert process.stderr is not None
+        told = ""
+        while "copied up to position" not in told:
+            line = await asyncio.to_thread(process.stderr.readline)
+            assert line, told
+            told += line
+        while not await link.fetchval(waits, GATE):
+            assert process.poll() is None
+    process.send_signal(number)
+    out, err = await asyncio.to_thread(process.communicate, timeout=EXIT_WAIT_S)
+    return Outcome(process.returncode, out, told + err)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+async def test_a_copy_that_was_stopped_goes_on(project: Project, number: signal.Signals) -> None:
+    """What is in the target is a part of the history; run again, the copy ends as if it had never been stopped."""
+    await fill()
+    target = await new_store()
+    async with gated(target):
+        with project.start("copy", "--from", SOURCE, "--to", target, "--verbose") as process:
+            try:
+                stopped = await stopped_by(process, target, number)
+            finally:
+                process.kill()
+    assert stopped.code == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert stopped.out == ""
+    assert ("run the same again, and it goes on" in stopped.err) == (number != signal.SIGKILL)
+    assert "Traceback" not in stopped.err
+    async with opened_at(SOURCE) as source, opened_at(target) as copy:
+        head = await copied_up_to(source, copy)
+        assert 0 < head.position < STOP_AT
+        assert (await compare(source, copy, head, quietly)).source.events == head.position
+    again = await asyncio.to_thread(project.run, "copy", "--from", SOURCE, "--to", target, "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["copied_events"] == EVENTS - head.position
+    async with opened_at(SOURCE) as source, opened_at(target) as copy:
+        assert await whole(copy) == await whole(source)
+
+
+async def test_a_copy_whose_server_goes_away_says_so(project: Project) -> None:
+    """The connection is cut in the middle of a transaction: one line, exit code 1, and run again it goes on."""
+    await fill()
+    target = await new_store()
+    async with gated(target):
+        with project.start("copy", "--from", SOURCE, "--to", target, "--verbose") as process:
+            try:
+                cut = asyncio.create_task(stopped_by(process, target, 0))
+                async with by_hand(target) as link:
+                    waiting = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE objid = $1 AND NOT granted"
+                    while not cut.done():
+                        await link.fetch(waiting, GATE)
+                stopped = await cut
+            finally:
+                process.kill()
+    assert stopped.code == 1
+    assert "is tried again on the next call" in stopped.err
+    again = await asyncio.to_thread(project.run, "copy", "--from", SOURCE, "--to", target)
+    assert again.code == 0, again.err
