@@ -133,6 +133,7 @@ async def test_a_copy_whose_server_goes_away_says_so(project: Project) -> None:
             finally:
                 process.kill()
     assert stopped.code == 1
-    assert "is tried again on the next call" in stopped.err
+    assert "terminating connection due to administrator command" in stopped.err
+    assert "run the same again, and it goes on" in stopped.err
     again = await asyncio.to_thread(project.run, "copy", "--from", SOURCE, "--to", target)
     assert again.code == 0, again.err

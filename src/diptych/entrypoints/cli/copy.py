@@ -16,11 +16,14 @@ from diptych.entrypoints.cli.failures import CommandFailed, UsageError
 from diptych.entrypoints.cli.options import LOGS_UNSET, LogOptions
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import Terminated, run_async
+from diptych.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from diptych.event_store.event_store import EventStore
 
 __all__ = ["CopyReport", "copy"]
+
+_GOES_ON = "what was copied is kept: run the same again, and it goes on"
 
 
 def copy(
@@ -49,8 +52,10 @@ def copy(
         report = run_async(lambda: _run(source, target, verify=verify))
     except (KeyboardInterrupt, Terminated):
         if not verify:
-            screen.errors().print("stopped; what was copied is kept: run the same again, and it goes on")
+            screen.errors().print(f"stopped; {_GOES_ON}", soft_wrap=True)
         raise
+    except StoreUnavailable as error:
+        raise error if verify else CommandFailed(f"{error}; {_GOES_ON}") from error
     if json:
         screen.write(msgspec.json.encode(report))
     else:
