@@ -20,6 +20,7 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     EventStore,
+    HistoryPart,
     KeptOutcome,
     ReadResult,
     Refused,
@@ -27,7 +28,7 @@ from diptych.event_store.event_store import (
 )
 from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import START, Place, Position
-from diptych.event_store.restoring import HistoryPart, refused
+from diptych.event_store.restoring import refused
 from diptych.messages.unique_id import unique_bytes
 from diptych.testing.contracts.event_store import EventStoreContract
 from diptych.testing.contracts.event_store_case import let_others_run

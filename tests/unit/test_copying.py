@@ -15,10 +15,9 @@ from diptych.errors import HistoryDiverged
 from diptych.event_store import copying, pages
 from diptych.event_store.copying import compare, copied_up_to, copy_history
 from diptych.event_store.digest import Moved, digest
-from diptych.event_store.event_store import KeptOutcome, StoredType
+from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
-from diptych.event_store.restoring import HistoryPart
 from diptych.testing.contracts.event_store_case import SettableClock, append_one, commit, event, history_of
 from diptych.testing.contracts.event_store_copies import original, whole
 

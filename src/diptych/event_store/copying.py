@@ -16,11 +16,10 @@ import msgspec
 
 from diptych.errors import HistoryDiverged
 from diptych.event_store.digest import HistoryDigest, Moved, digest, first_difference
-from diptych.event_store.event_store import EventStore, StoredType
+from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
 from diptych.event_store.pages import event_bytes, event_pages, outcome_pages
 from diptych.event_store.position import NOWHERE, START, Place
 from diptych.event_store.recorded_event import RecordedEvent
-from diptych.event_store.restoring import HistoryPart
 
 __all__ = ["Comparison", "Progress", "compare", "copied_up_to", "copy_history"]
 

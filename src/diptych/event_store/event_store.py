@@ -6,18 +6,16 @@ true of it, goes through `append`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 import msgspec
 
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import EventQuery, QueryItem
-from diptych.event_store.position import Place, Position
+from diptych.event_store.position import START, Place, Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
-
-if TYPE_CHECKING:
-    from diptych.event_store.restoring import HistoryPart
+from diptych.event_store.timestamp import to_microseconds
 
 __all__ = [
     "AppendResult",
@@ -27,6 +25,7 @@ __all__ = [
     "Conflicting",
     "Duplicate",
     "EventStore",
+    "HistoryPart",
     "KeptOutcome",
     "ReadResult",
     "Refused",
@@ -147,6 +146,40 @@ class StoredType(msgspec.Struct, frozen=True):
     name: str
     version: int
     tag_names: tuple[str, ...]
+
+
+class HistoryPart(msgspec.Struct, frozen=True):
+    """A part of one history.
+
+    Attributes:
+        after: the place that the copy has come to; position 0 begins one.
+        events: the next ones in order, without gaps; may be empty.
+        types: as the original knows them, of at least every type and version of the events.
+        outcomes: kept at places up to the last of the events, in any order; some may be in the copy already.
+    """
+
+    after: Place
+    events: Sequence[RecordedEvent] = ()
+    types: Sequence[StoredType] = ()
+    outcomes: Sequence[KeptOutcome] = ()
+
+    @property
+    def end(self) -> Place:
+        """The place that the copy comes to with it."""
+        if not self.events:
+            return self.after
+        last = self.events[-1]
+        return Place(self.after.history_id, last.position, last.event_id)
+
+    @property
+    def recorded_at_us(self) -> int:
+        """When its last event was recorded, in microseconds since 1970 UTC; 0 without events."""
+        return to_microseconds(self.events[-1].recorded_at) if self.events else 0
+
+    def earlier_places(self) -> Mapping[Position, bytes]:
+        """Where outcomes were judged before `after`, with the event id that has to be there: for the store to check."""
+        places = (outcome.place for outcome in self.outcomes)
+        return {place.position: place.event_id for place in places if START < place.position < self.after.position}
 
 
 class EventStore(Protocol):

@@ -1,4 +1,4 @@
-"""A history on its way into a copy, part by part: what a part is, and when a store takes it.
+"""Parts of a history on their way into a copy: when a store takes one.
 
 A copy is the same history: its id, positions, event ids and times are those of the original. So a part is never judged
 as a commit is; it goes on exactly where the copy ends, or is refused as a whole.
@@ -6,52 +6,15 @@ as a commit is; it goes on exactly where the copy ends, or is refused as a whole
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 
-import msgspec
-
 from diptych.errors import HistoryDiverged
-from diptych.event_store.event_store import KeptOutcome, StoredType
+from diptych.event_store.event_store import HistoryPart, KeptOutcome
 from diptych.event_store.position import NOWHERE, START, Place, Position
-from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.timestamp import to_microseconds
 
-__all__ = ["HistoryPart", "check_outcomes", "check_part", "check_places", "refused"]
-
-
-class HistoryPart(msgspec.Struct, frozen=True):
-    """A part of one history.
-
-    Attributes:
-        after: the place that the copy has come to; position 0 begins one.
-        events: the next ones in order, without gaps; may be empty.
-        types: as the original knows them, of at least every type and version of the events.
-        outcomes: kept at places up to the last of the events, in any order; some may be in the copy already.
-    """
-
-    after: Place
-    events: Sequence[RecordedEvent] = ()
-    types: Sequence[StoredType] = ()
-    outcomes: Sequence[KeptOutcome] = ()
-
-    @property
-    def end(self) -> Place:
-        """The place that the copy comes to with it."""
-        if not self.events:
-            return self.after
-        last = self.events[-1]
-        return Place(self.after.history_id, last.position, last.event_id)
-
-    @property
-    def recorded_at_us(self) -> int:
-        """When its last event was recorded, in microseconds since 1970 UTC; 0 without events."""
-        return to_microseconds(self.events[-1].recorded_at) if self.events else 0
-
-    def earlier_places(self) -> Mapping[Position, bytes]:
-        """Where outcomes were judged before `after`, with the event id that has to be there: for the store to check."""
-        places = (outcome.place for outcome in self.outcomes)
-        return {place.position: place.event_id for place in places if START < place.position < self.after.position}
+__all__ = ["check_outcomes", "check_part", "check_places", "refused"]
 
 
 def check_part(part: HistoryPart, head: Place, recorded_at_us: int, *, empty: bool) -> None:

@@ -22,6 +22,7 @@ from diptych.event_store.event_store import (
     Commit,
     Conflicting,
     Duplicate,
+    HistoryPart,
     KeptOutcome,
     ReadResult,
     Refused,
@@ -32,7 +33,7 @@ from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
-from diptych.event_store.restoring import HistoryPart, check_outcomes, check_part, check_places, refused
+from diptych.event_store.restoring import check_outcomes, check_part, check_places, refused
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.messages.unique_id import unique_bytes
 

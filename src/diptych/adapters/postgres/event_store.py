@@ -31,12 +31,11 @@ from diptych.adapters.postgres.wake_ups import WakeUps
 from diptych.clock import Clock, SystemClock, pause
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed
 from diptych.event_store.event_query import EventQuery
-from diptych.event_store.event_store import AppendResult, Commit, KeptOutcome, ReadResult, StoredType
+from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
-from diptych.event_store.restoring import HistoryPart
 from diptych.event_store.timestamp import moment, to_microseconds
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ import asyncpg
 import msgspec
 
 from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl
-from diptych.event_store.event_store import KeptOutcome, StoredType
+from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
-from diptych.event_store.restoring import HistoryPart, check_outcomes, check_part, check_places, refused
+from diptych.event_store.restoring import check_outcomes, check_part, check_places, refused
 from diptych.event_store.timestamp import to_microseconds
 
 __all__ = ["kept_outcomes_statement", "restore"]

@@ -26,12 +26,11 @@ from diptych.adapters.sqlite.restoring import kept_outcomes, register, restore
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed, StoreUnavailable
 from diptych.event_store.event_query import EventQuery
-from diptych.event_store.event_store import AppendResult, Commit, KeptOutcome, ReadResult, StoredType
+from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
-from diptych.event_store.restoring import HistoryPart
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.messages.unique_id import unique_bytes
 

@@ -18,10 +18,10 @@ from diptych.adapters.sqlite.append_section import (
     add_type,
     kept_outcome,
 )
-from diptych.event_store.event_store import KeptOutcome, StoredType
+from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
-from diptych.event_store.restoring import HistoryPart, check_outcomes, check_part, check_places, refused
+from diptych.event_store.restoring import check_outcomes, check_part, check_places, refused
 from diptych.event_store.timestamp import to_microseconds
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     EventStore,
+    HistoryPart,
     KeptOutcome,
     Refused,
     StoredType,
 )
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
-from diptych.event_store.restoring import HistoryPart
 from diptych.messages.unique_id import unique_bytes
 from diptych.testing.contracts.event_store_case import (
     EventStoreCase,
