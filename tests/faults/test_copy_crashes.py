@@ -31,6 +31,8 @@ STOP_AT = 5_000
 """The event at which the target stops."""
 GATE = 20_241_130
 """The advisory lock that it stops at."""
+WAITS = f"locktype = 'advisory' AND objid = {GATE} AND NOT granted"
+"""Who waits at the gate."""
 EXIT_WAIT_S = 60.0
 """A process that is still there has failed."""
 
@@ -63,7 +65,7 @@ async def gated(target: str) -> AsyncIterator[None]:
     schema = target.rpartition("schema=")[2]
     await run(
         target,
-        f"""CREATE FUNCTION "{schema}".stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        f"""CREATE FUNCTION "{schema}".stop() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
             PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$""",
         f"""CREATE TRIGGER stop BEFORE INSERT ON "{schema}".events FOR EACH ROW
             WHEN (NEW.position = {STOP_AT}) EXECUTE FUNCTION "{schema}".stop()""",
@@ -74,19 +76,21 @@ async def gated(target: str) -> AsyncIterator[None]:
     await run(target, f'DROP TRIGGER stop ON "{schema}".events')
 
 
-async def stopped_by(process: subprocess.Popen[str], target: str, number: int) -> Outcome:
-    """The process, sent a signal once it has come to the gate: in the middle of a transaction."""
+async def at_the_gate(process: subprocess.Popen[str], target: str) -> str:
+    """Wait until the process has come to the gate, in the middle of a transaction; what it has said on stderr."""
+    assert process.stderr is not None
+    told = ""
+    while "copied up to position" not in told:
+        line = await asyncio.to_thread(process.stderr.readline)
+        assert line, told
+        told += line
     async with by_hand(target) as link:
-        waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = $1 AND NOT granted"
-        assert process.stderr is not None
-        told = ""
-        while "copied up to position" not in told:
-            line = await asyncio.to_thread(process.stderr.readline)
-            assert line, told
-            told += line
-        while not await link.fetchval(waits, GATE):
+        while not await link.fetchval(f"SELECT count(*) FROM pg_locks WHERE {WAITS}"):
             assert process.poll() is None
-    process.send_signal(number)
+    return told
+
+
+async def ended(process: subprocess.Popen[str], told: str) -> Outcome:
     out, err = await asyncio.to_thread(process.communicate, timeout=EXIT_WAIT_S)
     return Outcome(process.returncode, out, told + err)
 
@@ -99,7 +103,9 @@ async def test_a_copy_that_was_stopped_goes_on(project: Project, number: signal.
     async with gated(target):
         with project.start("copy", "--from", SOURCE, "--to", target, "--verbose") as process:
             try:
-                stopped = await stopped_by(process, target, number)
+                told = await at_the_gate(process, target)
+                process.send_signal(number)
+                stopped = await ended(process, told)
             finally:
                 process.kill()
     assert stopped.code == {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}[number]
@@ -124,12 +130,9 @@ async def test_a_copy_whose_server_goes_away_says_so(project: Project) -> None:
     async with gated(target):
         with project.start("copy", "--from", SOURCE, "--to", target, "--verbose") as process:
             try:
-                cut = asyncio.create_task(stopped_by(process, target, 0))
-                async with by_hand(target) as link:
-                    waiting = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE objid = $1 AND NOT granted"
-                    while not cut.done():
-                        await link.fetch(waiting, GATE)
-                stopped = await cut
+                told = await at_the_gate(process, target)
+                await run(target, f"SELECT pg_terminate_backend(pid) FROM pg_locks WHERE {WAITS}")
+                stopped = await ended(process, told)
             finally:
                 process.kill()
     assert stopped.code == 1
