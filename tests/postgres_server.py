@@ -17,22 +17,29 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
 
-from diptych.adapters.connect import default_read_store
+from diptych.adapters.connect import Port, default_read_store, grants_sql
 from diptych.adapters.postgres import read_store
 from diptych.adapters.postgres.connection import Link, parse_url
 from diptych.adapters.postgres.event_store import migrate
+from diptych.adapters.postgres.grants import Role, role_name
 
 SETTING = "DIPTYCH_TEST_POSTGRES"
-"""The environment variable that names another server: a URL of a database whose user may make databases."""
+"""The environment variable that names another server: a URL of a database whose user may make databases and roles."""
 GIVEN = os.environ.get(SETTING)
 """Read at once: tests of the command line take such variables away."""
 
+ROLES: tuple[Role, ...] = ("writer", "reader", "projector")
+ROLE_PREFIX = f"diptych_test_{os.getpid()}"
+"""Roles belong to the server: those of one process of tests are the same in all of its schemas."""
+PASSWORD = "of tests/alone"
+
 T = TypeVar("T")
 _numbers = count(1)
+_removals: list[str] = []
 
 
 @cache
@@ -91,12 +98,19 @@ def shared_database() -> str:
     return in_thread(new_database())
 
 
+def remove_at_exit(*statements: str) -> None:
+    """Leave a server that was given to us as it was: databases go first, then roles, which have rights in them."""
+    if not _removals:
+        atexit.register(lambda: asyncio.run(run(server_url(), *sorted(_removals))))
+    _removals.extend(statements)
+
+
 async def new_database() -> str:
     """The URL of a new, empty database."""
     name = f"diptych_test_{os.getpid()}_{next(_numbers)}"
     await run(server_url(), f"CREATE DATABASE {name}")
     if GIVEN:  # one of our own goes with all that is in it
-        atexit.register(lambda: asyncio.run(run(server_url(), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")))
+        remove_at_exit(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     return urlunsplit(urlsplit(server_url())._replace(path=f"/{name}"))
 
 
@@ -118,4 +132,73 @@ async def new_stores() -> str:
     """The URL of a new event store, beside which there is a new read store."""
     url = await new_store()
     await read_store.migrate(default_read_store(url))
+    return url
+
+
+# ── roles ────────────────────────────────────────────────────────────────────
+
+
+def login(role: Role) -> str:
+    """The user who is in a role, and in nothing else."""
+    return f"{ROLE_PREFIX}_the_{role}"
+
+
+def url_as(url: str, user: str) -> str:
+    """The URL with which another user connects."""
+    parts = urlsplit(url)
+    place = f"{quote(user)}:{quote(PASSWORD, safe='')}@{parts.netloc.rpartition('@')[2]}"
+    return urlunsplit(parts._replace(netloc=place))
+
+
+def as_role(url: str, role: Role) -> str:
+    """The URL with which a user in a role connects, once `grant` has granted it something."""
+    return url_as(url, login(role))
+
+
+async def grant(url: str, port: Port) -> None:
+    """Run what `diptych migrate --grants` prints for one store, and see to it that each role has a user."""
+    printed = grants_sql(url, port, ROLE_PREFIX)
+    assert printed is not None
+    await run(url, printed)
+    await make_logins()
+
+
+async def make_logins() -> None:
+    """A user for each role that is there."""
+    async with by_hand(server_url()) as link:
+        for role in ROLES:
+            await make_login(link, login(role), role_name(ROLE_PREFIX, role))
+
+
+async def make_login(link: Link, user: str, *roles: str) -> None:
+    """A user, if it is not there, who is in those of the roles that are."""
+    there = "SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)"
+    if not await link.fetchval(there, user):
+        await link.execute(f"CREATE ROLE \"{user}\" LOGIN PASSWORD '{PASSWORD}'")
+        if GIVEN:
+            remove_at_exit(*(f'DROP ROLE IF EXISTS "{name}"' for name in (user, *roles)))
+    for role in roles:
+        if await link.fetchval(there, role):
+            await link.execute(f'GRANT "{role}" TO "{user}"')
+
+
+async def new_granted_store() -> str:
+    """The URL of a new event store in which the roles do their part."""
+    url = await new_store()
+    await grant(url, "event_store")
+    return url
+
+
+async def new_granted_read_store() -> str:
+    """The URL of a new read store in which the roles do their part."""
+    url = await new_read_store()
+    await grant(url, "read_store")
+    return url
+
+
+async def new_granted_stores() -> str:
+    """The URL of a new event store, beside which there is a new read store, in which the roles do their part."""
+    url = await new_stores()
+    await grant(url, "event_store")
+    await grant(default_read_store(url), "read_store")
     return url

@@ -22,7 +22,8 @@ DiptychError
 │   └── TagsChanged            the code would tag a stored event type otherwise
 ├── StoreClosed              used before it was opened, or after it was closed
 └── ConfigurationError       wrong in the code or the settings: found at start-up
-    └── MissingService         a handler takes a service that the application was not given
+    ├── MissingService         a handler takes a service that the application was not given
+    └── NotGranted             the database refuses something to the role that the process is connected as
 
 Only `Conflict` and `Unavailable` are worth retrying; with a command id a retry is always safe.
 """
@@ -49,6 +50,7 @@ __all__ = [
     "MissingService",
     "NewerStore",
     "NotFresh",
+    "NotGranted",
     "OutcomeUnknown",
     "Overloaded",
     "StoreClosed",
@@ -83,6 +85,23 @@ class MissingService(ConfigurationError):
         super().__init__(
             f"{handler}: parameter `{parameter}` {what}; pass it as Application(services={{{service}: ...}})"
         )
+
+
+class NotGranted(ConfigurationError):
+    """The database refuses something to the role that the process is connected as; nothing was done.
+
+    Attributes:
+        where: the store's URL, without its password.
+        role: whom the process is connected as.
+        refused: what, in the words of the database.
+    """
+
+    def __init__(self, where: str, role: str, refused: str, remedy: str = "") -> None:
+        self.where = where
+        self.role = role
+        self.refused = refused
+        remedy = remedy or "connect as a user in the role that does this; `diptych migrate --grants` prints the roles"
+        super().__init__(f"{where}: {refused}, as {role}: {remedy}")
 
 
 class StoreClosed(DiptychError):

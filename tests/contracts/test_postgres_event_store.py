@@ -25,7 +25,7 @@ from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.testing.contracts.event_store import EventStoreContract
 from diptych.testing.contracts.event_store_case import SettableClock, history_of, opened
-from tests.postgres_server import new_store, with_parameter
+from tests.postgres_server import as_role, new_granted_store, new_store, with_parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +43,15 @@ class TestPostgresEventStoreBehindAPooler(EventStoreContract):
     @asynccontextmanager
     async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
         url = with_parameter(await new_store(), "pgbouncer", "true")
+        yield lambda: connect(url, clock)
+
+
+class TestPostgresEventStoreAsWriter(EventStoreContract):
+    """A user in the writer's role does all that an event store has to."""
+
+    @asynccontextmanager
+    async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
+        url = as_role(await new_granted_store(), "writer")
         yield lambda: connect(url, clock)
 
 

@@ -10,7 +10,7 @@ from diptych.adapters.memory import read_store as memory
 from diptych.adapters.postgres import read_store as postgres
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.testing.contracts.read_store import ReadStoreContract
-from tests.postgres_server import in_thread, new_read_store, with_parameter
+from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store, with_parameter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,3 +44,11 @@ class TestPostgresReadStoreBehindAPooler(TestPostgresReadStore):
 
     def connect(self, folder: Path) -> ReadStore:
         return postgres.connect(with_parameter(self.url, "pgbouncer", "true"))
+
+
+class TestPostgresReadStoreAsProjector(TestPostgresReadStore):
+    """A user in the projector's role does all that a read store has to."""
+
+    @pytest.fixture(autouse=True)
+    def make_schema(self) -> None:
+        self.url = as_role(in_thread(new_granted_read_store()), "projector")

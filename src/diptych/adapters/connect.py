@@ -19,6 +19,8 @@ __all__ = [
     "connect_event_store",
     "connect_read_store",
     "default_read_store",
+    "default_role_prefix",
+    "grants_sql",
     "migrate",
     "migration_sql",
     "without_password",
@@ -112,6 +114,34 @@ def migration_sql(url: str, port: Port) -> str | None:
     """
     adapter = _adapter(url, port)
     return cast("str", adapter.migration_sql(url)) if hasattr(adapter, "migration_sql") else None
+
+
+def grants_sql(url: str, port: Port, prefix: str) -> str | None:
+    """A script that lets roles on the server do their part and no more; None where a store has none.
+
+    Args:
+        url: of a store whose tables are there.
+        port: which kind.
+        prefix: what the names of the roles begin with.
+
+    Raises:
+        ConfigurationError: the URL cannot be read, or the prefix is no plain name.
+    """
+    adapter = _adapter(url, port)
+    return cast("str", adapter.grants_sql(url, prefix)) if hasattr(adapter, "grants_sql") else None
+
+
+def default_role_prefix(store: str, read_store: str) -> str | None:
+    """What the names of both stores' roles begin with where nothing is said; None where neither has roles.
+
+    Raises:
+        ConfigurationError: a URL cannot be read.
+    """
+    stores: tuple[tuple[str, Port], ...] = ((store, "event_store"), (read_store, "read_store"))
+    adapters = [(url, _adapter(url, port)) for url, port in stores]
+    return next(
+        (cast("str", adapter.role_prefix(url)) for url, adapter in adapters if hasattr(adapter, "role_prefix")), None
+    )
 
 
 def _adapter(url: str, port: Port) -> Any:

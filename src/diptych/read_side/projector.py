@@ -17,7 +17,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 from diptych.clock import pause
-from diptych.errors import HistoryDiverged, Unavailable, UnreadableEvent
+from diptych.errors import HistoryDiverged, NotGranted, Unavailable, UnreadableEvent
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
@@ -193,10 +193,14 @@ class Projector:
             if making and newest.slices != projection.partitions:
                 return await self._split(newest, projection.partitions)
             return [found for found in same if found.number == newest.number]
-        if not making and head.position:
-            start = Place(self._store.history_id, START, NOWHERE)
-            return [Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)]
-        return await self.create(projection, live=head.position == 0)
+        try:
+            if making or not head.position:
+                return await self.create(projection, live=head.position == 0)
+        except NotGranted:
+            if making:  # a process that does not project may have a role that only reads
+                raise
+        start = Place(self._store.history_id, START, NOWHERE)
+        return [Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)]
 
     async def _split(self, found: Generation, slices: int) -> Sequence[Generation]:
         """Split a generation into as many slices as the code says now, or begin to; what there is of it then."""

@@ -7,18 +7,20 @@ a pooler in front of the server, which gives every transaction another connectio
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
 import re
 import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeAlias
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 import msgspec
 
-from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.errors import ConfigurationError, NotGranted, Overloaded, StoreClosed, StoreUnavailable
 
 __all__ = [
     "DRIVER_ERRORS",
@@ -26,6 +28,7 @@ __all__ = [
     "Connections",
     "Link",
     "PostgresUrl",
+    "check_name",
     "connect",
     "failure",
     "is_lost",
@@ -73,7 +76,6 @@ _REMEDIES = {
     "28": "check the user and password in the URL, and the server's pg_hba.conf",
     "3D000": "there is no such database; make it with createdb",
     "40": "other transactions were in the way; send it again",
-    "42501": "grant this user the right to use the schema and its tables",
     "53100": "its disk is full; make room",
     "53200": "the server is out of memory",
     "53300": "the server takes no more connections; raise its max_connections, or use fewer processes",
@@ -85,6 +87,8 @@ _REMEDIES = {
     "XX": "the server's data are damaged; restore a backup",
 }
 """What to do, by SQLSTATE or its beginning; the longest that fits."""
+_DENIED = "42501"
+"""The role may not."""
 _MISSING = frozenset({"3F000", "42P01", "42703", "42883"})
 """No such schema, table, column, function."""
 
@@ -108,6 +112,13 @@ class PostgresUrl(msgspec.Struct, frozen=True):
     def quoted_schema(self) -> str:
         """The schema's name as SQL."""
         return f'"{self.schema}"'
+
+    @property
+    def user(self) -> str:
+        """Whom the driver connects as: by the URL or, where it names nobody, by the environment, as libpq does."""
+        parts = urlsplit(self.dsn)
+        named = unquote(parts.username or "") or dict(parse_qsl(parts.query)).get("user", "")
+        return named or os.environ.get("PGUSER", "") or getpass.getuser()
 
 
 def parse_url(url: str) -> PostgresUrl:
@@ -133,11 +144,7 @@ def parse_url(url: str) -> PostgresUrl:
     ours = {name: value for name, value in parameters if name in {"schema", "pgbouncer"}}
     theirs = urlencode([(name, value) for name, value in parameters if name not in ours])
     schema = ours.get("schema", DEFAULT_SCHEMA)
-    if not _SCHEMA.fullmatch(schema) or schema.lower().startswith("pg_"):
-        raise ConfigurationError(
-            f"schema={schema}: a schema's name has letters, digits and _, at most "
-            f"SCHEMA_CHARACTERS_MAX={SCHEMA_CHARACTERS_MAX}, and does not begin with pg_"
-        )
+    check_name("schema", schema)
     pooled = ours.get("pgbouncer", "false")
     if pooled not in {"true", "false"}:
         raise ConfigurationError(f"pgbouncer={pooled}: write pgbouncer=true, or leave it out")
@@ -148,6 +155,19 @@ def parse_url(url: str) -> PostgresUrl:
         pooled=pooled == "true",
         shown=urlunsplit(("postgresql", place.removeprefix("@"), parts.path, named, "")),
     )
+
+
+def check_name(what: str, name: str) -> None:
+    """Make sure that a name needs no escaping, and that names made from it fit.
+
+    Raises:
+        ConfigurationError: it does.
+    """
+    if not _SCHEMA.fullmatch(name) or name.lower().startswith("pg_"):
+        raise ConfigurationError(
+            f"{what}={name}: such a name has letters, digits and _, at most "
+            f"SCHEMA_CHARACTERS_MAX={SCHEMA_CHARACTERS_MAX}, and does not begin with pg_"
+        )
 
 
 def _check_is_whole(url: str) -> None:
@@ -184,9 +204,11 @@ def failure(url: PostgresUrl, error: BaseException) -> Exception | None:
     """What callers get for an error of the driver or server; None where it is a defect of ours and comes out as it is.
 
     Returns:
-        StoreUnavailable with what to do, or ConfigurationError where the tables are missing.
+        StoreUnavailable with what to do; ConfigurationError where the tables are missing; NotGranted.
     """
     state = state_of(error)
+    if state == _DENIED:
+        return NotGranted(url.shown, url.user, str(error))
     if state in _MISSING:
         return ConfigurationError(
             f"{url.shown} has not the tables that this Diptych needs ({error}): "

@@ -7,10 +7,16 @@ The one row of `history` holds the head: whoever appends locks it first, and nob
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from diptych.adapters.postgres.append_function import APPEND_FUNCTION
+from diptych.adapters.postgres.grants import MIGRATIONS_TABLE, Grants, Role
 from diptych.adapters.postgres.migrations import Migration, Migrations
 
-__all__ = ["EVENT_STORE_MIGRATIONS"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["EVENT_STORE_GRANTS", "EVENT_STORE_MIGRATIONS"]
 
 _TABLES = """
 CREATE TABLE {schema}.history (
@@ -67,10 +73,34 @@ CREATE TABLE {schema}.outcomes (
 );
 """
 
+_AS_OWNER = """
+ALTER FUNCTION {schema}.append SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+ALTER FUNCTION {schema}.register_types SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
+REVOKE ALL ON FUNCTION {schema}.append, {schema}.register_types FROM PUBLIC;
+"""
+
 EVENT_STORE_MIGRATIONS = Migrations(
     store="event store",
     steps=(
         Migration(1, "tables", _TABLES),
         Migration(2, "append section", APPEND_FUNCTION),
+        Migration(3, "append section as its owner", _AS_OWNER),
     ),
+)
+
+_SEEN_BY_ALL: Mapping[Role, str] = {"writer": "SELECT", "reader": "SELECT", "projector": "SELECT"}
+
+EVENT_STORE_GRANTS = Grants(
+    store="event store",
+    tables={
+        MIGRATIONS_TABLE: _SEEN_BY_ALL,
+        "history": _SEEN_BY_ALL,
+        "event_types": _SEEN_BY_ALL,
+        "event_versions": _SEEN_BY_ALL,
+        "events": _SEEN_BY_ALL,
+        "tags": _SEEN_BY_ALL,
+        "event_tags": _SEEN_BY_ALL,
+        "outcomes": {"writer": "SELECT"},
+    },
+    functions={"append": ("writer",), "register_types": ("writer",)},
 )

@@ -24,12 +24,12 @@ from diptych.adapters.postgres.connection import (
     parse_url,
     state_of,
 )
-from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
 from diptych.adapters.postgres.wake_ups import WakeUps
 from diptych.clock import Clock, SystemClock, pause
-from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed
+from diptych.errors import ConfigurationError, NotGranted, OutcomeUnknown, StoreClosed
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
 from diptych.event_store.head_watch import HeadWatch
@@ -41,7 +41,7 @@ from diptych.event_store.timestamp import moment, to_microseconds
 if TYPE_CHECKING:
     from diptych.adapters.postgres.migrations import Migration
 
-__all__ = ["PostgresEventStore", "connect", "migrate", "migration_sql", "shown"]
+__all__ = ["PostgresEventStore", "connect", "grants_sql", "migrate", "migration_sql", "role_prefix", "shown"]
 
 READ_CONNECTIONS_MAX = 4
 """Connections of one process that read."""
@@ -89,6 +89,24 @@ async def migrate(url: str) -> list[Migration]:
 def migration_sql(url: str) -> str:
     """What `migrate` would do to an empty database, as one script for psql."""
     return EVENT_STORE_MIGRATIONS.sql(parse_url(url))
+
+
+def grants_sql(url: str, prefix: str) -> str:
+    """A script for psql that lets three roles do their part, and no more.
+
+    Raises:
+        ConfigurationError: the URL cannot be read, or the prefix is no plain name.
+    """
+    return EVENT_STORE_GRANTS.sql(parse_url(url), prefix)
+
+
+def role_prefix(url: str) -> str:
+    """What the names of its roles begin with, unless said otherwise.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    return parse_url(url).schema
 
 
 def shown(url: str) -> str:
@@ -513,18 +531,55 @@ class PostgresEventStore:
         return [StoredType(name, version, _tags_decoder.decode(tags) if tags else ()) for name, version, tags in rows]
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
-        """Remember tag names; what is known of a type that events are stored of stays."""
+        """Remember tag names; what is known of a type that events are stored of stays.
+
+        Where all are known nothing is written, so that whoever may only read can open an application.
+
+        Raises:
+            NotGranted: some are new, and this role adds nothing to the history.
+        """
         self._check_open()
-        names = [type.name for type in types]
-        versions = [type.version for type in types]
-        tag_names = [msgspec.json.encode(type.tag_names) for type in types]
+        new = await self._unregistered(types)
+        if not new:
+            return
+        names = [type.name for type in new]
+        versions = [type.version for type in new]
+        tag_names = [msgspec.json.encode(type.tag_names) for type in new]
         statement = f"SELECT {self._schema}.register_types($1, $2, $3, $4)"
         try:
             async with self._writing.connection() as link:
                 arguments = (names, versions, tag_names, round(self._lock_wait_s * 1_000))
                 await self._writing.rows_on(link, statement, arguments)
         except DRIVER_ERRORS as error:
-            raise (failure(self._url, error) or error) from error
+            failed = failure(self._url, error)
+            if isinstance(failed, NotGranted):
+                failed = NotGranted(
+                    failed.where,
+                    failed.role,
+                    f"{error} (event types that are new here: {', '.join(sorted(set(names)))})",
+                    "first open the application once as a user in the writer's role, such as with diptych run --role "
+                    "api; `diptych migrate --grants` prints the roles",
+                )
+            raise (failed or error) from error
+
+    async def _unregistered(self, types: Sequence[StoredType]) -> list[StoredType]:
+        """Those of which registering would change what is stored."""
+        rows = await self._fetch(
+            f"SELECT t.name, v.version, v.tag_names, v.held FROM {self._schema}.event_versions AS v "
+            f"JOIN {self._schema}.event_types AS t ON t.id = v.type WHERE t.name = ANY($1::text[])",
+            [type.name for type in types],
+        )
+        known = {
+            (name, version, None if held else tag_names)
+            for name, version, tag_names, held in rows
+            if tag_names is not None
+        }
+        return [
+            type
+            for type in types
+            if (type.name, type.version, None) not in known
+            and (type.name, type.version, msgspec.json.encode(type.tag_names)) not in known
+        ]
 
     def _check_open(self) -> None:
         if not self._is_open:

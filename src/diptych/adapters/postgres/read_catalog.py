@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from diptych.adapters.postgres.connection import state_of
+from diptych.adapters.postgres.grants import table_maker
 from diptych.adapters.postgres.read_tables import (
     StoredTable,
     check_names,
@@ -102,6 +103,7 @@ class Catalog:
             "WHERE b.name = $1 AND g.live AND g.slice = 0 ORDER BY b.position, b.key"
         )
         self.discards = f"SELECT key, position FROM {schema}.diptych_discards WHERE name = $1 ORDER BY position, key"
+        self._table_maker = table_maker(schema)
         self.versions = f"SELECT name, number, slice, xmin::text FROM {schema}.diptych_generations"
 
     def select_generations(self, condition: str = "") -> str:
@@ -149,6 +151,7 @@ class Catalog:
         made = whole(Generation(name, number, fingerprint, table, live, checkpoint), slices)
         await self._insert(link, made)
         if table is not None:
+            await self._become_table_maker(link)
             await create_table(link, StoredTable(table, name, number, self.schema))
         await self.notify(link)
         return made
@@ -190,6 +193,12 @@ class Catalog:
         if number in builds:
             await self._drop(link, builds[number][0])
         await self.notify(link)
+
+    async def _become_table_maker(self, link: Link) -> None:
+        """Make what follows in this transaction the table maker's, if there is one: any of its members may drop it."""
+        role = await link.fetchval(self._table_maker, self._plain_schema)
+        if role is not None:
+            await link.execute(f"SET LOCAL ROLE {quoted(role)}")
 
     async def _locked(self, link: Link, name: str) -> dict[int, list[Generation]]:
         """The generations of a name by number, each with its slices; nobody else changes them before this ends."""
@@ -321,6 +330,7 @@ class Catalog:
 
     async def _create_view(self, link: Link, table: StoredTable) -> None:
         """Replaced where its columns allow, which keeps what was granted on it and what others built on it."""
+        await self._become_table_maker(link)
         await link.execute("SAVEPOINT replacing")
         try:
             await link.execute(f"CREATE OR REPLACE VIEW {table.view} AS {table.shown()}")

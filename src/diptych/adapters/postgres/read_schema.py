@@ -7,9 +7,10 @@ finds any more by the catalog, while snapshots of before may still be reading it
 
 from __future__ import annotations
 
+from diptych.adapters.postgres.grants import MIGRATIONS_TABLE, Grants
 from diptych.adapters.postgres.migrations import Migration, Migrations
 
-__all__ = ["READ_STORE_MIGRATIONS"]
+__all__ = ["READ_STORE_GRANTS", "READ_STORE_MIGRATIONS"]
 
 _CATALOG = """
 CREATE TABLE {schema}.diptych_projections (
@@ -77,4 +78,20 @@ DELETE FROM {schema}.diptych_workers;                -- what they want has three
 
 READ_STORE_MIGRATIONS = Migrations(
     store="read store", steps=(Migration(1, "catalog", _CATALOG), Migration(2, "slices", _SLICES))
+)
+
+_CHANGED = "SELECT, INSERT, UPDATE, DELETE"
+
+READ_STORE_GRANTS = Grants(
+    store="read store",
+    tables={
+        MIGRATIONS_TABLE: {"reader": "SELECT", "projector": "SELECT"},
+        "diptych_projections": {"reader": "SELECT", "projector": "SELECT, INSERT, UPDATE"},
+        "diptych_generations": {"reader": "SELECT", "projector": _CHANGED},
+        "diptych_blocked_keys": {"reader": "SELECT", "projector": _CHANGED},
+        "diptych_discards": {"reader": "SELECT", "projector": "SELECT, INSERT"},
+        "diptych_workers": {"projector": _CHANGED},
+        "diptych_dropped_tables": {"reader": "SELECT", "projector": "SELECT, INSERT, DELETE"},
+    },
+    makes_tables=True,
 )

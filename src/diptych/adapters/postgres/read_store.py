@@ -27,7 +27,7 @@ from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin,
 from diptych.adapters.postgres.read_changes import Changes
 from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.read_leases import lease, release
-from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
+from diptych.adapters.postgres.read_schema import READ_STORE_GRANTS, READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.postgres.read_tables import Builds
 from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from diptych.adapters.postgres.migrations import Migration
     from diptych.event_store.position import Place
 
-__all__ = ["PostgresReadStore", "connect", "migrate", "migration_sql"]
+__all__ = ["PostgresReadStore", "connect", "grants_sql", "migrate", "migration_sql", "role_prefix"]
 
 WRITE_CONNECTIONS_MAX = 4
 """Connections of one process that write, or look at the catalog."""
@@ -81,6 +81,24 @@ async def migrate(url: str) -> list[Migration]:
 def migration_sql(url: str) -> str:
     """What `migrate` would do to an empty database, as one script for psql."""
     return READ_STORE_MIGRATIONS.sql(parse_url(url))
+
+
+def grants_sql(url: str, prefix: str) -> str:
+    """A script for psql that lets two roles do their part, and no more; the writer's role has none.
+
+    Raises:
+        ConfigurationError: the URL cannot be read, or the prefix is no plain name.
+    """
+    return READ_STORE_GRANTS.sql(parse_url(url), prefix)
+
+
+def role_prefix(url: str) -> str:
+    """What the names of its roles begin with, unless said otherwise.
+
+    Raises:
+        ConfigurationError: the URL cannot be read.
+    """
+    return parse_url(url).schema
 
 
 class PostgresReadStore:

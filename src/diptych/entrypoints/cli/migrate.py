@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from diptych.entrypoints.cli import screen
+from diptych.entrypoints.cli.failures import UsageError
 from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, LogOptions, StoreOptions
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
@@ -21,11 +22,14 @@ __all__ = ["migrate"]
 
 _NAMES: Mapping[Port, str] = {"event_store": "event store", "read_store": "read store"}
 _BY_ITSELF = "makes its own tables when it is opened"
+_NO_ROLES = "has no roles; who may open it is for its file or process to say"
 
 
 def migrate(
     *,
     sql: Annotated[bool, Parameter(name="--sql", negative="", show_default=False)] = False,
+    grants: Annotated[bool, Parameter(name="--grants", negative="", show_default=False)] = False,
+    role_prefix: Annotated[str | None, Parameter(name="--role-prefix", show_default=False)] = None,
     stores: StoreOptions = STORES_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
@@ -36,13 +40,19 @@ def migrate(
 
     Args:
         sql: print what would be done in an empty database, and do nothing.
+        grants: print what lets three roles do their part and no more (writer, reader, projector), and do nothing.
+        role_prefix: what the names of these roles begin with; by default the schema of the events.
         stores: which.
         log: how.
     """
     settings = settled(verbose=log.verbose, store=stores.store, read_store=stores.read_store, log_format=log.log_format)
+    if role_prefix is not None and not grants:
+        raise UsageError("--role-prefix names the roles that --grants prints: give both")
     if sql:
         _print_sql(settings)
-    else:
+    if grants:
+        _print_grants(settings, role_prefix)
+    if not sql and not grants:
         run_async(lambda: _migrated(settings))
 
 
@@ -63,6 +73,17 @@ def _print_sql(settings: Settings) -> None:
 
     for port, url in _stores(settings).items():
         sql = migration_sql(url, port) or f"-- {_NAMES[port]}: {_BY_ITSELF}"
+        screen.write(sql.rstrip().encode())
+
+
+def _print_grants(settings: Settings, prefix: str | None) -> None:
+    from diptych.adapters.connect import default_role_prefix, grants_sql
+
+    stores = _stores(settings)
+    if prefix is None:
+        prefix = default_role_prefix(stores["event_store"], stores["read_store"]) or ""
+    for port, url in stores.items():
+        sql = grants_sql(url, port, prefix) or f"-- {_NAMES[port]}: {_NO_ROLES}"
         screen.write(sql.rstrip().encode())
 
 
