@@ -100,7 +100,10 @@ class NotGranted(ConfigurationError):
         self.where = where
         self.role = role
         self.refused = refused
-        remedy = remedy or "connect as a user in the role that does this; `diptych migrate --grants` prints the roles"
+        remedy = remedy or (
+            "connect as a user in the role that does this (--store and --read-store may name two users); "
+            "`diptych migrate --grants` prints the roles"
+        )
         super().__init__(f"{where}: {refused}, as {role}: {remedy}")
 
 

@@ -53,6 +53,56 @@ def test_the_statements_can_be_printed(project: Project) -> None:
     assert 'CREATE SCHEMA IF NOT EXISTS "s_read";' in out
 
 
+GRANTED = "postgresql://nobody@nowhere.invalid/school?schema=s"
+
+
+def test_the_roles_can_be_printed(project: Project) -> None:
+    """Who may do what in each store, in roles named after the schema of the events; nothing is connected to."""
+    code, out, _ = project.run("migrate", "--grants", "--store", GRANTED)
+    assert code == 0
+    assert out.count("BEGIN;") == out.count("COMMIT;") == 2
+    assert "CREATE TABLE" not in out
+    events, rows = out.split("-- read store:")
+    assert 'GRANT EXECUTE ON FUNCTION "s".append TO "s_writer";' in events
+    assert 'GRANT SELECT ON "s".events TO "s_projector";' in events
+    assert 'GRANT SELECT ON "s_read".diptych_generations TO "s_reader";' in rows
+    assert 'GRANT CREATE ON SCHEMA "s_read" TO "s_projector";' in rows
+    assert "_writer" not in rows
+
+
+def test_roles_are_named_as_asked(project: Project) -> None:
+    """Roles belong to the server: applications that share one, and a schema's name, tell theirs apart so."""
+    code, out, _ = project.run("migrate", "--grants", "--role-prefix", "till", "--store", GRANTED)
+    assert code == 0
+    assert '"till_writer"' in out
+    assert '"till_projector"' in out
+    assert '"s_writer"' not in out
+    code, out, err = project.run("migrate", "--grants", "--role-prefix", 'a"b', "--store", GRANTED)
+    assert (code, out) == (1, "")
+    assert "the roles' prefix=a\"b" in err
+    code, out, err = project.run("migrate", "--role-prefix", "till", "--store", GRANTED)
+    assert (code, out) == (2, "")
+    assert "--grants" in err
+
+
+def test_tables_and_roles_are_printed_together(project: Project) -> None:
+    """As one script: what makes the tables stands first."""
+    code, out, _ = project.run("migrate", "--sql", "--grants", "--store", GRANTED)
+    assert code == 0
+    assert 0 <= out.index('CREATE TABLE "s_read".diptych_generations') < out.index("CREATE ROLE %I")
+
+
+def test_a_store_without_roles_is_said_to_have_none(project: Project) -> None:
+    """Each URL prints what belongs to it: of events in a file, and rows on a server, the latter's."""
+    code, out, _ = project.run("migrate", "--grants", "--store", "sqlite:school.db", "--read-store", GRANTED)
+    assert code == 0
+    assert out.startswith("-- event store: has no roles")
+    assert 'GRANT SELECT ON "s".diptych_generations TO "s_reader";' in out
+    code, out, _ = project.run("migrate", "--grants", "--store", GRANTED, "--read-store", "sqlite:school.db")
+    assert code == 0
+    assert out.rstrip().splitlines()[-1].startswith("-- read store: has no roles")
+
+
 def test_files_need_none(project: Project) -> None:
     """They are made and upgraded when they are opened, and this opens none."""
     code, out, _ = project.run("migrate", "--store", "sqlite:school.db")

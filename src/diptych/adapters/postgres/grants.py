@@ -87,13 +87,13 @@ def role_name(prefix: str, role: Role) -> str:
 def table_maker(schema: str) -> str:
     """Selects the role that makes tables in a schema (parameter 1, its plain name) for the user who asks, if any does.
 
-    It is known by its rights: it may create in the schema and write the catalog, is not the schema's owner, and the
-    user is in it. Superusers are in every role: what they make goes to it as well.
+    It is known by its rights: it may create in the schema and write the catalog, is neither the schema's owner nor a
+    superuser, and the user is in it. Superusers are in every role: what they make goes to it as well.
     """
     return (
         "SELECT r.rolname FROM pg_catalog.pg_namespace AS n CROSS JOIN LATERAL pg_catalog.aclexplode(n.nspacl) AS a "
         "JOIN pg_catalog.pg_roles AS r ON r.oid = a.grantee WHERE n.nspname = $1 AND a.privilege_type = 'CREATE' "
-        "AND a.grantee <> n.nspowner AND pg_catalog.pg_has_role(r.oid, 'USAGE') "
+        "AND a.grantee <> n.nspowner AND NOT r.rolsuper AND pg_catalog.pg_has_role(r.oid, 'USAGE') "
         f"AND pg_catalog.has_table_privilege(r.oid, '{schema}.diptych_generations', 'INSERT') "
         "ORDER BY r.rolname <> current_user, r.rolname LIMIT 1"
     )

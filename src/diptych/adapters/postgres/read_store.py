@@ -31,7 +31,7 @@ from diptych.adapters.postgres.read_schema import READ_STORE_GRANTS, READ_STORE_
 from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.postgres.read_tables import Builds
 from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
-from diptych.errors import StoreClosed, StoreUnavailable
+from diptych.errors import NotGranted, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
 
@@ -374,7 +374,7 @@ class PostgresReadStore:
                 again = await self._catalog.tidy(link)
         except StoreClosed:
             return
-        except (StoreUnavailable, *DRIVER_ERRORS) as error:
+        except (NotGranted, StoreUnavailable, *DRIVER_ERRORS) as error:
             _log.warning("views and dropped tables wait %g s: %s", TIDY_AGAIN_S, error)
         if again is not None and self._is_open:
             self._tidy_in(again)
