@@ -1,5 +1,7 @@
 """The shop on PostgreSQL: two servers that decide, two workers that project, one of each killed in the middle.
 
+Each is a user in the role that `diptych migrate --grants` prints for it, and may do no more than its part.
+
 The invoices are from the UCI Machine Learning Repository, "Online Retail" (Chen, 2015), and lie outside the repository.
 """
 
@@ -21,12 +23,13 @@ import msgspec
 import pytest
 
 from diptych import Application
+from diptych.adapters.connect import default_read_store
 from shop import shop
 from shop.demo import run_demo
 from shop.invoice import Invoice, command_of
 from shop.invoice_file import InvoiceFile
 from tests.examples.test_shop_real_invoices import EXPECTED, INVOICES, check
-from tests.postgres_server import new_stores
+from tests.postgres_server import as_role, new_granted_stores
 
 CUSTOMERS_AT_ONCE = 32
 """Customers whose invoices are sent side by side; those of one customer go one after the other."""
@@ -40,8 +43,11 @@ pytestmark = [
 @asynccontextmanager
 async def serving(store: str, role: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """A process of `diptych run`, and where it answers."""
+    events = as_role(store, "writer" if role == "api" else "projector")
+    rows = as_role(default_read_store(store), "reader" if role == "api" else "projector")
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "diptych", "run", "shop:shop", "--role", role, "--store", store, "--port", "0"),
+        *(sys.executable, "-m", "diptych", "run", "shop:shop", "--role", role, "--port", "0"),
+        *("--store", events, "--read-store", rows),
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
@@ -92,7 +98,7 @@ class Sender:
 async def test_the_figures_are_exact_though_a_server_and_a_worker_are_killed() -> None:
     """What was acknowledged is there once, and the worker that is left goes on where the other one stopped."""
     expected: dict[str, Any] = json.loads(EXPECTED.read_text(encoding="utf-8"))
-    store = await new_stores()
+    store = await new_granted_stores()
     by_customer: dict[str, list[Invoice]] = {}
     for invoice in InvoiceFile(INVOICES):
         by_customer.setdefault(invoice.customer_id, []).append(invoice)
@@ -101,9 +107,9 @@ async def test_the_figures_are_exact_though_a_server_and_a_worker_are_killed() -
 
     async with AsyncExitStack() as stack:
         http = await stack.enter_async_context(httpx2.AsyncClient(timeout=60))
+        doomed_api, first = await stack.enter_async_context(serving(store, "api"))  # first: its event types are new
         doomed_worker, _ = await stack.enter_async_context(serving(store, "worker"))
         await stack.enter_async_context(serving(store, "worker"))
-        doomed_api, first = await stack.enter_async_context(serving(store, "api"))
         _, second = await stack.enter_async_context(serving(store, "api"))
         sender = Sender((first, second), http)
 
