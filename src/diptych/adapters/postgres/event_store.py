@@ -25,6 +25,7 @@ from diptych.adapters.postgres.connection import (
     state_of,
 )
 from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.known_types import not_registrable, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
 from diptych.adapters.postgres.wake_ups import WakeUps
@@ -139,6 +140,7 @@ class PostgresEventStore:
         )
         self._writing = Connections(url, APPEND_CONNECTIONS, read_only=False, verify=self._verify_writer)
         self._append_statement = append_statement(self._schema)
+        self._select_known = select_known(self._schema)
         self._known = Place(b"", START, NOWHERE)
         self._held: set[tuple[str, int]] = set()
         self._is_open = False
@@ -539,7 +541,7 @@ class PostgresEventStore:
             NotGranted: some are new, and this role adds nothing to the history.
         """
         self._check_open()
-        new = await self._unregistered(types)
+        new = unknown(types, await self._fetch(self._select_known, [type.name for type in types]))
         if not new:
             return
         names = [type.name for type in new]
@@ -551,35 +553,8 @@ class PostgresEventStore:
                 arguments = (names, versions, tag_names, round(self._lock_wait_s * 1_000))
                 await self._writing.rows_on(link, statement, arguments)
         except DRIVER_ERRORS as error:
-            failed = failure(self._url, error)
-            if isinstance(failed, NotGranted):
-                failed = NotGranted(
-                    failed.where,
-                    failed.role,
-                    f"{error} (event types that are new here: {', '.join(sorted(set(names)))})",
-                    "first open the application once as a user in the writer's role, such as with diptych run --role "
-                    "api; `diptych migrate --grants` prints the roles",
-                )
-            raise (failed or error) from error
-
-    async def _unregistered(self, types: Sequence[StoredType]) -> list[StoredType]:
-        """Those of which registering would change what is stored."""
-        rows = await self._fetch(
-            f"SELECT t.name, v.version, v.tag_names, v.held FROM {self._schema}.event_versions AS v "
-            f"JOIN {self._schema}.event_types AS t ON t.id = v.type WHERE t.name = ANY($1::text[])",
-            [type.name for type in types],
-        )
-        known = {
-            (name, version, None if held else tag_names)
-            for name, version, tag_names, held in rows
-            if tag_names is not None
-        }
-        return [
-            type
-            for type in types
-            if (type.name, type.version, None) not in known
-            and (type.name, type.version, msgspec.json.encode(type.tag_names)) not in known
-        ]
+            failed = failure(self._url, error) or error
+            raise (not_registrable(failed, new) if isinstance(failed, NotGranted) else failed) from error
 
     def _check_open(self) -> None:
         if not self._is_open:
