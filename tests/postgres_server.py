@@ -99,10 +99,16 @@ def shared_database() -> str:
 
 
 def remove_at_exit(*statements: str) -> None:
-    """Leave a server that was given to us as it was: databases go first, then roles, which have rights in them."""
+    """Leave a server that was given to us as it was."""
     if not _removals:
-        atexit.register(lambda: asyncio.run(run(server_url(), *sorted(_removals))))
+        atexit.register(lambda: asyncio.run(_remove()))
     _removals.extend(statements)
+
+
+async def _remove() -> None:
+    """Databases go first, then the roles that have rights in them, the last one first: another may have made it."""
+    roles = [statement for statement in reversed(_removals) if "DROP ROLE" in statement]
+    await run(server_url(), *(statement for statement in _removals if statement not in roles), *roles)
 
 
 async def new_database() -> str:

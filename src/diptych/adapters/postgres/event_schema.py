@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from diptych.adapters.postgres.append_function import APPEND_FUNCTION
-from diptych.adapters.postgres.grants import MIGRATIONS_TABLE, Grants, Role
+from diptych.adapters.postgres.grants import Grants, Role
 from diptych.adapters.postgres.migrations import Migration, Migrations
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ _SEEN_BY_ALL: Mapping[Role, str] = {"writer": "SELECT", "reader": "SELECT", "pro
 EVENT_STORE_GRANTS = Grants(
     store="event store",
     tables={
-        MIGRATIONS_TABLE: _SEEN_BY_ALL,
+        "migrations": _SEEN_BY_ALL,
         "history": _SEEN_BY_ALL,
         "event_types": _SEEN_BY_ALL,
         "event_versions": _SEEN_BY_ALL,

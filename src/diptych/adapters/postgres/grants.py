@@ -20,15 +20,16 @@ from diptych.adapters.postgres.connection import check_name
 if TYPE_CHECKING:
     from diptych.adapters.postgres.connection import PostgresUrl
 
-__all__ = ["MIGRATIONS_TABLE", "Grants", "Role", "role_name", "table_maker"]
+__all__ = ["Grants", "Role", "role_name", "table_maker"]
 
 HAND_OVER_LOCK_WAIT_S = 5
 """Seconds that the script waits for a table or view that is to change hands: everybody who reads it waits behind."""
 
+NAME_BEGINNING = 10
+"""Characters of a read model's name that its tables' names begin with, however much these are shortened."""
+
 Role: TypeAlias = Literal["writer", "reader", "projector"]
 """What a process may do: add to the history, read both sides, or read the history and write read models."""
-MIGRATIONS_TABLE = "migrations"
-"""The table that stores of one schema share: rights on it are added, and none is taken away."""
 
 
 class Grants(msgspec.Struct, frozen=True):
@@ -36,7 +37,8 @@ class Grants(msgspec.Struct, frozen=True):
 
     Attributes:
         store: what it is, "event store".
-        tables: by table and role, the privileges as SQL; every table of the store is named.
+        tables: by table and role, the privileges as SQL; every table of the store is named. Stores in one schema share
+            `migrations`, on which each gives its roles the same.
         functions: by function, who may call it.
         makes_tables: whether the projector makes tables and views of its own, which the reader reads.
     """
@@ -69,8 +71,7 @@ class Grants(msgspec.Struct, frozen=True):
         parts = ["BEGIN;", f"-- {self.store}: who may do what", _made(prefix, self.roles)]
         parts.append(f"GRANT USAGE ON SCHEMA {schema} TO {everybody};")
         for table, rights in self.tables.items():
-            if table != MIGRATIONS_TABLE:
-                parts.append(f"REVOKE ALL ON {schema}.{table} FROM {everybody};")
+            parts.append(f"REVOKE ALL ON {schema}.{table} FROM {everybody};")
             parts += [f"GRANT {right} ON {schema}.{table} TO {_name(prefix, role)};" for role, right in rights.items()]
         for function, callers in self.functions.items():
             parts.append(f"REVOKE ALL ON FUNCTION {schema}.{function} FROM PUBLIC, {everybody};")
@@ -152,6 +153,7 @@ BEGIN
             c.relkind = 'r' AND EXISTS (
                 SELECT FROM {schema}.diptych_generations AS g
                 WHERE g.form IS NOT NULL AND c.relname ~ ('__g' || g.number || '$')
+                AND starts_with(c.relname, left(g.table_name, {NAME_BEGINNING}))
             )
             OR c.relkind = 'r' AND EXISTS (
                 SELECT FROM {schema}.diptych_dropped_tables AS d WHERE d.table_name = c.relname

@@ -7,7 +7,7 @@ finds any more by the catalog, while snapshots of before may still be reading it
 
 from __future__ import annotations
 
-from diptych.adapters.postgres.grants import MIGRATIONS_TABLE, Grants
+from diptych.adapters.postgres.grants import Grants
 from diptych.adapters.postgres.migrations import Migration, Migrations
 
 __all__ = ["READ_STORE_GRANTS", "READ_STORE_MIGRATIONS"]
@@ -85,7 +85,7 @@ _CHANGED = "SELECT, INSERT, UPDATE, DELETE"
 READ_STORE_GRANTS = Grants(
     store="read store",
     tables={
-        MIGRATIONS_TABLE: {"reader": "SELECT", "projector": "SELECT"},
+        "migrations": {"reader": "SELECT", "projector": "SELECT"},
         "diptych_projections": {"reader": "SELECT", "projector": "SELECT, INSERT, UPDATE"},
         "diptych_generations": {"reader": "SELECT", "projector": _CHANGED},
         "diptych_blocked_keys": {"reader": "SELECT", "projector": _CHANGED},
