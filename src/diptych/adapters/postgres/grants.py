@@ -56,7 +56,7 @@ class Grants(msgspec.Struct, frozen=True):
         return [role for role in roles if role in granted]
 
     def sql(self, url: PostgresUrl, prefix: str) -> str:
-        """The script, for psql and an administrator; run again, it leaves the roles with these rights on tables, no others.
+        """The script, for psql and an administrator; run again, it leaves the roles with these rights on tables alone.
 
         Args:
             url: of a store whose tables are there.
