@@ -27,10 +27,12 @@ def noticed_by(*tests: str) -> Callable[[Patch], Patch]:
     return register
 
 
-def split_otherwise(patch: pytest.MonkeyPatch, change: Callable[[list[Generation], int], list[Generation]]) -> None:
+def split_otherwise(
+    patch: pytest.MonkeyPatch, change: Callable[[list[Generation], int | None], list[Generation]]
+) -> None:
     """Change what a split gives, knowing into how many it was to be."""
 
-    def split_wrongly(slices: Sequence[Generation], into: int) -> list[Generation]:
+    def split_wrongly(slices: Sequence[Generation], into: int | None) -> list[Generation]:
         return change(split(slices, into), into)
 
     patch.setattr(memory, "split", split_wrongly)
@@ -75,12 +77,12 @@ def a_split_does_not_fence(patch: pytest.MonkeyPatch) -> None:
 def a_split_keeps_its_holders(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.split
 
-    async def keep(self: Any, name: str, number: int, slices: int) -> bool:
+    async def keep(self: Any, name: str, number: int, slices: int | None = None) -> bool:
         before = self._builds.get((name, number))
         done = await real(self, name, number, slices)
         if before is not None:
             after = self._builds[name, number]
-            holders = (before.last_holders * slices)[: len(after.slices)]
+            holders = (before.last_holders * (slices or 1))[: len(after.slices)]
             self._builds[name, number] = replace(after, last_holders=holders)
         return done
 
@@ -89,7 +91,7 @@ def a_split_keeps_its_holders(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_a_split_waits_until_all_are_at_one_place")
 def a_split_waits_for_nobody(patch: pytest.MonkeyPatch) -> None:
-    def at_once(slices: Sequence[Generation], into: int) -> list[Generation]:
+    def at_once(slices: Sequence[Generation], into: int | None) -> list[Generation]:
         furthest = max(slices, key=lambda each: each.checkpoint.position)
         return split([replace(each, checkpoint=furthest.checkpoint) for each in slices], into)
 
@@ -107,7 +109,7 @@ def asking_again_fences_again(patch: pytest.MonkeyPatch) -> None:
 def a_barrier_stays(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.split
 
-    async def stay(self: Any, name: str, number: int, slices: int) -> bool:
+    async def stay(self: Any, name: str, number: int, slices: int | None = None) -> bool:
         found = self._builds[name, number].slices
         return slices == len(found) or await real(self, name, number, slices)
 
@@ -126,7 +128,7 @@ def a_switch_minds_the_first_slice(patch: pytest.MonkeyPatch) -> None:
 def a_split_is_silent(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.split
 
-    async def silent(self: Any, name: str, number: int, slices: int) -> bool:
+    async def silent(self: Any, name: str, number: int, slices: int | None = None) -> bool:
         self._tell, tell = lambda: None, self._tell
         try:
             return await real(self, name, number, slices)

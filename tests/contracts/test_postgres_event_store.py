@@ -10,7 +10,8 @@ import pytest
 
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.postgres.event_store import connect
-from diptych.clock import Clock
+from diptych.clock import Clock, SystemClock
+from diptych.errors import NotGranted
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import (
@@ -25,6 +26,7 @@ from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.testing.contracts.event_store import EventStoreContract
 from diptych.testing.contracts.event_store_case import SettableClock, history_of, opened
+from diptych.testing.contracts.event_store_copies import CopyContract, original
 from tests.postgres_server import as_role, new_granted_store, new_store, with_parameter
 
 pytestmark = pytest.mark.anyio
@@ -47,12 +49,28 @@ class TestPostgresEventStoreBehindAPooler(EventStoreContract):
 
 
 class TestPostgresEventStoreAsWriter(EventStoreContract):
-    """A user in the writer's role does all that an event store has to."""
+    """A user in the writer's role does all that an application asks of an event store; copies are the owner's."""
 
     @asynccontextmanager
     async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
         url = as_role(await new_granted_store(), "writer")
         yield lambda: connect(url, clock)
+
+
+for name in [name for name in vars(CopyContract) if name.startswith("test_")]:
+    setattr(TestPostgresEventStoreAsWriter, name, None)
+
+
+@pytest.mark.anyio
+async def test_a_writer_cannot_restore_a_history() -> None:
+    """Whoever may write a history as it was elsewhere could write any: that is the owner's."""
+    store = connect(as_role(await new_granted_store(), "writer"), SystemClock())
+    await store.open()
+    try:
+        with pytest.raises(NotGranted):
+            await store.restore(original())
+    finally:
+        await store.close()
 
 
 # ── the same answers as in memory ────────────────────────────────────────────

@@ -128,10 +128,11 @@ def parts(event: Packed) -> Iterable[Part]:
     return event.parts
 
 
-def warehouse() -> BoundedContext:  # noqa: C901 — six folds, each a line or two
+def warehouse(partitions: int = 1) -> BoundedContext:  # noqa: C901 — six folds, each a line or two
+    """Six read models, each split into so many slices."""
     context = BoundedContext("warehouse", events=[Moved, Packed, Removed, Corrected])
 
-    @context.projection
+    @context.projection(partitions=partitions)
     def blank(row: Blank, event: Moved | Corrected) -> Blank:
         amount = choke(event.amount)
         if isinstance(event, Corrected):
@@ -142,7 +143,7 @@ def warehouse() -> BoundedContext:  # noqa: C901 — six folds, each a line or t
     def removed(row: Blank | None, event: Removed) -> Blank | None:
         return None
 
-    @context.projection
+    @context.projection(partitions=partitions)
     def explicit(row: Explicit | None, event: Moved | Removed) -> Explicit | None:
         if isinstance(event, Removed):
             return None
@@ -150,21 +151,21 @@ def warehouse() -> BoundedContext:  # noqa: C901 — six folds, each a line or t
             return Explicit(sku=event.sku, opened=choke(event.amount), moves=())
         return replace(row, moves=(*row.moves, choke(event.amount)))
 
-    @context.projection
+    @context.projection(partitions=partitions)
     def log(event: Corrected, context: EventContext) -> Log:
         return Log(entry=f"{event.sku}/{event.amount % 3}", amount=event.amount)
 
-    @context.projection(each=parts)
+    @context.projection(each=parts, partitions=partitions)
     def per_part(row: PerPart, event: Packed, part: Part) -> PerPart | None:
         if part.amount == 0:
             return None
         return replace(row, parts=row.parts + 1, amount=row.amount + choke(part.amount))
 
-    @context.projection(key=pair)
+    @context.projection(key=pair, partitions=partitions)
     def per_pair(row: PerPair, event: Moved) -> PerPair:
         return replace(row, amount=row.amount + choke(event.amount))
 
-    @context.projection(keys=both)
+    @context.projection(keys=both, partitions=partitions)
     def touched(row: Touched, event: Moved, context: EventContext) -> Touched:
         if event.amount == POISON and row.sku == event.other:
             raise ValueError("poisoned")
@@ -321,20 +322,27 @@ async def projected(
         await projector.open()
         while await projector.advance(projector.slices):
             pass
-        found = {}
-        async with read_store.snapshot() as snapshot:
-            for slice in projector.slices:
-                assert not slice.stopped
-                assert slice.position == (await store.head()).position
-                form, name = slice.projection.form, slice.projection.name
-                order = [Order(column) for column in form.table.key]
-                models = [form.model(row) for row in await snapshot.find(name, (), order, ROWS_MAX)]
-                blocked = {held.key: int(held.position) for held in await snapshot.blocked(name)}
-                found[form.name] = ({form.key_of(model): model for model in models}, blocked)
-        return found
+        return await shown(store, projector, read_store)
     finally:
         await read_store.close()
         projector_module.BATCH_EVENTS_MAX, projector_module.BATCH_EVENTS_MIN = kept
+
+
+async def shown(
+    store: MemoryEventStore, projector: Projector, read_store: ReadStore
+) -> dict[str, tuple[dict[Any, Any], dict[str, int]]]:
+    """Rows by key and positions of blocked keys, by read model, once every slice has folded everything."""
+    found = {}
+    async with read_store.snapshot() as snapshot:
+        for slice in projector.slices:
+            assert not slice.stopped
+            assert slice.position == (await store.head()).position
+            form, name = slice.projection.form, slice.projection.name
+            order = [Order(column) for column in form.table.key]
+            models = [form.model(row) for row in await snapshot.find(name, (), order, ROWS_MAX)]
+            blocked = {held.key: int(held.position) for held in await snapshot.blocked(name)}
+            found[form.name] = ({form.key_of(model): model for model in models}, blocked)
+    return found
 
 
 skus = st.sampled_from([Sku("a"), Sku("b"), Sku("c")])

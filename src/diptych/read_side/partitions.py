@@ -30,14 +30,15 @@ def whole(first: Generation, slices: int) -> list[Generation]:
     return [replace(first, slice=number, slices=slices) for number in range(slices)]
 
 
-def split(slices: Sequence[Generation], into: int) -> list[Generation]:
+def split(slices: Sequence[Generation], into: int | None) -> list[Generation]:
     """The slices of a generation after it was asked to have another number; see `ReadStore.split`.
 
     Args:
         slices: all that it has, in order.
-        into: how many it is to have.
+        into: how many it is to have; None: as many as it was asked to have before.
     """
     first = slices[0]
+    into = into or first.slices_next or first.slices
     if into == first.slices:
         return [replace(each, barrier=None, slices_next=0) for each in slices]
     if len({each.checkpoint for each in slices}) == 1:

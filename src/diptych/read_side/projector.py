@@ -190,7 +190,7 @@ class Projector:
         same = [found for found in known if found.name == projection.name and found.fingerprint == mine]
         if same:
             newest = max(same, key=lambda found: (found.live, found.number))
-            if making and newest.slices != projection.partitions:
+            if making and (newest.slices_next or newest.slices) != projection.partitions:
                 return await self._split(newest, projection.partitions)
             return [found for found in same if found.number == newest.number]
         try:
@@ -257,7 +257,7 @@ class Projector:
             self.put(following)
         else:
             following = [slice]
-            if mine.number:
+            if mine.number and not slice.stopped:
                 self._stop(slice, "its generation was replaced by another process; open the application again")
         for each in following:
             each.blocked = {blocking.key: blocking for blocking in blocked if each.owns_text(blocking.key)}
@@ -479,7 +479,7 @@ class Projector:
         """Split anew what is to be, if all its slices have come to the barrier, wherever they are held."""
         for slice in slices:
             waits, found = slice.at_barrier and not slice.stopped, slice.generation
-            if waits and await self._read_store.split(found.name, found.number, found.slices_next):
+            if waits and await self._read_store.split(found.name, found.number):
                 await self.loaded(slice)
 
     def _stop(self, slice: Slice, reason: str) -> None:

@@ -400,16 +400,16 @@ class ReadStore(Protocol):
         """
         ...
 
-    async def split(self, name: str, number: int, slices: int) -> bool:
+    async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, in one transaction; nothing is lost and nothing repeated.
 
         Where all its slices are at one place, they are replaced: the new ones begin there, held by nobody, with an
         epoch above all of theirs. Otherwise the furthest of these places becomes the barrier of all, and their epochs
-        go up, so that whoever writes learns of it; ask again when all have come there. A number that it has already
-        takes a barrier away.
+        go up, so that whoever writes learns of it; ask again, without a number, when all have come there. A number
+        that it has already takes a barrier away.
 
         Returns:
-            Whether it has that number of slices now; True as well where the generation is gone.
+            Whether there is no barrier now; True as well where the generation is gone.
         """
         ...
 

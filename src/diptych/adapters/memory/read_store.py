@@ -202,17 +202,17 @@ class MemoryReadStore:
         self._tell()
         return True
 
-    async def split(self, name: str, number: int, slices: int) -> bool:
+    async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""
         self._check_open()
         build = self._builds.get((name, number))
         if build is None:
             return True
         changed = tuple(split(build.slices, slices))
-        holders = build.last_holders if len(changed) == len(build.slices) else (None,) * slices
+        holders = build.last_holders if len(changed) == len(build.slices) else (None,) * len(changed)
         self._builds[name, number] = replace(build, slices=changed, last_holders=holders)
         self._tell()
-        return len(changed) == slices
+        return changed[0].barrier is None
 
     async def drop_generation(self, name: str, number: int) -> None:
         """Remove a generation, if it is there."""

@@ -170,7 +170,7 @@ class Catalog:
         await self.notify(link)
         return True
 
-    async def split(self, link: Link, name: str, number: int, slices: int) -> bool:
+    async def split(self, link: Link, name: str, number: int, slices: int | None) -> bool:
         """Split a generation into another number of slices, if all are at one place; see the port."""
         found = (await self._locked(link, name)).get(number, [])
         changed = split(found, slices) if found else found
@@ -185,7 +185,7 @@ class Catalog:
                 [(each.epoch, each.barrier, each.slices_next, *each.lease_key) for each in changed],
             )
         await self.notify(link)
-        return not found or len(changed) == slices
+        return not changed or changed[0].barrier is None
 
     async def drop_generation(self, link: Link, name: str, number: int) -> None:
         """Remove a generation with all it holds; no error where it is gone."""

@@ -188,7 +188,7 @@ class PostgresReadStore:
         """Let a generation answer, and drop the others. See the port."""
         return await self._change_generations(lambda link: self._catalog.switch(link, name, number))
 
-    async def split(self, name: str, number: int, slices: int) -> bool:
+    async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""
         return await self._change_generations(lambda link: self._catalog.split(link, name, number, slices))
 

@@ -125,7 +125,7 @@ class SqliteReadStore:
         """Let a generation answer, and drop the others. See the port."""
         return await self._change(lambda connection: read_writes.switch(connection, name, number))
 
-    async def split(self, name: str, number: int, slices: int) -> bool:
+    async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""
         return await self._change(lambda connection: read_writes.split_generation(connection, name, number, slices))
 

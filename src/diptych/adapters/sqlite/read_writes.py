@@ -248,7 +248,7 @@ def _insert(connection: sqlite3.Connection, slices: Iterable[Generation]) -> Non
     )
 
 
-def split_generation(connection: sqlite3.Connection, name: str, number: int, slices: int) -> bool:
+def split_generation(connection: sqlite3.Connection, name: str, number: int, slices: int | None) -> bool:
     """Split a generation into another number of slices, if all are at one place; see the port."""
     found = read_generations(connection, name, number)
     changed = split(found, slices) if found else found
@@ -261,7 +261,7 @@ def split_generation(connection: sqlite3.Connection, name: str, number: int, sli
             WHERE name = ? AND number = ? AND slice = ?""",
             [(each.epoch, each.barrier, each.slices_next, *each.lease_key) for each in changed],
         )
-    return not found or len(changed) == slices
+    return not changed or changed[0].barrier is None
 
 
 def switch(connection: sqlite3.Connection, name: str, number: int) -> bool:

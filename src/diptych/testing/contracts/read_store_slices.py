@@ -117,9 +117,10 @@ class SlicesContract:
             (place(8), 8, 4),
         ]
         assert not await store.split(NAME, 1, 4)
+        assert not await store.split(NAME, 1)
         assert await shown(store) == held_up
         await write(store, held_up[0], checkpoint=place(8))
-        assert await store.split(NAME, 1, 4)
+        assert await store.split(NAME, 1)
         assert [(each.checkpoint, each.barrier, each.slices_next) for each in await shown(store)] == [
             (place(8), None, 0)
         ] * 4
@@ -131,6 +132,8 @@ class SlicesContract:
         assert not await store.split(NAME, 1, 3)
         assert await store.split(NAME, 1, 2)
         assert [(each.checkpoint, each.barrier) for each in await shown(store)] == [(place(0), None), (place(8), None)]
+        assert await store.split(NAME, 1)
+        assert len(await shown(store)) == 2
         assert await store.split(NAME, 7, 2)
 
     async def test_a_switch_minds_every_slice(self, store: ReadStore) -> None:
