@@ -84,7 +84,7 @@ async def run(url: str, *statements: str) -> None:
 
 def without_schema(url: str) -> str:
     """The URL as others than Diptych know it."""
-    return parse_url(url).dsn
+    return parse_url(url).dsns[0]
 
 
 def with_parameter(url: str, name: str, value: str) -> str:

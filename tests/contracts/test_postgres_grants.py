@@ -180,7 +180,7 @@ async def test_g13_only_the_writer_adds_to_the_history(stores: str, role: Role) 
     schema = parse_url(stores).quoted_schema
     store = connect(as_role(stores, "writer"), SystemClock())
     async with opened(store), by_hand(as_role(stores, role)) as link:
-        arguments = store._arguments(Batch([commit(event("Forged"))], [None], None), closely=False)
+        arguments = store._arguments(Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False)
         states = [
             await refusal(link, append_statement(schema), *arguments),
             await refusal(link, f"SELECT {schema}.register_types($1, $2, $3, $4)", ["Forged"], [1], [b"[]"], 1_000),
@@ -201,7 +201,9 @@ async def test_g13_nobody_adds_to_the_history_who_was_not_granted_it() -> None:
         assert await refusal(link, call, ["Forged"], [1], [b"[]"], 1_000) == DENIED
         store = connect(url, SystemClock())
         async with opened(store):
-            arguments = store._arguments(Batch([commit(event("Forged"))], [None], None), closely=False)
+            arguments = store._arguments(
+                Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False
+            )
             assert await refusal(link, append_statement(schema), *arguments) == DENIED
 
 
@@ -216,7 +218,7 @@ async def test_g13_the_section_runs_nothing_of_its_callers() -> None:
         for signature in ("cardinality(integer[]) RETURNS integer", "unnest(text[]) RETURNS SETOF text"):
             await link.execute(f"CREATE FUNCTION {trap}.{signature} {body}")
         await link.execute(f"SET search_path = {trap}, pg_temp, pg_catalog")
-        arguments = store._arguments(Batch([commit(event("A", "a"))], [None], None), closely=False)
+        arguments = store._arguments(Batch([commit(event("A", "a"))], [None], None), store._known.now, closely=False)
         schema = parse_url(url).quoted_schema
         await link.execute(append_statement(schema), *arguments)
         await link.execute(f"SELECT {schema}.register_types($1, $2, $3, $4)", ["B"], [1], [b"[]"], 1_000)

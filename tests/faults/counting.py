@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from diptych import BoundedContext, Command, DecisionModel, Event, Identity, Key, Query, ReadModel, replace
+from diptych import BoundedContext, Command, DecisionModel, Event, Identity, Key, Query, ReadModel, Rejected, replace
 
 counting = BoundedContext("counting")
 
@@ -12,6 +12,7 @@ class CounterId(Identity): ...
 
 class Increment(Command):
     counter: CounterId
+    below: int | None = None
 
 
 class Incremented(Event):
@@ -28,6 +29,8 @@ class Counter(DecisionModel[CounterId]):
 
 @counting.command_handler
 def increment(command: Increment, counter: Counter) -> Incremented:
+    if command.below is not None and counter.value >= command.below:
+        raise Rejected("full", value=counter.value)
     return Incremented(counter=command.counter, to=counter.value + 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from diptych import Application, BoundedContext, Command, Event, EventContext, I
 
 TOLD = "STOCK_TOLD"
 """The environment variable that names the folder of folded.txt and heard.txt."""
+STOPPED_BY = "STOCK_STOPPED_BY"
+"""The environment variable that names the SKU whose event stops the process that folds it, in the middle."""
 
 warehouse = BoundedContext("warehouse")
 
@@ -44,6 +47,9 @@ def count(command: Count) -> Counted:
 @warehouse.projection
 def stock(row: Stock, event: Counted, context: EventContext) -> Stock:
     tell("folded.txt", [context.position])
+    if event.sku == os.environ.get(STOPPED_BY):
+        os.kill(os.getpid(), signal.SIGSTOP)
+        print("woken", flush=True)
     return replace(row, events=row.events + 1)
 
 

@@ -25,7 +25,7 @@ from diptych.errors import (
     StoreClosed,
     StoreUnavailable,
 )
-from diptych.event_store.event_query import ALL_EVENTS, EventQuery
+from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import Appended, Conflicting, Duplicate
 from diptych.event_store.position import Position
 from diptych.testing.contracts.event_store_case import (
@@ -442,7 +442,7 @@ async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None
 
 
 async def test_a_history_that_was_replaced_is_not_followed(url: str, store: PostgresEventStore, shell: Link) -> None:
-    """Where the last known event is gone, or is another one, appends and new connections say HistoryDiverged."""
+    """Where the last known event is gone, or is another one, the next append says so, once, and does nothing."""
     await append_one(store, event("A"), event("B", "b"))
     await shell.execute("DELETE FROM events WHERE position = 2")
     await shell.execute("UPDATE history SET position = 1, event_id = (SELECT event_id FROM events WHERE position = 1)")
@@ -450,18 +450,46 @@ async def test_a_history_that_was_replaced_is_not_followed(url: str, store: Post
         await store.append([commit(event("C"))])
     async with opened(connect(url, SystemClock())) as other:
         await append_one(other, event("Other"))
-    with pytest.raises(HistoryDiverged, match="another event is at position 2"):
-        await store.append([commit(event("C"))])
-    await store._reading.close()  # what a failover does
-    store._reading.open()
-    with pytest.raises(HistoryDiverged, match="another event is at position 2"):
-        await store.read(ALL_EVENTS, Position(0), 10)
-    await store.close()
-    await store.open()
-    assert [recorded.type for recorded in await history_of(store)] == ["A", "Other"]
+    assert store.forks == 1
+    await append_one(store, event("C"))
+    assert [recorded.type for recorded in await history_of(store)] == ["A", "Other", "C"]
+    await shell.execute("UPDATE events SET event_id = '\\x00112233445566778899aabbccddeeff' WHERE position = 3")
+    await shell.execute("UPDATE history SET event_id = '\\x00112233445566778899aabbccddeeff'")
+    with pytest.raises(HistoryDiverged, match="another event is at position 3"):
+        await store.append([commit(event("D"))])
     await shell.execute("UPDATE history SET history_id = '\\x00112233445566778899aabbccddeeff'")
     with pytest.raises(HistoryDiverged, match="another history id"):
-        await store.append([commit(event("C"))])
+        await store.append([commit(event("D"))])
+    assert store.forks == 3
+    assert store.history_id.hex() == "00112233445566778899aabbccddeeff"
+    assert len(await history_of(store)) == 3
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_new_connection_finds_a_history_that_was_replaced(
+    url: str, store: PostgresEventStore, shell: Link, waits: bool
+) -> None:
+    """What was only read is known too: whoever waits or reads is told, and who keeps something of it sees `forks`."""
+    async with opened(connect(url, SystemClock())) as other:
+        await append_one(other, event("A"), event("B"))
+    assert len(await history_of(store)) == 2
+    waiting = asyncio.create_task(store.wait_for_events(Position(2), WAIT_S)) if waits else None
+    if waiting is not None:
+        await asyncio.wait([waiting], timeout=0)
+    await shell.execute("UPDATE events SET event_id = '\\x00112233445566778899aabbccddeeff' WHERE position = 2")
+    await shell.execute("UPDATE history SET event_id = '\\x00112233445566778899aabbccddeeff'")
+    await shell.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+        "AND datname = current_database() AND application_name = 'diptych'"
+    )
+    if waiting is not None:
+        assert not await waiting
+    else:
+        with pytest.raises(HistoryDiverged, match="what was read"):
+            await history_of(store)
+    assert store.forks == 1
+    assert [recorded.type for recorded in await history_of(store)] == ["A", "B"]
+    assert (await store.head()).event_id.hex() == "00112233445566778899aabbccddeeff"
 
 
 # ── waking up ────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from diptych.adapters.connect import connect_event_store
-from diptych.adapters.postgres.connection import parse_url
+from diptych.adapters.postgres.connection import HOSTS_MAX, parse_url
 from diptych.adapters.postgres.event_store import connect, migrate, migration_sql
 from diptych.clock import SystemClock
 from diptych.errors import ConfigurationError, NewerStore
@@ -98,8 +98,29 @@ def test_a_url_is_shown_without_its_password() -> None:
     """Neither the password before the host nor one among the parameters is shown."""
     url = parse_url("postgres://me:secret@h:5433/shop?schema=s&password=hidden&sslmode=require")
     assert url.shown == "postgresql://me@h:5433/shop?schema=s&sslmode=require"
-    assert url.dsn == "postgresql://me:secret@h:5433/shop?password=hidden&sslmode=require"
+    assert url.dsns[0] == "postgresql://me:secret@h:5433/shop?password=hidden&sslmode=require"
     assert (url.schema, url.pooled) == ("s", False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"), [("", "primary"), ("&target_session_attrs=any", "any"), ("&target_session_attrs=", "")]
+)
+def test_a_url_names_several_hosts(asked: str, wanted: str) -> None:
+    """Each is tried with the same user, password and parameters; shown are all of them, without the password."""
+    url = parse_url(f"postgresql://me:se%40cret@h:5433,[::1]:5434,i/shop?sslmode=require{asked}")
+    assert url.dsns == tuple(
+        f"postgresql://me:se%40cret@{host}/shop?sslmode=require" for host in ("h:5433", "[::1]:5434", "i")
+    )
+    assert url.attributes == wanted
+    assert url.shown == f"postgresql://me@h:5433,[::1]:5434,i/shop?sslmode=require{asked}"
+
+
+def test_the_hosts_of_a_url_are_bounded() -> None:
+    """Each of them may have to be waited for."""
+    hosts = ",".join(f"h{number}" for number in range(HOSTS_MAX))
+    assert len(parse_url(f"postgresql://{hosts}/d").dsns) == HOSTS_MAX
+    with pytest.raises(ConfigurationError, match="HOSTS_MAX"):
+        parse_url(f"postgresql://{hosts},one-more/d")
 
 
 def test_one_store_lives_in_several_loops_in_turn() -> None:
@@ -128,6 +149,12 @@ def test_one_store_lives_in_several_loops_in_turn() -> None:
         "postgresql://me:12?hunter2@h/d",
         "postgresql://me:hunter2[@h/d",
         "postgresql://me:hunter2\u2100@h/d",
+        "postgresql://me:hunter@2hunter2@h/d",
+        "postgresql://me:hunter2@h:1,other:hunter2@i:2/d",
+        "postgresql://me:hunter2@h:1,/d",
+        "postgresql://me:hunter2@,h/d",
+        "postgresql://me:hunter2@h:1,i:/d",
+        "postgresql://me:hunter2@h:1,i:x/d",
     ],
 )
 def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:

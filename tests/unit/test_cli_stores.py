@@ -44,6 +44,7 @@ def test_status_shows_the_head_and_each_projection(project: Project) -> None:
     (seats,) = found["projections"]
     assert found["head"] == 2
     assert (seats["name"], seats["checkpoint"], seats["lag_events"], seats["blocked"]) == ("school.Seats", 2, 0, 0)
+    assert "not the loss of the machine" in found["commits_survive"]
     code, out, err = project.run("status")
     assert (code, err) == (0, "")
     assert found["history_id"] in out

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Port",
+    "commits_survive",
     "connect_event_store",
     "connect_read_store",
     "default_read_store",
@@ -82,6 +83,19 @@ def without_password(url: str) -> str:
     """
     adapter = _adapter(url, "event_store")
     return cast("str", adapter.shown(url)) if hasattr(adapter, "shown") else url
+
+
+async def commits_survive(url: str) -> str:
+    """What an acknowledged commit of an event store survives, in words.
+
+    Raises:
+        StoreUnavailable: the server cannot be reached, or refuses.
+        ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
+    """
+    adapter = _adapter(url, "event_store")
+    if not hasattr(adapter, "commits_survive"):
+        return "a crash, not the loss of the machine or its disk: back it up"
+    return cast("str", await adapter.commits_survive(url))
 
 
 def _with_read_schema(url: str) -> str:

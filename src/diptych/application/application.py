@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.running import Health, Running, Status, wire
 from diptych.clock import Clock, SystemClock
-from diptych.errors import ConfigurationError, InvalidMessage, StoreClosed
+from diptych.errors import ConfigurationError, HistoryDiverged, InvalidMessage, StoreClosed
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.position import Position
 from diptych.messages.command import Command
@@ -259,11 +259,17 @@ class Application:
     async def events(
         self, query: EventQuery, *, after: int = 0, limit: int | None = None, follow: bool = False
     ) -> AsyncIterator[RecordedEvent]:
-        """The recorded events that match, ordered by position; with `follow`, those to come as well."""
+        """The recorded events that match, ordered by position; with `follow`, those to come as well.
+
+        Raises:
+            HistoryDiverged: after a failover, other events may be where those were that it gave.
+        """
         store = self._open_parts().store
-        position, left = Position(after), limit
+        position, left, forks = Position(after), limit, store.forks
         while left is None or left > 0:
             found = await store.read(query, position, READ_PAGE_EVENTS if left is None else min(left, READ_PAGE_EVENTS))
+            if store.forks != forks:
+                raise HistoryDiverged("what was read so far", "the history turned out to be another one; read it anew")
             for recorded in found.events:
                 yield recorded
             left = None if left is None else left - len(found.events)

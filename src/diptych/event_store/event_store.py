@@ -205,6 +205,16 @@ class EventStore(Protocol):
         """16 bytes that name the history, made with the store. Known once open."""
         ...
 
+    @property
+    def forks(self) -> int:
+        """How often the history here turned out not to be the one that this instance had read, appended to or told of.
+
+        A failover to a standby that lacked the last commits is the common case. The store goes on with what is there.
+        Whoever keeps something of the history compares the number with the one that it had before it read: where they
+        differ, what it keeps is verified, or forgotten. Always 0 in a store that refuses to go on instead.
+        """
+        ...
+
     async def open(self) -> None:
         """Connect; make or upgrade the store's own tables where they are missing.
 
@@ -232,6 +242,8 @@ class EventStore(Protocol):
 
         Raises:
             OutcomeUnknown: the connection or disk failed while committing; sending the same commits again tells.
+            HistoryDiverged: this is not the history any more that this instance knew when it was called. Nothing was
+                judged or done.
         """
         ...
 

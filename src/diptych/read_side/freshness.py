@@ -11,7 +11,7 @@ from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
-from diptych.event_store.position import START, Position, Token, read_token
+from diptych.event_store.position import START, Place, Position, Token, read_token
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_store import Generation, ReadStore
 
@@ -28,16 +28,23 @@ class Requirement:
 
     Attributes:
         wanted: every event up to here.
+        place: the place of that, where a token has told it.
         recorded_before: every event that was recorded before this time; None asks for no time.
         strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
     """
 
-    __slots__ = ("recorded_before", "strict", "wanted")
+    __slots__ = ("place", "recorded_before", "strict", "wanted")
 
     def __init__(
-        self, wanted: Position = START, *, recorded_before: datetime | None = None, strict: bool = True
+        self,
+        wanted: Position = START,
+        *,
+        place: Place | None = None,
+        recorded_before: datetime | None = None,
+        strict: bool = True,
     ) -> None:
         self.wanted = wanted
+        self.place = place
         self.recorded_before = recorded_before
         self.strict = strict
 
@@ -82,9 +89,17 @@ class Freshness:
             HistoryDiverged: it is of another history; it is never waited for.
         """
         read: Token = read_token(token)
-        there = await self._store.place_at(read.high.position)
-        read.high.check(self._store.history_id, None if there is None else there.event_id, "the consistency token")
-        return Requirement(read.high.position)
+        await self._check(read.high, "the consistency token")
+        return Requirement(read.high.position, place=read.high)
+
+    async def _check(self, place: Place, what: str) -> None:
+        """Make sure that a place is in the history.
+
+        Raises:
+            HistoryDiverged: it is not.
+        """
+        there = await self._store.place_at(place.position)
+        place.check(self._store.history_id, None if there is None else there.event_id, what)
 
     async def latest(self) -> Requirement:
         """Everything that is in the history now."""
@@ -104,7 +119,13 @@ class Freshness:
             return Requirement(recorded_before=datetime.min.replace(tzinfo=UTC))
 
     async def is_met(self, requirement: Requirement, generation: Generation) -> bool:
-        """Whether a slice of a read model shows what it has to."""
+        """Whether a slice of a read model shows what it has to.
+
+        Raises:
+            HistoryDiverged: there was a fork, and its rows are of what is not in the history any more.
+        """
+        if requirement.strict and self._store.forks:
+            await self._check(generation.checkpoint, f"the read model {generation.name}")
         checkpoint = generation.checkpoint.position
         if checkpoint < requirement.wanted:
             return False
@@ -124,6 +145,7 @@ class Freshness:
 
         Raises:
             NotFresh: the deadline is over first.
+            HistoryDiverged: what a token told is not in the history any more.
             Blocked: the projection has stopped, so that waiting is in vain.
         """
         stopped = [slice.stopped for slice in behind.live if slice.stopped]
@@ -133,6 +155,8 @@ class Freshness:
         if remaining <= 0:
             raise await self._not_fresh(behind, requirement)
         await self._read_store.wait_for_change(seen, remaining)
+        if requirement.place is not None:  # the history may have forked while it was waited for
+            await self._check(requirement.place, "the consistency token")
 
     async def _not_fresh(self, behind: Behind, requirement: Requirement) -> NotFresh:
         head = (await self._store.head()).position

@@ -138,6 +138,7 @@ class Projector:
         self._read_store = read_store
         self._projections = projections
         self._task: asyncio.Task[None] | None = None
+        self._forks = 0
         self._batch_max = BATCH_EVENTS_MAX
 
     # ── life ─────────────────────────────────────────────────────────────────
@@ -148,6 +149,7 @@ class Projector:
         Raises:
             HistoryDiverged: a read model was built from another history than the event store's.
         """
+        self._forks = self._store.forks
         head = await self._store.head()
         generations = await self._read_store.generations()
         for projection in self._projections:
@@ -236,6 +238,17 @@ class Projector:
                 "history",
             ) from error
 
+    async def _verify(self) -> None:
+        """Where the history turned out to be another one, let go on what that one holds, and stop the others."""
+        forks = self._store.forks
+        for slice in () if forks == self._forks else list(self.slices):
+            await self.loaded(slice)
+            try:
+                await self._check_history(slice.generation)
+            except HistoryDiverged as error:
+                self._stop(slice, str(error))
+        self._forks = forks
+
     async def loaded(self, slice: Slice) -> None:
         """Read a slice's stored state anew: its generation, blocked keys and discards.
 
@@ -292,6 +305,7 @@ class Projector:
                 version = leases.version
                 try:
                     async with self.lock:
+                        await self._verify()
                         held = await self._held(leases, anew=stale)
                         stale = False
                         with leases.using(slice.lease_key for slice in held):
@@ -302,6 +316,9 @@ class Projector:
                     await pause()  # first those who waited for these rows
                     await leases.wait(version, partial(self._idle, held))
                     await pause()  # first the receipts of those who have appended
+                except HistoryDiverged:
+                    if self._forks == self._store.forks:
+                        raise  # else all of it is verified before anything else is done
                 except Unavailable as error:
                     _log.warning("projections wait %.2f s: %s", backoff, error)
                     await pause(backoff)
@@ -382,11 +399,19 @@ class Projector:
         if events and events[-1].position == position:
             return self._reached(events[-1])
         if any(slice.projection.form.expiry is not None for slice in group):
-            (there,) = (await self._store.read(ALL_EVENTS, Position(position - 1), 1, until=position)).events
+            last = await self._store.read(ALL_EVENTS, Position(position - 1), 1, until=position)
+            self._check_forks()
+            (there,) = last.events
             return Reached(Place(self._store.history_id, position, there.event_id), there.recorded_at)
         place = await self._store.place_at(position)
+        self._check_forks()
         assert place is not None, "the store said that this position was read"
         return Reached(place)
+
+    def _check_forks(self) -> None:
+        """Make sure that what was read for a batch is all of the history that was verified."""
+        if self._forks != self._store.forks:
+            raise HistoryDiverged("what was just read", "the history turned out to be another one meanwhile")
 
     def _reached(self, decoded: DecodedEvent) -> Reached:
         place = Place(self._store.history_id, decoded.position, decoded.event_id)

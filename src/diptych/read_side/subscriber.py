@@ -120,6 +120,7 @@ class Subscription:
         self._read_store = read_store
         self._task: asyncio.Task[None] | None = None
         self._generation: Generation | None = None
+        self._forks = 0
         self._closing = False
 
     @property
@@ -134,12 +135,14 @@ class Subscription:
 
     async def open(self) -> None:
         """Find its checkpoint; a new subscriber begins with the first event."""
+        forks = self._store.forks
         start = Place(self._store.history_id, START, NOWHERE)
         (self._generation,) = await self._read_store.create_generation(self.subscriber.name, "", None, start, live=True)
         place = await self._store.place_at(self.position)
         self._generation.checkpoint.check(
             self._store.history_id, None if place is None else place.event_id, f"the subscriber {self.subscriber.name}"
         )
+        self._forks = forks
 
     def start(self, leases: Leases) -> None:
         """Deliver from now on, in a task of its own, while it is held."""
@@ -181,7 +184,7 @@ class Subscription:
             await self.open()
             leases.ask()
         epoch = leases.epoch(self.lease_key)
-        if epoch is not None and epoch > self._opened().epoch:
+        if self._forks != self._store.forks or (epoch is not None and epoch > self._opened().epoch):
             await self.open()
         return leases.epoch(self.lease_key) is not None  # it may have gone to another one meanwhile
 
@@ -200,6 +203,8 @@ class Subscription:
                 [(self._history.event(recorded), self._history.context(recorded)) for recorded in found.events]
             )
         place = await self._store.place_at(found.through)
+        if self._forks != self._store.forks:
+            return True  # that place may be of another history than what was delivered
         assert place is not None, "the store said that this position was read"
         (result,) = await self._read_store.write([SliceWrite(generation, place)])
         if isinstance(result, Written):

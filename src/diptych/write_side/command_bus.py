@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from diptych.clock import Clock, pause
-from diptych.errors import CommandIdReused, Conflict, Overloaded, UnknownMessage
+from diptych.errors import CommandIdReused, Conflict, HistoryDiverged, Overloaded, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
@@ -34,6 +34,8 @@ __all__ = ["CommandBus", "CommandMiddleware", "NextCommand", "Sender"]
 
 CONFLICTS_MAX = 10
 """How often one command is decided before it ends in `Conflict`."""
+FORKS_MAX = 3
+"""How often one command is begun anew, since the history turned out to be another than it was decided on."""
 FOLD_PAGE_EVENTS = 1_000
 """Events read at once while a model is folded; between pages other work of the loop goes on."""
 
@@ -142,7 +144,17 @@ class CommandBus:
         )
         hashed = self._codecs[handler.command].payload_hash(handler.command_name, command)
         attempt = Attempt(handler, command, context, envelope, hashed, caller_gave_id=caller_gave_id)
-        return await (self._once(attempt) if caller_gave_id else self._decide(attempt))
+        reach = self._once if caller_gave_id else self._decide
+        for _ in range(FORKS_MAX - 1):
+            attempt.forks = self._group.keep_up()
+            try:
+                return await reach(attempt)
+            except HistoryDiverged:
+                if attempt.forks == self._store.forks or not handler.idempotent:
+                    raise
+            attempt.await_outcome()
+        attempt.forks = self._group.keep_up()
+        return await reach(attempt)
 
     # ── once ─────────────────────────────────────────────────────────────────
 
@@ -159,7 +171,7 @@ class CommandBus:
         ended: Receipt | BaseException = asyncio.CancelledError()
         try:
             kept = await self._store.outcome(command_id)
-            found = await (self._decide(attempt) if kept is None else self._kept(kept, attempt.payload_hash))
+            found = await (self._decide(attempt) if kept is None else self._kept(kept, attempt))
         except Exception as error:
             ended = error
             raise
@@ -170,12 +182,13 @@ class CommandBus:
             del self._in_flight[command_id]
             mine.set_result((attempt.payload_hash, ended))
 
-    async def _kept(self, kept: KeptOutcome, payload_hash: bytes) -> Receipt:
-        check_payload(kept, payload_hash)
+    async def _kept(self, kept: KeptOutcome, attempt: Attempt) -> Receipt:
+        check_payload(kept, attempt.payload_hash)
         if kept.rejection is not None:
             raise rejection(kept.rejection)
         first = Position(kept.place.position - kept.event_count)
         found = await self._store.read(ALL_EVENTS, first, max(kept.event_count, 1), until=kept.place.position)
+        self._group.check(attempt.forks)
         return receipt(kept, [self._history.event(recorded) for recorded in found.events])
 
     # ── decide, until it holds ───────────────────────────────────────────────
@@ -187,7 +200,7 @@ class CommandBus:
             for key in keys:
                 known = self._cache.get(key)
                 if known is None or known.position < self._group.tail.start:
-                    known = await self._folded(key)
+                    known = await self._folded(key, attempt.forks)
                 attempt.stands[key] = known
             if not attempt.handler.pure:
                 await self._decide_impure(attempt)
@@ -199,11 +212,11 @@ class CommandBus:
                     raise Conflict(attempt.handler.command.__name__, conflicts, outcome.position)
             elif not isinstance(outcome, Outdated):
                 if isinstance(outcome, KeptOutcome):
-                    return await self._kept(outcome, attempt.payload_hash)
+                    return await self._kept(outcome, attempt)
                 return _told(outcome)
             known_here = outcome.position if isinstance(outcome, Lost) else self._group.tail.committed
             for key in keys:
-                await self._folded(key, known_here)
+                await self._folded(key, attempt.forks, known_here)
             attempt.await_outcome()
 
     async def _decide_impure(self, attempt: Attempt) -> None:
@@ -215,9 +228,14 @@ class CommandBus:
         states = {key: folded.state for key, folded in attempt.stands.items()}
         attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
 
-    async def _folded(self, key: ModelKey, at_least: Position = START) -> Folded:
-        """A model folded from the store up to a position or further; whoever wants the same at the same time joins."""
+    async def _folded(self, key: ModelKey, forks: int, at_least: Position = START) -> Folded:
+        """A model folded from the store up to a position or further; whoever wants the same at the same time joins.
+
+        Raises:
+            HistoryDiverged: there were more forks meanwhile, so that the position may never come.
+        """
         while True:
+            self._group.check(forks)
             under_way = self._folding.get(key)
             folded = await (self._lead_fold(key) if under_way is None else asyncio.shield(under_way))
             if folded is not None and folded.position >= at_least:
@@ -236,11 +254,13 @@ class CommandBus:
     async def _fold(self, key: ModelKey) -> Folded:
         """Fold what the store holds onto the state that is known, or from the beginning."""
         fold, ids = key
+        forks = self._group.keep_up()
         folded = self._cache.get(key) or Folded(fold.item(ids), fold.initial(ids), START)
         query = EventQuery((folded.item,))
         more = True
         while more:
             found = await self._store.read(query, folded.position, FOLD_PAGE_EVENTS)
+            self._group.check(forks)
             state: Any = folded.state
             for recorded in found.events:
                 context = self._history.context(recorded) if fold.takes_context else None

@@ -16,7 +16,15 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from diptych.clock import pause
-from diptych.errors import InvalidEvent, InvalidMessage, OutcomeUnknown, Overloaded, StoreClosed, Unstorable
+from diptych.errors import (
+    HistoryDiverged,
+    InvalidEvent,
+    InvalidMessage,
+    OutcomeUnknown,
+    Overloaded,
+    StoreClosed,
+    Unstorable,
+)
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_store import (
     Appended,
@@ -75,12 +83,13 @@ class Attempt:
     Attributes:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
         decided: where it was decided before it was submitted (handlers that are not pure).
+        forks: `EventStore.forks` before anything of that was read.
         outcome: what became of it; or an exception, where it failed.
     """
 
     __slots__ = (
-        "broken", "caller_gave_id", "command", "context", "decided", "envelope", "handler", "outcome", "payload_hash",
-        "stands",
+        "broken", "caller_gave_id", "command", "context", "decided", "envelope", "forks", "handler", "outcome",
+        "payload_hash", "stands",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +112,7 @@ class Attempt:
         self.stands: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
         self.broken = 0
+        self.forks = 0
         self.await_outcome()
 
     def await_outcome(self) -> None:
@@ -150,11 +160,31 @@ class GroupCommit:
         self._running: asyncio.Task[None] | None = None
         self._closed = False
         self._observed = START
+        self._forks = store.forks
         self.tail = Tail(START)
 
     async def open(self) -> None:
         """Learn where the history ends."""
+        self._forks = self._store.forks
         self.tail.restart((await self._store.head()).position)
+
+    def keep_up(self) -> int:
+        """Forget all that was read of a history that is not there any more; `EventStore.forks` as it is now."""
+        if self._forks != self._store.forks:
+            self._forks = self._store.forks
+            self._cache.clear()
+            self._observed = START
+            self.tail.restart(START)
+        return self._forks
+
+    def check(self, forks: int) -> None:
+        """Make sure that what was read since then is all of one history.
+
+        Raises:
+            HistoryDiverged: it is not. Nothing was done.
+        """
+        if self._store.forks != forks:
+            raise HistoryDiverged("what the command was decided on", "nothing was done; send it again")
 
     async def close(self) -> None:
         """Finish what was submitted, and take nothing more."""
@@ -205,6 +235,7 @@ class GroupCommit:
                 raise
 
     async def _commit(self, batch: Sequence[Attempt]) -> None:
+        self.keep_up()
         if self._observed > self.tail.end:
             self.tail.restart(self._observed)
         base = self.tail.end
@@ -215,11 +246,13 @@ class GroupCommit:
         self._waiting.extendleft(reversed(self._deferred))
 
     async def _append(self, base: Position, drafts: Sequence[_Draft], states: dict[ModelKey, Folded]) -> None:
+        forks = self._forks
         try:
             results = await self._store.append([draft.commit for draft in drafts], base)
-            await self._remember(base, drafts, results, states)
-        except BaseException:
-            self.tail.restart(base)  # what became of the pending events is not known
+            if forks == self.keep_up():
+                await self._remember(base, drafts, results, states)
+        except BaseException:  # what became of the pending events is not known
+            self.tail.restart(base if forks == self.keep_up() else START)
             raise
         for draft, result in zip(drafts, results, strict=True):
             self._answer(draft, result)
@@ -234,7 +267,10 @@ class GroupCommit:
             if isinstance(result, Appended)
         ]
         count = sum(len(events) for _, events in appended)
+        forks = self._forks
         head = appended[-1][0].place.position if appended else (await self._store.head()).position
+        if self.keep_up() != forks:
+            return
         if head != base + count:
             self.tail.restart(head)
             return
@@ -261,6 +297,7 @@ class GroupCommit:
     def _draft(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> _Draft | None:
         """Decide a command and add its events to the pending ones; None where it ends here or has to wait."""
         try:
+            self.check(attempt.forks)
             if attempt.decided is not None:
                 draft = self._encode(attempt, attempt.decided, attempt.stands)
             else:

@@ -64,6 +64,10 @@ class ModelCache:
             if len(self._states) > self._limit:
                 self._states.popitem(last=False)
 
+    def clear(self) -> None:
+        """Forget everything: it is of a history that is not there any more."""
+        self._states.clear()
+
 
 class RecentEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as it was appended, or is about to be."""

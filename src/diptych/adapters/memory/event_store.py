@@ -75,6 +75,11 @@ class MemoryEventStore:
         return False
 
     @property
+    def forks(self) -> int:
+        """0: nobody else has it."""
+        return 0
+
+    @property
     def history_id(self) -> bytes:
         """16 bytes, made with the store."""
         self._check_open()

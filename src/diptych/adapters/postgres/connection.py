@@ -42,7 +42,9 @@ DEFAULT_SCHEMA = "diptych"
 SCHEMA_CHARACTERS_MAX = 40
 """Characters of a schema's name; names made from it have to fit into PostgreSQL's 63 bytes."""
 CONNECT_S_MAX = 10.0
-"""How long connecting may take."""
+"""How long connecting may take; of several hosts, each has its share of it."""
+HOSTS_MAX = 10
+"""Hosts that one URL may name."""
 STATEMENT_S_MAX = 60.0
 """How long a statement may take before it is cancelled."""
 CLOSE_S_MAX = 5.0
@@ -72,16 +74,16 @@ _SESSION = {
 }
 _REMEDIES = {
     "08": "check that the server runs and can be reached",
-    "25006": "this server is read-only: is it a replica? Give the URL of the primary",
+    "25006": "nothing was done: this server is read-only, a replica or set so. Send it again, to the primary",
     "28": "check the user and password in the URL, and the server's pg_hba.conf",
     "3D000": "there is no such database; make it with createdb",
     "40": "other transactions were in the way; send it again",
-    "53100": "its disk is full; make room",
+    "53100": "nothing was done: its disk is full; make room, and send it again",
     "53200": "the server is out of memory",
     "53300": "the server takes no more connections; raise its max_connections, or use fewer processes",
     "53": "the server is short of something",
     "55P03": "another transaction holds its lock; end it, or wait for it",
-    "57014": "the statement was cancelled, by hand or by a statement_timeout",
+    "57014": "nothing was done: the statement was cancelled, by hand or by a statement_timeout; send it again",
     "57P": "the server is stopping, starting or was restarted; it is tried again on the next call",
     "58": "the server's disk fails; check it",
     "XX": "the server's data are damaged; restore a backup",
@@ -89,6 +91,8 @@ _REMEDIES = {
 """What to do, by SQLSTATE or its beginning; the longest that fits."""
 _DENIED = "42501"
 """The role may not."""
+_WRONG_SERVER = frozenset({"25006"})
+"""This connection will go on refusing what others would do: a setting of its session, or the wrong server."""
 _MISSING = frozenset({"3F000", "42P01", "42703", "42883"})
 """No such schema, table, column, function."""
 
@@ -97,13 +101,15 @@ class PostgresUrl(msgspec.Struct, frozen=True):
     """Where a store is.
 
     Attributes:
-        dsn: for the driver, without our own parameters.
+        dsns: for the driver, without our own parameters; one for each host, in the order in which they are tried.
+        attributes: which of them will do, a `target_session_attrs`; empty where whichever is there will.
         schema: that holds the tables; plain, so that it needs no escaping inside double quotes.
         pooled: whether a pooler stands before the server that gives every transaction another connection.
         shown: the URL without its password, for messages.
     """
 
-    dsn: str
+    dsns: tuple[str, ...]
+    attributes: str
     schema: str
     pooled: bool
     shown: str
@@ -116,15 +122,16 @@ class PostgresUrl(msgspec.Struct, frozen=True):
     @property
     def user(self) -> str:
         """Whom the driver connects as: by the URL or, where it names nobody, by the environment, as libpq does."""
-        parts = urlsplit(self.dsn)
+        parts = urlsplit(self.dsns[0])
         named = unquote(parts.username or "") or dict(parse_qsl(parts.query)).get("user", "")
         return named or os.environ.get("PGUSER", "") or getpass.getuser()
 
 
 def parse_url(url: str) -> PostgresUrl:
-    """Read `postgresql://user:password@host:port/database?schema=name&pgbouncer=true&…`.
+    """Read `postgresql://user:password@host:port,host:port/database?schema=name&pgbouncer=true&…`.
 
-    `schema` and `pgbouncer` are ours, all else is the driver's: a socket's folder as `host`, `sslmode` and so on.
+    `schema` and `pgbouncer` are ours, all else is the driver's: a socket's folder as `host`, `sslmode` and so on. Of
+    several hosts, the first that is the primary is connected to, or that which `target_session_attrs` describes.
 
     Raises:
         ConfigurationError: it cannot be read, or `schema` or `pgbouncer` has no value that is allowed.
@@ -132,16 +139,22 @@ def parse_url(url: str) -> PostgresUrl:
     try:
         parts = urlsplit(url)
         parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        host = parts.hostname or ""
-        place = f"{parts.username or ''}@{f'[{host}]' if ':' in host else host}{f':{parts.port}' if parts.port else ''}"
         _check_is_whole(url)
+        user, at, named_hosts = parts.netloc.rpartition("@")
+        hosts = named_hosts.split(",")
+        for host in hosts:
+            _check_host(host, alone=len(hosts) == 1)
+        if len(hosts) > HOSTS_MAX:
+            raise ConfigurationError(f"this URL names {len(hosts)} hosts; HOSTS_MAX={HOSTS_MAX} is the limit")
+        place = f"{user.partition(':')[0]}@{named_hosts}"
     except ValueError:
         # What is wrong may be in the password, or a part of it taken for a port: it is not repeated.
         raise ConfigurationError(
             "this URL of PostgreSQL cannot be read: it is postgresql://user:password@host:port/database?name=value&…, "
+            "with several hosts as host:port,host:port; "
             "in a user or password / ? # @ : [ ] are written as %2F %3F %23 %40 %3A %5B %5D"
         ) from None
-    ours = {name: value for name, value in parameters if name in {"schema", "pgbouncer"}}
+    ours = {name: value for name, value in parameters if name in {"schema", "pgbouncer", "target_session_attrs"}}
     theirs = urlencode([(name, value) for name, value in parameters if name not in ours])
     schema = ours.get("schema", DEFAULT_SCHEMA)
     check_name("schema", schema)
@@ -150,7 +163,8 @@ def parse_url(url: str) -> PostgresUrl:
         raise ConfigurationError(f"pgbouncer={pooled}: write pgbouncer=true, or leave it out")
     named = urlencode([(name, value) for name, value in parameters if "password" not in name.lower()])
     return PostgresUrl(
-        dsn=urlunsplit(("postgresql", parts.netloc, parts.path, theirs, "")),
+        dsns=tuple(urlunsplit(("postgresql", f"{user}{at}{host}", parts.path, theirs, "")) for host in hosts),
+        attributes=ours.get("target_session_attrs", "primary" if len(hosts) > 1 else ""),
         schema=schema,
         pooled=pooled == "true",
         shown=urlunsplit(("postgresql", place.removeprefix("@"), parts.path, named, "")),
@@ -173,11 +187,26 @@ def check_name(what: str, name: str) -> None:
 def _check_is_whole(url: str) -> None:
     """A bare `/`, `?` or `#` in a password ends the host too early: an `@` comes after it, and the rest were shown.
 
+    So it were behind a bare `@`, where the driver takes the host to begin.
+
     Raises:
         ValueError: it is so.
     """
     parts = urlsplit(url)
     if "@" in parts.path or "#" in url or ("@" not in parts.netloc and "@" in parts.query):
+        raise ValueError
+    if parts.netloc.count("@") > 1:
+        raise ValueError
+
+
+def _check_host(host: str, *, alone: bool) -> None:
+    """One of several has a name, and its port is a number.
+
+    Raises:
+        ValueError: it is not so.
+    """
+    parts = urlsplit(f"//{host}")
+    if not (parts.hostname or alone) or (parts.port is None and host.endswith(":")):
         raise ValueError
 
 
@@ -333,10 +362,15 @@ class Connections:
 
     def _judge(self, link: Link, error: BaseException) -> None:
         """Where the server only said no, the connection is as good as ever; what cut it has cut the idle ones too."""
-        lost = is_lost(error)
+        lost = is_lost(error) or state_of(error) in _WRONG_SERVER
         if lost or not isinstance(error, asyncpg.PostgresError):
             link.terminate()
-        while lost and self._idle:
+        if lost:
+            self.cut_idle()
+
+    def cut_idle(self) -> None:
+        """Let go of what nobody uses: the next call makes a new connection, which is verified."""
+        while self._idle:
             self._idle.pop().terminate()
 
     async def _wait_for_turn(self) -> None:
@@ -398,32 +432,50 @@ class Connections:
 
 
 async def connect(url: PostgresUrl, *, read_only: bool = False, planning: Mapping[str, str] = INDEXED) -> Link:
-    """A new connection.
+    """A new connection: to the first host that answers and will do.
+
+    The driver would try them too, but give up at one that is just starting, and wait for one that has gone for as long
+    as for all.
 
     Raises:
-        StoreUnavailable: the server cannot be reached, or lets nobody in; with the reason.
+        StoreUnavailable: no server can be reached, or none lets anybody in; with the reason.
         ConfigurationError: the server is too old, or the URL names what the driver does not know.
     """
     settings = {} if url.pooled else {**_SESSION, **planning}
+    attributes = url.attributes
     if read_only and not url.pooled:
         settings["default_transaction_read_only"] = "on"
-    try:
-        link: Link = await asyncpg.connect(
-            url.dsn,
-            timeout=CONNECT_S_MAX,
-            statement_cache_size=0 if url.pooled else STATEMENTS_KEPT,
-            max_cached_statement_lifetime=0,
-            max_cacheable_statement_size=0,
-            server_settings=settings,
-        )
-    except (asyncpg.ClientConfigurationError, ssl.SSLError) as error:
-        raise ConfigurationError(f"{url.shown}: {error}") from error
-    except DRIVER_ERRORS as error:
-        raise failure(url, error) or StoreUnavailable(f"{url.shown}: {error}") from error
+        # The driver asks the session whether it is read-only, which this one always is.
+        attributes = {"read-write": "primary", "read-only": "any"}.get(attributes, attributes)
+    link = await _connect_to_one(url, settings, attributes)
     if link.get_server_version()[0] * 10_000 < SERVER_VERSION_MIN:
         link.terminate()
         raise ConfigurationError(f"{url.shown} is too old: Diptych needs PostgreSQL 14 or later")
     return link
+
+
+async def _connect_to_one(url: PostgresUrl, settings: Mapping[str, str], attributes: str) -> Link:
+    """The first host that will do; where none does, the failure that tells most: what a server said, else the last."""
+    failed: Exception | None = None
+    for dsn in url.dsns:
+        wanted = f"{'&' if '?' in dsn else '?'}target_session_attrs={attributes}" if attributes else ""
+        try:
+            link: Link = await asyncpg.connect(
+                dsn + wanted,
+                timeout=CONNECT_S_MAX / len(url.dsns),
+                statement_cache_size=0 if url.pooled else STATEMENTS_KEPT,
+                max_cached_statement_lifetime=0,
+                max_cacheable_statement_size=0,
+                server_settings=dict(settings),
+            )
+        except (asyncpg.ClientConfigurationError, ssl.SSLError) as error:
+            raise ConfigurationError(f"{url.shown}: {error}") from error
+        except DRIVER_ERRORS as error:
+            failed = error if failed is None or not state_of(failed) else failed
+        else:
+            return link
+    assert failed is not None, "a URL names a host, if only by default"
+    raise failure(url, failed) or StoreUnavailable(f"{url.shown}: {failed}") from failed
 
 
 async def _say_goodbye(link: Link) -> None:

@@ -24,13 +24,22 @@ from diptych.adapters.postgres.connection import (
     parse_url,
     state_of,
 )
+from diptych.adapters.postgres.durability import commits_survive
 from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import not_registrable, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
 from diptych.adapters.postgres.wake_ups import WakeUps
 from diptych.clock import Clock, SystemClock, pause
-from diptych.errors import ConfigurationError, NotGranted, OutcomeUnknown, StoreClosed
+from diptych.errors import (
+    ConfigurationError,
+    HistoryDiverged,
+    NotGranted,
+    OutcomeUnknown,
+    StoreClosed,
+    StoreUnavailable,
+)
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
 from diptych.event_store.head_watch import HeadWatch
@@ -42,7 +51,16 @@ from diptych.event_store.timestamp import moment, to_microseconds
 if TYPE_CHECKING:
     from diptych.adapters.postgres.migrations import Migration
 
-__all__ = ["PostgresEventStore", "connect", "grants_sql", "migrate", "migration_sql", "role_prefix", "shown"]
+__all__ = [
+    "PostgresEventStore",
+    "commits_survive",
+    "connect",
+    "grants_sql",
+    "migrate",
+    "migration_sql",
+    "role_prefix",
+    "shown",
+]
 
 READ_CONNECTIONS_MAX = 4
 """Connections of one process that read."""
@@ -141,7 +159,7 @@ class PostgresEventStore:
         self._writing = Connections(url, APPEND_CONNECTIONS, read_only=False, verify=self._verify_writer)
         self._append_statement = append_statement(self._schema)
         self._select_known = select_known(self._schema)
-        self._known = Place(b"", START, NOWHERE)
+        self._known = KnownHistory(url.shown)
         self._held: set[tuple[str, int]] = set()
         self._is_open = False
         self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
@@ -164,6 +182,11 @@ class PostgresEventStore:
         self._check_open()
         return self._known.history_id
 
+    @property
+    def forks(self) -> int:
+        """How often another history was found here, by a new connection or an append."""
+        return self._known.forks
+
     async def open(self) -> None:
         """Connect, and make sure that the schema is as this code needs it.
 
@@ -174,11 +197,11 @@ class PostgresEventStore:
         """
         if self._is_open:
             return
-        self._known = Place(b"", START, NOWHERE)
+        self._known.forget()
         self._held.clear()
         self._reading.open()
         try:
-            self._known = await self._look_at_head()
+            await self._look_at_head()
         except BaseException:
             await self._reading.close()
             raise
@@ -207,16 +230,37 @@ class PostgresEventStore:
         await self._verify(self._writing, link)
 
     async def _verify(self, connections: Connections, link: Link) -> None:
-        """What this process last knew must still be there, or another history is at this address."""
-        known = self._known
-        if not known.history_id:
+        """What this process knows must still be there, or another history is at this address.
+
+        Raises:
+            StoreUnavailable: the server is a replica that may still come to it.
+        """
+        known = self._known.now
+        if not known.place.history_id:
             return
         statement = (
-            f"SELECT h.history_id, e.event_id FROM {self._schema}.history AS h "
+            "SELECT h.history_id, h.position, h.event_id, e.event_id, pg_catalog.pg_is_in_recovery() "
+            f"FROM {self._schema}.history AS h "
             f"LEFT JOIN {self._schema}.events AS e ON e.position = $1 WHERE h.one = 1"
         )
-        ((history_id, event_id),) = await connections.rows_on(link, statement, (known.position,))
-        known.check(history_id, NOWHERE if known.position == 0 else event_id, _KNOWN)
+        (row,) = await connections.rows_on(link, statement, (known.place.position,))
+        head, found, follows = Place(row[0], Position(row[1]), row[2]), row[3], row[4]
+        if follows and head.history_id == known.place.history_id and head.position < known.place.position:
+            raise StoreUnavailable(
+                f"{self._url.shown}: nothing was done: this replica is at position {head.position}, "
+                f"{known.place.position} is known here. Send it again, once it has caught up or to the primary"
+            )
+        self._compare(known, head, found)
+
+    def _compare(self, known: Known, head: Place, found: bytes | None) -> HistoryDiverged | None:
+        """How what was known differs from what is there, with which the store then goes on; see `forks`."""
+        error = self._known.difference(known, head, found)
+        if error is not None:
+            self._held.clear()
+            self._reading.cut_idle()
+            self._writing.cut_idle()
+            self._wake()
+        return error
 
     # ── append ───────────────────────────────────────────────────────────────
 
@@ -225,12 +269,12 @@ class PostgresEventStore:
 
         Raises:
             OutcomeUnknown: the connection was lost while the server may have committed.
-            HistoryDiverged: the history no longer holds what this process last knew to be there.
+            HistoryDiverged: the history no longer holds what this process knew to be there. Said once: `forks` tells.
         """
         self._check_open()
         if not commits:
             return []
-        task = asyncio.get_running_loop().create_task(self._append(commits, base))
+        task = asyncio.get_running_loop().create_task(self._append(commits, base, self._known.now))
         self._under_way.add(task)
         task.add_done_callback(self._note_done)
         return await asyncio.shield(task)
@@ -240,25 +284,25 @@ class PostgresEventStore:
         if not task.cancelled():
             task.exception()  # heard, though its caller may have gone
 
-    async def _append(self, commits: Sequence[Commit], base: Position | None) -> list[AppendResult]:
+    async def _append(self, commits: Sequence[Commit], base: Position | None, known: Known) -> list[AppendResult]:
         refusals = [refusal(commit) for commit in commits]
         batch = Batch(commits, refusals, base)
         try:
             async with self._writing.connection() as link:
                 try:
-                    return await self._send(link, batch, closely=False)
+                    return await self._send(link, batch, known, closely=False)
                 except asyncpg.UniqueViolationError:
-                    return await self._send(link, batch, closely=True)
+                    return await self._send(link, batch, known, closely=True)
                 except (asyncpg.PostgresError, asyncpg.DataError) as error:
                     if not _is_of_data(error):
                         raise
-                    refusals = await self._find_culprits(link, commits, refusals)
-                    return await self._send(link, Batch(commits, refusals, base), closely=True)
+                    refusals = await self._find_culprits(link, commits, refusals, known)
+                    return await self._send(link, Batch(commits, refusals, base), known, closely=True)
         except DRIVER_ERRORS as error:
             raise (failure(self._url, error) or error) from error
 
-    async def _send(self, link: Link, batch: Batch, *, closely: bool) -> list[AppendResult]:
-        arguments = self._arguments(batch, closely=closely)
+    async def _send(self, link: Link, batch: Batch, known: Known, *, closely: bool) -> list[AppendResult]:
+        arguments = self._arguments(batch, known, closely=closely)
         try:
             (answer,) = await self._writing.rows_on(link, self._append_statement, arguments, timeout_s=APPEND_S_MAX)
         except DRIVER_ERRORS as error:
@@ -271,15 +315,20 @@ class PostgresEventStore:
                 raise OutcomeUnknown(batch.command_ids(), str(error) or type(error).__name__) from error
             raise
         if answer["diverged"]:
-            self._known.check(answer["history_id"], answer["known_found"], _KNOWN)
-        results, self._known = batch.results(answer)
-        self._held |= batch.held_by(results)
+            head = Place(answer["history_id"], Position(answer["head"]), answer["head_event"])
+            difference = self._compare(known, head, answer["known_found"])
+            assert difference is not None, "the section compares the same"
+            raise difference
+        results, end = batch.results(answer)
+        self._known.learn(end, known.forks)
+        if known.forks == self.forks:
+            self._held |= batch.held_by(results)
         self._wake()
         return results
 
-    def _arguments(self, batch: Batch, *, closely: bool) -> list[object]:
+    def _arguments(self, batch: Batch, known: Known, *, closely: bool) -> list[object]:
         return batch.arguments(
-            self._known,
+            known.place,
             self._held,
             now_us=None if self._clock is None else to_microseconds(self._clock.now()),
             closely=closely,
@@ -288,14 +337,14 @@ class PostgresEventStore:
         )
 
     async def _find_culprits(
-        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None]
+        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None], known: Known
     ) -> list[str | None]:
         """Why commits cannot be stored, found by trying parts of the batch and taking them back."""
         found = list(refusals)
         parts = [range(len(commits))]
         while parts:
             part = parts.pop()
-            reason = await self._try_out(link, [commits[i] for i in part], [refusals[i] for i in part])
+            reason = await self._try_out(link, [commits[i] for i in part], [refusals[i] for i in part], known)
             if reason is None:
                 continue
             if len(part) == 1:
@@ -305,13 +354,15 @@ class PostgresEventStore:
                 parts += [part[:middle], part[middle:]]
         return found
 
-    async def _try_out(self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None]) -> str | None:
+    async def _try_out(
+        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None], known: Known
+    ) -> str | None:
         """What the database has against storing these, whatever their conditions; None where it has nothing."""
         unconditional = [msgspec.structs.replace(commit, conditions=()) for commit in commits]
         trial = link.transaction(isolation="read_committed")
         await trial.start()
         try:
-            arguments = self._arguments(Batch(unconditional, refusals, None), closely=True)
+            arguments = self._arguments(Batch(unconditional, refusals, None), known, closely=True)
             await link.fetch(self._append_statement, *arguments, timeout=APPEND_S_MAX)
         except (asyncpg.PostgresError, asyncpg.DataError) as error:
             if not _is_of_data(error):
@@ -336,7 +387,8 @@ class PostgresEventStore:
                 await restore(link, self._url, part, lock_wait_s=self._lock_wait_s, channel=self._channel)
         except DRIVER_ERRORS as error:
             raise (failure(self._url, error) or error) from error
-        self._known = part.end
+        self._known.forget()  # an empty store has taken the name of what it is a copy of
+        self._known.learn(part.end, self._known.forks)
         self._wake()
 
     # ── read ─────────────────────────────────────────────────────────────────
@@ -365,7 +417,11 @@ class PostgresEventStore:
         """Events, the head of the first snapshot, and whether there are more.
 
         What was committed when the read began never changes: the slices after the first end where that one saw.
+
+        Raises:
+            HistoryDiverged: it did change, since the history is another now.
         """
+        forks = self.forks
         events: list[RecordedEvent] = []
         first_head: int | None = None
         while True:
@@ -376,6 +432,8 @@ class PostgresEventStore:
                 until = head if until is None else min(until, head)
             events += map(self._rows.event, rows[:wanted])
             more = len(rows) > wanted
+            if forks != self.forks:
+                raise HistoryDiverged("what was read", "the history turned out to be another one meanwhile")
             if not more or len(events) >= limit:
                 return events, first_head, more
             if backward:
@@ -393,14 +451,16 @@ class PostgresEventStore:
             merged = head is not None
             if head is not None:
                 arguments[1] = head if until is None else min(until, head)  # as far as the first snapshot
+            forks = self.forks
             found = await self._fetch(statement, *arguments)
             if head is None:
                 head = int(found[0][0])
-            if found[0][1] is not None:
+                self._known.learn(Place(self._known.history_id, Position(head), found[0][1]), forks)
+            if found[0][2] is not None:
                 rows += found
         assert head is not None
         if merged:
-            rows = sorted({row[1]: row for row in rows}.values(), key=_position_of, reverse=backward)[:limit]
+            rows = sorted({row[2]: row for row in rows}.values(), key=_position_of, reverse=backward)[:limit]
         return rows, head
 
     async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
@@ -422,8 +482,11 @@ class PostgresEventStore:
 
     async def _look_at_head(self) -> Place:
         statement = f"SELECT history_id, position, event_id FROM {self._schema}.history WHERE one = 1"
+        forks = self.forks
         ((history_id, position, event_id),) = await self._fetch(statement)
-        return Place(history_id, Position(position), event_id)
+        place = Place(history_id, Position(position), event_id)
+        self._known.learn(place, forks)
+        return place
 
     async def place_at(self, position: Position) -> Place | None:
         """The place at a position; None past the head."""
@@ -467,7 +530,7 @@ class PostgresEventStore:
     # ── waiting ──────────────────────────────────────────────────────────────
 
     async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
-        """Wait until the head is past a position.
+        """Wait until the head is past a position; not for longer than until the history turns out to be another.
 
         Commits of other processes are noticed by notification; where one is lost, within `POLL_S`, and while none can
         come, within `POLL_DEAF_S`.
@@ -480,14 +543,16 @@ class PostgresEventStore:
             self._waiting -= 1
 
     async def _passed(self, after: Position, deadline: float) -> bool:
-        while True:
+        forks = self.forks
+        while forks == self.forks:
             self._keep_watch()  # before the look at the head, so that nothing falls between
             wakes = self._wakes
-            if self._known.position > after or (await self._shared_look()).position > after:
+            if self._known.place.position > after or (await self._shared_look()).position > after:
                 return True
             if wakes == self._wakes and not await self._watch.wait(deadline - time.monotonic()):
                 return False
             self._check_open()
+        return False
 
     def _wake(self) -> None:
         self._wakes += 1
@@ -570,7 +635,7 @@ class _Rows:
         self._moment = (0, moment(0))
 
     def event(self, row: asyncpg.Record) -> RecordedEvent:
-        _, position, type, version, recorded_at_us, event_id, data, tags, metadata = row
+        _, _, position, type, version, recorded_at_us, event_id, data, tags, metadata = row
         tag_list = self._tag_lists.get(tags) or self._decode_tags(tags)
         if recorded_at_us != self._moment[0]:
             self._moment = (recorded_at_us, moment(recorded_at_us))
@@ -586,12 +651,11 @@ class _Rows:
 
 _PLANNED_ONCE = {**INDEXED, "plan_cache_mode": "force_generic_plan"}
 """A read has one good plan, whatever its parameters; making it for each call takes longer than the read."""
-_KNOWN = "what this process last wrote or read"
 _tags_decoder = msgspec.json.Decoder(tuple[str, ...])
 
 
 def _position_of(row: asyncpg.Record) -> int:
-    return int(row[1])
+    return int(row[2])
 
 
 def _is_of_data(error: BaseException) -> bool:

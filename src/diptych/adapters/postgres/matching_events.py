@@ -34,8 +34,8 @@ def reading(
 ) -> Iterator[tuple[str, list[Any]]]:
     """Statements, with their arguments, that give the matching events in (after, until], at most `limit` each.
 
-    Each gives rows of head, position, type, version, recorded at, event id, data, tags, metadata; the first head is
-    there also where nothing matches, with nulls beside it.
+    Each gives rows of head, event id there, position, type, version, recorded at, event id, data, tags, metadata; the
+    first head is there also where nothing matches, with nulls beside it.
     """
     bounds: list[Any] = [after, until, limit]
     if any(not (item.tags or item.types) for item in query.items):
@@ -68,7 +68,7 @@ def _statement(schema: str, shapes: Sequence[_Shape] | None, *, backward: bool) 
     else:
         found = f"({_positions(schema, shapes, order)}) AS p JOIN {schema}.events AS e ON e.position = p.position "
     return (
-        f"SELECT h.position AS head, m.* FROM {schema}.history AS h LEFT JOIN LATERAL ("
+        f"SELECT h.position AS head, h.event_id AS head_event, m.* FROM {schema}.history AS h LEFT JOIN LATERAL ("
         "SELECT e.position, n.name, e.version, e.recorded_at, e.event_id, e.data, e.tags, e.metadata "
         f"FROM {found}JOIN {schema}.event_types AS n ON n.id = e.type"
         f") AS m ON true WHERE h.one = 1 ORDER BY m.position {order}"

@@ -319,7 +319,12 @@ class PostgresReadStore:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     async def _begun(self, link: Link, work: Callable[[Link], Awaitable[T]], *, durably: bool) -> T:
-        await link.execute(begin(durably=durably))
+        try:
+            await link.execute(begin(durably=durably))
+        except asyncpg.FeatureNotSupportedError as error:
+            raise StoreUnavailable(
+                f"{self._url.shown}: nothing was done: this server is a replica ({error}). Give the URL of the primary"
+            ) from error
         try:
             result = await work(link)
         except Exception:

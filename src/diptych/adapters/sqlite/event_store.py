@@ -86,6 +86,11 @@ class SqliteEventStore:
         return True
 
     @property
+    def forks(self) -> int:
+        """0: a file that was exchanged is not written to."""
+        return 0
+
+    @property
     def history_id(self) -> bytes:
         """16 bytes, made with the file."""
         self._open_reading()

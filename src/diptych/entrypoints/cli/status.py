@@ -44,13 +44,17 @@ def status(
 
 
 async def _status(settings: Settings, *, json: bool) -> None:
+    import msgspec
+
+    from diptych.adapters.connect import commits_survive
     from diptych.messages.codec import encode
 
     found = await (_of_application(settings) if settings.app else _of_store(settings))
+    survive = await commits_survive(settings.store or "")
     if json:
-        screen.write(encode(found))
+        screen.write(encode(msgspec.structs.asdict(found) | {"commits_survive": survive}))
     else:
-        _show(settings, found)
+        _show(settings, found, survive)
 
 
 async def _of_application(settings: Settings) -> Status:
@@ -69,12 +73,13 @@ async def _of_store(settings: Settings) -> Status:
         return Status(head=head.position, history_id=store.history_id.hex(), projections=[], subscribers=[])
 
 
-def _show(settings: Settings, found: Status) -> None:
+def _show(settings: Settings, found: Status, survive: str) -> None:
     from diptych.adapters.connect import without_password
 
     output = screen.output()
     store = without_password(settings.store or "")
     output.print(f"store    {store}\nhistory  {found.history_id}\nhead     {screen.count(found.head)}")
+    output.print(f"commits  survive {survive}")
     for title, listed in (("Projections", found.projections), ("Subscribers", found.subscribers)):
         if listed:
             output.print()
