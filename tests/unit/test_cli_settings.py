@@ -50,7 +50,10 @@ def test_the_application_is_found_in_every_layer(project: Project, monkeypatch: 
         ('stroe = "sqlite:x.db"', "diptych.toml has an unknown key 'stroe'; did you mean 'store'?"),
         (
             "colour = 1",
-            "unknown key 'colour'; there are app, store, read_store, host, port, role, processes, log_format",
+            (
+                "unknown key 'colour'; there are app, store, read_store, read_replica, replica_policy, host, port, "
+                "role, processes, log_format"
+            ),
         ),
         ("port = 'http'", "diptych.toml: expected `int`, got `str` at port"),
         ("port = 70000", "diptych.toml: expected `int` <= 65535 at port"),

@@ -10,14 +10,19 @@ from urllib.parse import parse_qsl, urlencode
 from diptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
     from diptych.clock import Clock
     from diptych.event_store.event_store import EventStore
+    from diptych.event_store.position import Place, Position
+    from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import ReadStore
 
 __all__ = [
     "Port",
     "commits_survive",
     "connect_event_store",
+    "connect_query_source",
     "connect_read_store",
     "default_read_store",
     "default_role_prefix",
@@ -27,7 +32,7 @@ __all__ = [
     "without_password",
 ]
 
-Port: TypeAlias = Literal["event_store", "read_store"]
+Port: TypeAlias = Literal["event_store", "read_store", "query_source"]
 """What a store is to the application; its adapter's module has that name."""
 
 
@@ -37,6 +42,8 @@ _ADAPTERS = {
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
 }
+_REPLICATED = frozenset({"postgresql", "postgres"})
+"""Where read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _EXTRAS = {"asyncpg": "postgres"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
@@ -62,6 +69,36 @@ def connect_read_store(url: str) -> ReadStore:
         ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
     """
     return cast("ReadStore", _adapter(url, "read_store").connect(url))
+
+
+def connect_query_source(
+    url: str,
+    read_store: ReadStore,
+    replicas: Sequence[str],
+    policy: ReplicaPolicy,
+    place_at: Callable[[Position], Awaitable[Place | None]],
+) -> QuerySource:
+    """Where queries are asked: replicas of the read store at a URL, not opened yet.
+
+    Args:
+        url: the read store's.
+        read_store: the same, connected.
+        replicas: their URLs, at least one.
+        policy: what becomes of a query that has to show more than a replica has replayed.
+        place_at: tells the place at a position of the history, so that no copy of another one is believed.
+
+    Raises:
+        ConfigurationError: a read store of this kind has no replicas, or their URLs are none of such.
+    """
+    scheme = url.partition(":")[0]
+    if scheme not in _REPLICATED:
+        raise ConfigurationError(
+            f"read models in {scheme}: have no replicas: leave them out, or keep the read models in PostgreSQL"
+        )
+    for replica in replicas:
+        if replica.partition(":")[0] not in _REPLICATED:
+            raise ConfigurationError("a replica of read models in PostgreSQL is postgresql://user@host/database")
+    return cast("QuerySource", _adapter(url, "query_source").connect(read_store, replicas, policy, place_at))
 
 
 def default_read_store(store: str) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from diptych.event_store.event_store import EventStore
     from diptych.event_store.recorded_event import RecordedEvent
+    from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import BlockedKey, ReadStore
 
 __all__ = ["Application"]
@@ -53,6 +54,9 @@ class Application:
         contexts: at least one.
         store: the event store's URL; without one, events are kept in memory and gone with the process.
         read_store: the read models' URL; by default beside the event store.
+        read_replicas: URLs of streaming replicas of the read store that queries are asked on; PostgreSQL only.
+        replica_policy: what becomes of a query that has to show more than a replica has replayed: "wait" waits for
+            that, "primary" asks the read store itself.
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
         clock: tells the time.
@@ -65,6 +69,8 @@ class Application:
         *contexts: BoundedContext,
         store: str | None = None,
         read_store: str | None = None,
+        read_replicas: Sequence[str] = (),
+        replica_policy: ReplicaPolicy = "wait",
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
         clock: Clock | None = None,
@@ -73,8 +79,14 @@ class Application:
     ) -> None:
         if not contexts:
             raise ConfigurationError("an Application needs at least one BoundedContext")
+        if isinstance(read_replicas, str):
+            raise ConfigurationError("read_replicas is a sequence of URLs, not one URL")
+        if replica_policy not in ("wait", "primary"):
+            raise ConfigurationError(f"replica_policy={replica_policy!r}: it is 'wait' or 'primary'")
         self.contexts = contexts
         self._urls = (store, read_store)
+        self._read_replicas = tuple(read_replicas)
+        self._replica_policy: ReplicaPolicy = replica_policy
         self._services = dict(services or {})
         self._middleware = tuple(command_middleware)
         self._clock = clock or SystemClock()
@@ -130,6 +142,7 @@ class Application:
             self.contexts,
             connected[0],
             connected[1],
+            query_source=connected[2],
             services=self._services,
             middleware=self._middleware,
             clock=self._clock,
@@ -137,17 +150,21 @@ class Application:
             commands_waiting_max=self._commands_waiting_max,
         )
 
-    def _stores(self) -> tuple[EventStore, ReadStore]:
+    def _stores(self) -> tuple[EventStore, ReadStore, QuerySource | None]:
         connect = import_module("diptych.adapters.connect")
         store, read_store = self._urls
         if store is None:
             _log.warning("no store was given: events are kept in memory, and gone with this process")
             store = "memory:"
-        opened: tuple[EventStore, ReadStore] = (
-            connect.connect_event_store(store, self._clock),
-            connect.connect_read_store(read_store or connect.default_read_store(store)),
-        )
-        return opened
+        read_url = read_store or connect.default_read_store(store)
+        events: EventStore = connect.connect_event_store(store, self._clock)
+        rows: ReadStore = connect.connect_read_store(read_url)
+        source: QuerySource | None = None
+        if self._read_replicas:
+            source = connect.connect_query_source(
+                read_url, rows, self._read_replicas, self._replica_policy, events.place_at
+            )
+        return events, rows, source
 
     def _open_parts(self) -> Running:
         if self._running is None:

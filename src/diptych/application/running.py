@@ -24,6 +24,7 @@ from diptych.read_side.freshness import Freshness
 from diptych.read_side.leases import Leases
 from diptych.read_side.projector import Projector, Slice
 from diptych.read_side.query_bus import QueryBus, compile_query_handlers
+from diptych.read_side.query_source import QuerySource, ReadStoreSource, ReplicaStatus
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.subscriber import Subscription
@@ -33,6 +34,8 @@ __all__ = ["Health", "ProjectionStatus", "Running", "Status", "wire"]
 
 READY_LAG_MAX = 100_000
 """Events that a projection may be behind before the application says that it is not ready."""
+REPLICA_LAG_S_MAX = 60.0
+"""Seconds that a replica may be behind before the application's health tells of it."""
 PROJECTED_WAIT_S = 5.0
 """Seconds after which `Application.projected` looks again without having been woken: the projector may have failed."""
 
@@ -71,19 +74,28 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         history_id: 32 hexadecimal digits that name the history.
         projections: by name.
         subscribers: by name.
+        replicas: that queries are asked on, in the order given.
     """
 
     head: int
     history_id: str
     projections: list[ProjectionStatus]
     subscribers: list[ProjectionStatus]
+    replicas: list[ReplicaStatus] = []
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an application can do its work now; if not, why."""
+    """Whether an application can do its work now; if not, why.
+
+    Attributes:
+        ready: whether it can.
+        reason: why not; empty where it can.
+        impaired: what is wrong though it can: replicas that are left out, or far behind.
+    """
 
     ready: bool
     reason: str = ""
+    impaired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +104,7 @@ class Running:
 
     store: EventStore
     read_store: ReadStore
+    query_source: QuerySource
     history: History
     clock: Clock
     commands: CommandBus
@@ -111,6 +124,7 @@ class Running:
         """Open the stores, check that they fit the code and each other, and follow the history."""
         await self.store.open()
         await self.read_store.open()
+        await self.query_source.open()
         await self.history.register(self.store, self.context_names)
         await self.commands.open()
         await self.projector.open(making=self.projecting)
@@ -127,6 +141,7 @@ class Running:
         async with AsyncExitStack() as closing:  # one that fails, or is cancelled, leaves none of the others open
             closing.push_async_callback(self.store.close)
             closing.push_async_callback(self.read_store.close)
+            closing.push_async_callback(self.query_source.close)
             closing.push_async_callback(self.leases.close)
             closing.push_async_callback(self.projector.close)
             for subscription in reversed(self.subscriptions):
@@ -170,6 +185,7 @@ class Running:
             history_id=self.store.history_id.hex(),
             projections=sorted(projections, key=lambda found: found.name),
             subscribers=sorted(subscribers, key=lambda found: found.name),
+            replicas=await self.query_source.replicas(),
         )
 
     async def _subscriber_status(
@@ -201,7 +217,7 @@ class Running:
                 return Health(ready=False, reason=f"projection {found.name} has stopped: {found.stopped}")
             if found.lag_events > READY_LAG_MAX:
                 return Health(ready=False, reason=f"projection {found.name} is {found.lag_events} events behind")
-        return Health(ready=True)
+        return Health(ready=True, impaired=tuple(filter(None, map(_impaired, status.replicas))))
 
     async def projected(self) -> None:
         """Wait until every projection that can go on shows the history as it is now.
@@ -229,6 +245,14 @@ class Running:
             followed = [[slice.generation for slice in self.projector.slices_of(name)] for name in sorted(behind)]
         stored = [found for mine in followed for found in _stored(mine, known)]
         return next((found for found in stored if not found.stopped and _is_behind(found, head)), None)
+
+
+def _impaired(replica: ReplicaStatus) -> str:
+    """What is wrong with a replica; empty where nothing is."""
+    if replica.left_out:
+        return f"no query is asked on the replica {replica.url}: {replica.left_out}"
+    behind = f"the replica {replica.url} is {replica.lag_s:.0f} s behind"
+    return behind if replica.lag_s > REPLICA_LAG_S_MAX else ""
 
 
 def _is_behind(generation: Generation, head: Position) -> bool:
@@ -262,6 +286,7 @@ def wire(
     clock: Clock,
     projecting: bool,
     commands_waiting_max: int,
+    query_source: QuerySource | None = None,
 ) -> Running:
     """Compile the contexts and give every part what it needs; nothing is opened yet.
 
@@ -275,7 +300,8 @@ def wire(
     query_handlers, answered = compile_query_handlers(
         [found for context in contexts for found in context.query_handlers], projections, services
     )
-    freshness = Freshness(store, read_store, clock)
+    freshness = Freshness(store, clock)
+    source = query_source or ReadStoreSource(read_store)
     projector = Projector(store, history, read_store, projections)
     by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in projections}
     subscriptions = [
@@ -285,10 +311,11 @@ def wire(
     return Running(
         store=store,
         read_store=read_store,
+        query_source=source,
         history=history,
         clock=clock,
         commands=CommandBus(handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max),
-        queries=QueryBus(query_handlers, by_model, store, read_store, freshness),
+        queries=QueryBus(query_handlers, by_model, store, source, freshness),
         freshness=freshness,
         projector=projector,
         subscriptions=subscriptions,

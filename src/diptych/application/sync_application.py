@@ -25,6 +25,8 @@ from diptych.write_side.idempotency import Receipt
 if TYPE_CHECKING:
     from typing import Self
 
+    from diptych.read_side.query_source import ReplicaPolicy
+
 __all__ = ["SyncApplication"]
 
 R = TypeVar("R")
@@ -43,6 +45,8 @@ class SyncApplication:
         *contexts: BoundedContext,
         store: str | None = None,
         read_store: str | None = None,
+        read_replicas: Sequence[str] = (),
+        replica_policy: ReplicaPolicy = "wait",
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
         clock: Clock | None = None,
@@ -53,6 +57,8 @@ class SyncApplication:
             *contexts,
             store=store,
             read_store=read_store,
+            read_replicas=read_replicas,
+            replica_policy=replica_policy,
             services=services,
             command_middleware=command_middleware,
             clock=clock,

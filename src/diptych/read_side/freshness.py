@@ -13,7 +13,8 @@ from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import START, Place, Position, Token, read_token
 from diptych.read_side.projection import Projection
-from diptych.read_side.read_store import Generation, ReadStore
+from diptych.read_side.query_source import Asking
+from diptych.read_side.read_store import Generation
 
 __all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement", "check_wait"]
 
@@ -72,9 +73,8 @@ class Behind(Exception):
 class Freshness:
     """Turns what a caller asks for into requirements, and waits until they are met."""
 
-    def __init__(self, store: EventStore, read_store: ReadStore, clock: Clock) -> None:
+    def __init__(self, store: EventStore, clock: Clock) -> None:
         self._store = store
-        self._read_store = read_store
         self._clock = clock
 
     def now(self) -> datetime:
@@ -134,35 +134,39 @@ class Freshness:
         missing = (await self._store.read(ALL_EVENTS, checkpoint, 1)).events
         return not missing or missing[0].recorded_at >= requirement.recorded_before
 
-    async def wait(self, behind: Behind, requirement: Requirement, deadline: float, seen: int) -> None:
-        """Wait until the rows of any read model are written, which may be what was missing.
+    async def wait(self, behind: Behind, requirement: Requirement, deadline: float, asking: Asking) -> None:
+        """Wait until what was missing may be there; not at all where the query is asked elsewhere next.
 
         Args:
             behind: what was behind.
             requirement: what it has to show.
             deadline: the event loop's time at which the wait is over.
-            seen: how many changes the read store knew before it was found to be behind.
+            asking: where it was found to be behind.
 
         Raises:
             NotFresh: the deadline is over first.
             HistoryDiverged: what a token told is not in the history any more.
             Blocked: the projection has stopped, so that waiting is in vain.
         """
+        name = behind.projection.name
+        if asking.lacks(name, behind.live):
+            return
         stopped = [slice.stopped for slice in behind.live if slice.stopped]
         if behind.same_code and stopped:
-            raise Blocked(behind.projection.name, (), stopped[0])
+            raise Blocked(name, (), stopped[0])
         remaining = deadline - asyncio.get_running_loop().time()
         if remaining <= 0:
-            raise await self._not_fresh(behind, requirement)
-        await self._read_store.wait_for_change(seen, remaining)
+            raise await self._not_fresh(behind, requirement, asking.replica)
+        await asking.wait(name, behind.live, remaining)
         if requirement.place is not None:  # the history may have forked while it was waited for
             await self._check(requirement.place, "the consistency token")
 
-    async def _not_fresh(self, behind: Behind, requirement: Requirement) -> NotFresh:
+    async def _not_fresh(self, behind: Behind, requirement: Requirement, replica: str) -> NotFresh:
         head = (await self._store.head()).position
         reached, reason = 0, "it is not built from the history yet"
         if behind.live and behind.same_code:
-            reached, reason = min(slice.checkpoint.position for slice in behind.live), ""
+            reached = min(slice.checkpoint.position for slice in behind.live)
+            reason = f"so far on the replica {replica}" if replica else ""
         elif behind.live:
             reason = "its rows are of other code; those of this code are not built yet, or were replaced"
         return NotFresh(behind.projection.name, requirement.wanted or head, reached, reason)

@@ -15,7 +15,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
-from diptych.errors import ConfigurationError, InvalidMessage, MissingService, Overloaded, UnknownMessage
+from diptych.errors import (
+    Blocked,
+    ConfigurationError,
+    InvalidMessage,
+    MissingService,
+    Overloaded,
+    StoreUnavailable,
+    UnknownMessage,
+)
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import Token
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
@@ -24,8 +32,8 @@ from diptych.messages.message import field_types
 from diptych.messages.query import Query, answer_type
 from diptych.read_side.freshness import Behind, Freshness, Requirement, check_wait
 from diptych.read_side.projection import Projection
+from diptych.read_side.query_source import Asking, QuerySource
 from diptych.read_side.read_model import ReadModel
-from diptych.read_side.read_store import ReadStore
 from diptych.read_side.reader import Page, Reader
 from diptych.read_side.snapshot_reader import SnapshotReader
 
@@ -83,14 +91,14 @@ class QueryBus:
         handlers: Mapping[type, Handle],
         projections: Mapping[type, tuple[Projection, str]],
         store: EventStore,
-        read_store: ReadStore,
+        source: QuerySource,
         freshness: Freshness,
     ) -> None:
         self._handlers = handlers
         self._codecs = {query: Codec(query) for query in handlers}
         self._projections = projections
         self._store = store
-        self._read_store = read_store
+        self._source = source
         self._freshness = freshness
 
     async def answer(self, query: Query[R], requirement: Requirement, wait_s: float) -> Answer[R]:
@@ -99,6 +107,7 @@ class QueryBus:
         Raises:
             Overloaded: the handler takes longer than `HANDLER_S_MAX`, or too many snapshots are in use.
             NotFresh: it was not met within `wait_s` seconds.
+            StoreUnavailable: neither the read store nor a replica answers.
             Blocked: strict, and a key that was touched is blocked.
             InvalidMessage: a field is of the wrong type, or a limit or cursor is none.
             UnknownMessage: nothing answers this query.
@@ -110,16 +119,19 @@ class QueryBus:
         _, settled = self._codecs[type(query)].settle(query)
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
         missing: Behind | None = None
+        asking = self._source.asking(strict=requirement.strict)
         while True:
-            seen = self._read_store.changes
             try:
-                return await self._answer(handle, settled, requirement, missing)
+                return await self._answer(asking, handle, settled, requirement, missing)
             except Behind as behind:
-                await self._freshness.wait(behind, requirement, deadline, seen)
+                await self._freshness.wait(behind, requirement, deadline, asking)
                 missing = behind
+            except (Blocked, StoreUnavailable) as error:
+                if not asking.refused(error):
+                    raise
 
     async def _answer(
-        self, handle: Handle, query: Query[R], requirement: Requirement, missing: Behind | None
+        self, asking: Asking, handle: Handle, query: Query[R], requirement: Requirement, missing: Behind | None
     ) -> Answer[R]:
         """One run of the handler, on one snapshot, which is not held for longer than the limit.
 
@@ -127,7 +139,7 @@ class QueryBus:
         """
         limit = asyncio.timeout(HANDLER_S_MAX)
         try:
-            async with limit, self._read_store.snapshot() as snapshot:
+            async with limit, asking.snapshot() as snapshot:
                 reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
                 if missing is not None:
                     await reader.check(missing)

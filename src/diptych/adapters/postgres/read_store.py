@@ -31,6 +31,7 @@ from diptych.adapters.postgres.read_schema import READ_STORE_GRANTS, READ_STORE_
 from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.postgres.read_tables import Builds
 from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
+from diptych.adapters.postgres.replica import SERVER_STATE, ServerState
 from diptych.errors import NotGranted, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
@@ -282,6 +283,37 @@ class PostgresReadStore:
         """
         self._check_open()
         return await self._changes.wait(seen, timeout_s)
+
+    # ── replicas ─────────────────────────────────────────────────────────────
+
+    @property
+    def url(self) -> PostgresUrl:
+        """Where it is."""
+        return self._url
+
+    async def server_state(self) -> ServerState:
+        """Which server this is, and how far its log is written."""
+        self._check_open()
+        return ServerState(*(await self._rows(SERVER_STATE))[0])
+
+    async def send_on(self) -> None:
+        """Have what was committed go to the replicas at once.
+
+        Commits that do not wait for the disk go there only when they are on it, which takes the server up to three
+        times its `wal_writer_delay`; a commit that does wait takes them with it.
+
+        Raises:
+            StoreUnavailable: the server cannot be reached, or writes nothing itself.
+        """
+        self._check_open()
+        try:
+            async with self._writing.connection() as link:
+                await link.execute(
+                    "BEGIN READ WRITE; SET LOCAL synchronous_commit = local; "
+                    "SELECT pg_logical_emit_message(true, 'diptych', ''); COMMIT"  # else there is nothing to wait for
+                )
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error) or error) from error
 
     # ── transactions ─────────────────────────────────────────────────────────
 

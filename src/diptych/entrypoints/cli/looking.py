@@ -34,15 +34,25 @@ async def opened_store(settings: Settings) -> AsyncGenerator[EventStore]:
 
 
 @asynccontextmanager
-async def opened_application(settings: Settings) -> AsyncGenerator[Application]:
+async def opened_application(settings: Settings, *, replicas: bool = False) -> AsyncGenerator[Application]:
     """The application of the contexts named, beside whichever process projects it: this one does not.
+
+    Args:
+        settings: which, and where.
+        replicas: whether to look at the replicas as well.
 
     Raises:
         ConfigurationError: no context or store is named, or there is none.
     """
     store = _existing(settings.store)
     contexts = load_contexts(settings.app)
-    async with Application(*contexts, store=store, read_store=settings.read_store, projecting=False) as application:
+    async with Application(
+        *contexts,
+        store=store,
+        read_store=settings.read_store,
+        read_replicas=settings.read_replicas if replicas else (),
+        projecting=False,
+    ) as application:
         yield application
 
 

@@ -10,11 +10,13 @@ from cyclopts import Group, Parameter
 from diptych.entrypoints.cli.settings import (
     DEFAULT_HOST,
     DEFAULT_LOG_FORMAT,
+    DEFAULT_POLICY,
     DEFAULT_PORT,
     DEFAULT_PROCESSES,
     DEFAULT_ROLE,
     PORT_MAX,
     PROCESSES_MAX,
+    Policy,
     Role,
 )
 
@@ -22,10 +24,12 @@ __all__ = [
     "ADDRESS_UNSET",
     "EVENT_STORE_UNSET",
     "LOGS_UNSET",
+    "REPLICAS_UNSET",
     "STORES_UNSET",
     "AppNames",
     "EventStoreOptions",
     "LogOptions",
+    "ReplicaOptions",
     "ServeOptions",
     "StoreOptions",
     "at_least",
@@ -71,6 +75,19 @@ _READ_STORE = Parameter(
     show_default=lambda _: "beside the event store",
     group=_STORES,
 )
+_READ_REPLICA = Parameter(
+    name="--read-replica",
+    env_var="DIPTYCH_READ_REPLICA",
+    metavar="URL[,URL]",
+    show_default=lambda _: "none",
+    group=_STORES,
+)
+_REPLICA_POLICY = Parameter(
+    name="--replica-policy",
+    env_var="DIPTYCH_REPLICA_POLICY",
+    show_default=lambda _: DEFAULT_POLICY,
+    group=_STORES,
+)
 _HOST = Parameter(
     name="--host", env_var="DIPTYCH_HOST", metavar="ADDRESS", show_default=lambda _: DEFAULT_HOST, group=_HTTP
 )
@@ -107,6 +124,18 @@ class StoreOptions(EventStoreOptions):
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class ReplicaOptions:
+    """Which replicas."""
+
+    read_replica: Annotated[str | None, _READ_REPLICA] = None
+    """Streaming replicas of the read models' PostgreSQL, which queries are asked on."""
+
+    replica_policy: Annotated[Policy | None, _REPLICA_POLICY] = None
+    """wait: a query that has to show more than a replica has replayed waits for that. primary: the primary answers."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class ServeOptions:
     """Where to listen."""
 
@@ -138,5 +167,6 @@ class LogOptions:
 
 EVENT_STORE_UNSET = EventStoreOptions()
 STORES_UNSET = StoreOptions()
+REPLICAS_UNSET = ReplicaOptions()
 ADDRESS_UNSET = ServeOptions()
 LOGS_UNSET = LogOptions()

@@ -69,13 +69,13 @@ async def keep_alive(
 
 def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
     """The command line of one server: all that was settled, wherever it came from, but for `_stores`."""
-    given = ("--role", settings.role, "--log-format", settings.log_format)
+    given = ("--role", settings.role, "--log-format", settings.log_format, "--replica-policy", settings.replica_policy)
     return ["run", *settings.app, *given, "--processes", "1", *(["--verbose"] if verbose else [])]
 
 
 def _stores(settings: Settings) -> dict[str, str]:
     """The environment of one server says where its stores are: a command line, with a password in it, all can see."""
-    stores = {"STORE": settings.store, "READ_STORE": settings.read_store}
+    stores = {"STORE": settings.store, "READ_STORE": settings.read_store, "READ_REPLICA": settings.read_replica}
     return {f"{ENVIRONMENT_PREFIX}{name}": url for name, url in stores.items() if url is not None}
 
 

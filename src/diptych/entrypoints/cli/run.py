@@ -8,9 +8,11 @@ import os
 from diptych.entrypoints.cli.options import (
     ADDRESS_UNSET,
     LOGS_UNSET,
+    REPLICAS_UNSET,
     STORES_UNSET,
     AppNames,
     LogOptions,
+    ReplicaOptions,
     ServeOptions,
     StoreOptions,
 )
@@ -27,6 +29,7 @@ _log = logging.getLogger("diptych.cli")
 def run(
     *app: AppNames,
     stores: StoreOptions = STORES_UNSET,
+    replicas: ReplicaOptions = REPLICAS_UNSET,
     http: ServeOptions = ADDRESS_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
@@ -39,6 +42,7 @@ def run(
     Args:
         app: what to serve.
         stores: which.
+        replicas: which.
         http: where.
         log: how.
     """
@@ -47,6 +51,8 @@ def run(
         app=app,
         store=stores.store,
         read_store=stores.read_store,
+        read_replica=replicas.read_replica,
+        replica_policy=replicas.replica_policy,
         host=http.host,
         port=http.port,
         role=http.role,
@@ -70,7 +76,12 @@ async def _served(settings: Settings) -> None:
     contexts = load_contexts(settings.app)
     projecting, messages = settings.role != "api", settings.role != "worker"
     async with Application(
-        *contexts, store=settings.store, read_store=settings.read_store, projecting=projecting
+        *contexts,
+        store=settings.store,
+        read_store=settings.read_store,
+        read_replicas=settings.read_replicas if messages else (),  # a worker answers no queries
+        replica_policy=settings.replica_policy,
+        projecting=projecting,
     ) as application:
         await serve(
             application,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from diptych.errors import ConfigurationError
 __all__ = [
     "DEFAULT_HOST",
     "DEFAULT_LOG_FORMAT",
+    "DEFAULT_POLICY",
     "DEFAULT_PORT",
     "DEFAULT_PROCESSES",
     "DEFAULT_ROLE",
@@ -29,6 +31,7 @@ __all__ = [
     "PROCESSES_MAX",
     "SERVER_VARIABLE",
     "SETTINGS_FILE",
+    "Policy",
     "Role",
     "Settings",
     "settled",
@@ -42,6 +45,9 @@ Role: TypeAlias = Literal["all", "api", "worker"]
 """What a server does: take commands and answer queries, keep read models and deliver to subscribers, or both."""
 DEFAULT_ROLE: Role = "all"
 DEFAULT_PROCESSES = 1
+Policy: TypeAlias = Literal["wait", "primary"]
+"""What becomes of a query that has to show more than a replica has replayed."""
+DEFAULT_POLICY: Policy = "wait"
 PROCESSES_MAX = 256
 """Servers that one command starts."""
 SERVER_VARIABLE = "DIPTYCH_SERVER"
@@ -62,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         app: bounded contexts, each as `module:context`.
         store: the event store's URL.
         read_store: the read models' URL; beside the event store where there is none.
+        read_replica: URLs of replicas of the read store, with commas between them; none where there is none.
+        replica_policy: what becomes of a query that has to show more than a replica has replayed.
         host: the address to serve at.
         port: the port to serve at, 0 to 65,535; 0 takes a free one.
         role: what a server does.
@@ -72,11 +80,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     app: tuple[str, ...] = ()
     store: str | None = None
     read_store: str | None = None
+    read_replica: str | None = None
+    replica_policy: Policy = DEFAULT_POLICY
     host: str = DEFAULT_HOST
     port: Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)] = DEFAULT_PORT
     role: Role = DEFAULT_ROLE
     processes: Annotated[int, msgspec.Meta(ge=1, le=PROCESSES_MAX)] = DEFAULT_PROCESSES
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
+
+    @property
+    def read_replicas(self) -> tuple[str, ...]:
+        """The URLs in `read_replica`; a comma inside of one, between hosts, parts nothing."""
+        found = re.split(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*:)", self.read_replica or "")
+        return tuple(url.strip() for url in found if url.strip())
 
 
 def settled(*, verbose: bool, **given: Any) -> Settings:

@@ -7,12 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from diptych.entrypoints.cli import screen
-from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, AppNames, LogOptions, StoreOptions
+from diptych.entrypoints.cli.options import (
+    LOGS_UNSET,
+    REPLICAS_UNSET,
+    STORES_UNSET,
+    AppNames,
+    LogOptions,
+    ReplicaOptions,
+    StoreOptions,
+)
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 
 if TYPE_CHECKING:
     from diptych.application.running import ProjectionStatus, Status
+    from diptych.read_side.query_source import ReplicaStatus
 
 __all__ = ["status"]
 
@@ -21,6 +30,7 @@ def status(
     *app: AppNames,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     stores: StoreOptions = STORES_UNSET,
+    replicas: ReplicaOptions = REPLICAS_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Show the head of the history, and how far each projection is.
@@ -31,6 +41,7 @@ def status(
         app: whose projections to show.
         json: Print one JSON object.
         stores: which.
+        replicas: which.
         log: how.
     """
     settings = settled(
@@ -38,6 +49,8 @@ def status(
         app=app,
         store=stores.store,
         read_store=stores.read_store,
+        read_replica=replicas.read_replica,
+        replica_policy=replicas.replica_policy,
         log_format=log.log_format,
     )
     run_async(lambda: _status(settings, json=json))
@@ -60,7 +73,7 @@ async def _status(settings: Settings, *, json: bool) -> None:
 async def _of_application(settings: Settings) -> Status:
     from diptych.entrypoints.cli.looking import opened_application
 
-    async with opened_application(settings) as application:
+    async with opened_application(settings, replicas=True) as application:
         return await application.status()
 
 
@@ -84,6 +97,9 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
         if listed:
             output.print()
             output.print(_table(title, listed, found.head))
+    if found.replicas:
+        output.print()
+        output.print(_replica_table(found.replicas))
     if not settings.app:
         output.print("\nName the application to see its projections: diptych status module:context", style="dim")
     if any(not each.live for each in found.projections):
@@ -107,6 +123,15 @@ def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
             screen.count(each.blocked),
             style="red" if each.stopped else "yellow" if each.blocked else "",
         )
+    return table
+
+
+def _replica_table(listed: list[ReplicaStatus]) -> object:
+    table = screen.table("Replicas", "url", "state", "bytes behind", "for", numbers=2)
+    for each in listed:
+        state = f"left out: {each.left_out}" if each.left_out else "asked"
+        style = "red" if each.left_out else ""
+        table.add_row(each.url, state, screen.count(each.lag_bytes), f"{each.lag_s:,.1f} s", style=style)
     return table
 
 

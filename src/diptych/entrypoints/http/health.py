@@ -39,7 +39,8 @@ class Ready:
         health = await self._health()
         if not health.ready:
             raise Problem(NOT_READY, health.reason, headers=(_NO_STORE,))
-        return Reply(200, encode({"ready": True}), [_NO_STORE])
+        impaired = {"impaired": health.impaired} if health.impaired else {}
+        return Reply(200, encode({"ready": True, **impaired}), [_NO_STORE])
 
     async def _health(self) -> Health:
         try:

@@ -380,7 +380,14 @@ _HEALTH: Json = {
                         "application/json": {
                             "schema": {
                                 "type": "object",
-                                "properties": {"ready": {"const": True}},
+                                "properties": {
+                                    "ready": {"const": True},
+                                    "impaired": {
+                                        "type": "array",
+                                        "items": {"type": "string"},
+                                        "description": "What is wrong though it is ready; left out where nothing is",
+                                    },
+                                },
                                 "required": ["ready"],
                             }
                         }
