@@ -34,7 +34,7 @@ def lines(event: OrderPlaced | GoodsReturned) -> tuple[OrderLine, ...]:
     return event.lines
 
 
-@shop.projection(each=lines)
+@shop.projection(each=lines, partitions=2)
 def product_sales(row: ProductSales, event: OrderPlaced | GoodsReturned, line: OrderLine) -> ProductSales:
     """Add one line to its product."""
     match event:
