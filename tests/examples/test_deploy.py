@@ -5,6 +5,7 @@ Docker is not needed, and not tried; what the files start is, in `test_deploy_se
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -210,7 +211,7 @@ def test_a_server_has_time_to_stop_and_says_how_it_is(name: str) -> None:
     port, path = re.findall(r"http://127\.0\.0\.1:(\d+)(/.*)", url)[0]
     assert port == image_environment()["DIPTYCH_PORT"]
     assert path == "/health/ready"
-    assert compile(check["test"][-1], name, "exec")
+    ast.parse(check["test"][-1])
 
 
 def test_the_replica_can_take_over() -> None:

@@ -55,13 +55,15 @@ class Deployment:
     def data(self, name: str) -> Path:
         return self.folder / name / "docker"
 
-    def environment(self, name: str) -> dict[str, str]:
+    def environment(self, name: str, database: str = "shop") -> dict[str, str]:
         """That of a service, on this machine."""
         given = interpolated(SERVICES[name]["environment"], PASSWORDS)
-        place = f"@127.0.0.1:{self.ports['primary']}/"
-        given = {key: value.replace("@primary/", place) for key, value in given.items()}
+        place = f"@127.0.0.1:{self.ports['primary']}/{database}"
+        given = {key: value.replace("@primary/shop", place) for key, value in given.items()}
         if given.get("PGHOST") == "primary":
             given |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.ports["primary"])}
+        if "PGDATABASE" in given:
+            given["PGDATABASE"] = database
         if "GRANTS" in given:
             given["GRANTS"] = str(self.grants)
         return given
@@ -83,9 +85,9 @@ class Deployment:
         assert done.returncode == 0, f"{arguments}: {done.stdout}"
         return done.stdout
 
-    def script(self, name: str, *arguments: str | Path, **more: str) -> str:
+    def script(self, name: str, *arguments: str | Path, database: str = "shop", **more: str) -> str:
         """Run a script as the service of its name does."""
-        environment = {**self.environment(name), **more}
+        environment = {**self.environment(name, database), **more}
         return self.run([DEPLOY / "scripts" / f"{name}.sh", *arguments], environment, is_server="PGDATA" in more)
 
     def start(self, name: str, *, reachable: bool = True) -> list[str | Path]:
@@ -101,14 +103,18 @@ class Deployment:
         if (self.data(name) / "postmaster.pid").exists():
             self.run(["pg_ctl", "-D", self.data(name), "-m", how, "-w", "stop"], {}, is_server=True)
 
-    def url(self, name: str, user: str, password: str) -> str:
-        return f"postgresql://{user}:{password}@127.0.0.1:{self.ports[name]}/shop"
+    def url(self, name: str, user: str, password: str, database: str = "shop") -> str:
+        return f"postgresql://{user}:{password}@127.0.0.1:{self.ports[name]}/{database}"
 
     @asynccontextmanager
     async def connected(
-        self, name: str, user: str = "postgres", password: str = PASSWORDS["POSTGRES_PASSWORD"]
+        self,
+        name: str,
+        user: str = "postgres",
+        password: str = PASSWORDS["POSTGRES_PASSWORD"],
+        database: str = "shop",
     ) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
-        link = await asyncpg.connect(self.url(name, user, password))
+        link = await asyncpg.connect(self.url(name, user, password, database))
         try:
             yield link
         finally:
@@ -134,7 +140,20 @@ def make_primary(deployment: Deployment) -> None:
     secret = deployment.folder / "secret"
     secret.write_text(PASSWORDS["POSTGRES_PASSWORD"])
     secret.chmod(0o644)
-    initialise = ["initdb", "-D", data, "-U", "postgres", "--pwfile", secret, "-A", "trust", "-E", "UTF8", "--no-sync"]
+    initialise: list[str | Path] = [
+        "initdb",
+        "-D",
+        data,
+        "-U",
+        "postgres",
+        "--pwfile",
+        secret,
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--no-sync",
+    ]
     deployment.run(initialise, {}, is_server=True)
     with (data / "pg_hba.conf").open("r+", encoding="utf-8") as file:
         kept = [line for line in file if line.startswith("local")]  # people of this machine need a password too
@@ -178,7 +197,7 @@ def deployment() -> Iterator[Deployment]:
 
 
 @asynccontextmanager
-async def serving(deployment: Deployment, name: str) -> AsyncIterator[str]:
+async def serving(deployment: Deployment, name: str, database: str = "shop") -> AsyncIterator[str]:
     """A process of a service, and where it answers."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "diptych", *SERVICES[name]["command"]),
@@ -187,7 +206,7 @@ async def serving(deployment: Deployment, name: str) -> AsyncIterator[str]:
             "PATH": os.environ["PATH"],
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
             **image_environment(),
-            **deployment.environment(name),
+            **deployment.environment(name, database),
             "DIPTYCH_HOST": "127.0.0.1",
             "DIPTYCH_PORT": "0",
         },
@@ -252,21 +271,20 @@ async def test_a_command_of_one_api_is_shown_by_the_other_and_comes_to_the_repli
             assert url in check[-1]
             done = await asyncio.create_subprocess_exec(sys.executable, *check)
             assert await done.wait() == 0
-        rows = 'SELECT total FROM diptych_read."shop_placed_order" WHERE order_id = \'536365\''
+        order = "SELECT total FROM diptych_read.shop_placed_order WHERE order_id = '536365'"
         async with (
             asyncio.timeout(HANG_S),
             deployment.connected("replica", "shop_queries", PASSWORDS["QUERIES_PASSWORD"]) as link,
         ):
             assert await link.fetchval("SELECT pg_is_in_recovery()")
-            while await _value_or_none(link, rows) is None:
+            while await _value_or_none(link, order) is None:
                 pass
         await burst(http, urls)
         async with deployment.connected("primary") as link:
-            counted: dict[str, int] = dict(
-                await link.fetch(
-                    "SELECT usename, count(*) FROM pg_stat_activity WHERE usename LIKE 'shop\\_%' GROUP BY usename"
-                )
+            rows = await link.fetch(
+                "SELECT usename, count(*) FROM pg_stat_activity WHERE usename LIKE 'shop\\_%' GROUP BY usename"
             )
+        counted: dict[str, int] = {row["usename"]: row["count"] for row in rows}
         events, rows_max = READ_CONNECTIONS_MAX + APPEND_CONNECTIONS + 1, SNAPSHOTS_MAX + WRITE_CONNECTIONS_MAX + 1
         assert counted.keys() == {"shop_commands", "shop_queries", "shop_worker", "shop_replication"}
         assert 2 <= counted["shop_commands"] <= 2 * events
@@ -328,6 +346,37 @@ async def test_a_replica_that_is_started_again_is_not_made_anew(deployment: Depl
     deployment.script("replica", *deployment.start("replica"), PGDATA=str(deployment.data("replica")))
     assert mark.exists()
     mark.unlink()
+
+
+async def test_a_dump_of_the_events_is_a_backup(deployment: Deployment) -> None:
+    """Rows are built again, tokens from before hold; what came after the dump is another history's, and refused."""
+    owner = deployment.environment("grants")
+    dump = deployment.folder / "events.dump"
+    async with AsyncExitStack() as stack:
+        http = await stack.enter_async_context(httpx2.AsyncClient(timeout=HANG_S))
+        async with serving(deployment, "api-1") as url:
+            kept = await place(http, url, "536368")
+            deployment.run(["pg_dump", "--format=custom", "--schema=diptych", f"--file={dump}"], owner)
+            lost = await place(http, url, "536369")
+        administrator = {**owner, "PGUSER": "postgres", "PGPASSWORD": PASSWORDS["POSTGRES_PASSWORD"]}
+        deployment.run(["createdb", "--owner=shop_owner", "restored"], administrator)
+        deployment.run(
+            ["pg_restore", "--exit-on-error", "--no-owner", "--no-privileges", "--dbname=restored", dump], owner
+        )
+        told = deployment.script("migrate", database="restored")
+        assert re.search(r"event store: nothing was missing\s+read store: migrated", told)
+        deployment.script("grants", database="restored")
+        may = "SELECT has_function_privilege($1, oid, 'EXECUTE') FROM pg_proc WHERE proname = 'append'"
+        async with deployment.connected("primary", database="restored") as link:
+            assert [await link.fetchval(may, f"shop_{user}") for user in ("commands", "queries")] == [True, False]
+        url = await stack.enter_async_context(serving(deployment, "api-1", "restored"))
+        await stack.enter_async_context(serving(deployment, "worker-1", "restored"))
+        assert (await asked(http, url, "536368", kept))["total"] == "25.50"
+        refused = await http.get(
+            f"{url}/queries/OrderDetails", params={"order_id": "536369"}, headers={"Consistency-Token": lost}
+        )
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:diptych:problem:unknown-token")
+        await place(http, url, "536369")  # its outcome was lost with it: it is executed
 
 
 async def test_scripts_may_run_again_and_change_passwords(deployment: Deployment) -> None:
