@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from cyclopts.exceptions import CycloptsError
@@ -23,11 +23,13 @@ from diptych.adapters.postgres.event_store import APPEND_CONNECTIONS, READ_CONNE
 from diptych.adapters.postgres.migrations import MIGRATE_S_MAX
 from diptych.adapters.postgres.read_snapshot import SNAPSHOTS_MAX
 from diptych.adapters.postgres.read_store import WRITE_CONNECTIONS_MAX
+from diptych.adapters.postgres.replica import LOOK_CONNECTIONS_MAX
 from diptych.entrypoints.cli.app import command_line
 from diptych.entrypoints.cli.settings import ENVIRONMENT_PREFIX, Settings
 from diptych.entrypoints.cli.signals import STOP_S_MAX
 from diptych.entrypoints.http.health import READY_WAIT_S
 from diptych.entrypoints.http.server import CONNECTIONS_MAX
+from diptych.read_side.query_source import ReplicaPolicy
 from tests.examples.deployment import (
     DEPLOY,
     UNITS,
@@ -142,6 +144,20 @@ def test_processes_connect_as_whom_the_scripts_make() -> None:
         assert (stores[0].user, stores[1].user) == expected[role], where
 
 
+def test_queries_are_asked_on_the_replica_as_the_reader() -> None:
+    """By APIs alone; the schema of the read models is left out of a replica's URL."""
+    values = dict.fromkeys(variables(), "secret")
+    told = {name: interpolated(SERVICES[name]["environment"], values) for name in SERVERS}
+    told |= {unit.name: unit.environment for unit in units()}
+    asking = {where for where, environment in told.items() if "DIPTYCH_READ_REPLICA" in environment}
+    assert asking == {"api-1", "api-2", "diptych-api@.service"}
+    for where in asking:
+        url = told[where]["DIPTYCH_READ_REPLICA"]
+        assert (parse_url(url).user, "schema=" in url) == ("shop_queries", False)
+        assert told[where]["DIPTYCH_REPLICA_POLICY"] in get_args(ReplicaPolicy)
+    assert "@replica/" in told["api-1"]["DIPTYCH_READ_REPLICA"]
+
+
 def test_no_secret_is_in_the_files() -> None:
     """Passwords come from outside, and what stands in their place in an example says so."""
     assert {name for name in variables() if not name.endswith("_PASSWORD")} == set()
@@ -152,7 +168,7 @@ def test_no_secret_is_in_the_files() -> None:
             assert not re.search(r"://\w+:(?!\$\{)", value), name
     for unit in units():
         for value in unit.environment.values():
-            assert re.findall(r"://\w+:([^@]*)@", value) in ([], ["CHANGE-ME"])
+            assert set(re.findall(r"://\w+:([^@]*)@", value)) <= {"CHANGE-ME"}
     assert "examples/deploy/.env" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
 
 
@@ -237,7 +253,7 @@ def test_the_connections_of_all_servers_fit() -> None:
     each = EVENT_STORE + READ_STORE
     reserved = 3  # superuser_reserved_connections
     assert (len(SERVERS) + 1) * each + reserved < connections_max()
-    assert f"open {each} at most each" in (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    assert f"open {each} at most each here" in (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
 
 
 def test_the_guide_counts_connections_as_the_code_does() -> None:
@@ -253,6 +269,8 @@ def test_the_guide_counts_connections_as_the_code_does() -> None:
     assert f"| events | {EVENT_STORE} |" in budget
     assert f"| read models | {READ_STORE} |" in budget
     assert f"| both | {EVENT_STORE + READ_STORE} |" in budget
+    assert f"| each replica | {SNAPSHOTS_MAX + LOOK_CONNECTIONS_MAX} |" in budget
+    assert f"`LOOK_CONNECTIONS_MAX` {LOOK_CONNECTIONS_MAX}" in budget
 
 
 # ── the image ────────────────────────────────────────────────────────────────
