@@ -26,7 +26,7 @@ from diptych.event_store.history import History
 from diptych.event_store.position import START
 from diptych.messages.registry import EventTypes
 from diptych.read_side import projector as projector_module
-from diptych.read_side.partitions import LOGICAL_SLICES, slice_of
+from diptych.read_side.partitions import SLICES_MAX, slice_of
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import ReadStore
 from tests.properties.test_batches import A, B, Moved, events, naive, shown, stored, warehouse
@@ -95,17 +95,17 @@ def test_g6_slices_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     holds()
 
 
-@given(st.text(max_size=20), st.integers(1, LOGICAL_SLICES))
+@given(st.text(max_size=20), st.integers(1, SLICES_MAX))
 def test_every_key_has_a_slice(key: str, slices: int) -> None:
     """One that there is; and of two numbers of slices, keys that the finer one keeps together the coarser one does."""
     assert 0 <= slice_of(key, slices) < slices
-    assert slice_of(key, slices) == slice_of(key, LOGICAL_SLICES) * slices // LOGICAL_SLICES
+    assert slice_of(key, slices) == slice_of(key, SLICES_MAX) * slices // SLICES_MAX
 
 
 def test_the_slice_of_a_key_never_changes() -> None:
     """It is kept in stores: another hash would leave rows with nobody."""
     keys = ['["a"]', '["b"]', '["python", 3]', '["\u00e9"]', "[]"]
-    assert [slice_of(key, LOGICAL_SLICES) for key in keys] == SLICES_OF_KEYS
+    assert [slice_of(key, SLICES_MAX) for key in keys] == SLICES_OF_KEYS
 
 
 SLICES_OF_KEYS = [12, 85, 28, 157, 41]

@@ -117,7 +117,9 @@ async def test_processes_share_one_projection(store_url: str, monkeypatch: pytes
 
 async def shared(*processes: Running) -> None:
     """Wait until all hold as many slices."""
-    while len({len(process.leases._leased.epochs.keys() - process.leases._leased.surplus) for process in processes}) > 1:
+    while (
+        len({len(process.leases._leased.epochs.keys() - process.leases._leased.surplus) for process in processes}) > 1
+    ):
         await asyncio.wait(
             [
                 asyncio.create_task(process.leases.wait(process.leases.version, asyncio.Event().wait))
@@ -203,7 +205,7 @@ async def test_g9_a_blocked_key_is_dealt_with_in_its_slice(store_url: str) -> No
 @pytest.mark.parametrize("partitions", [0, -1, 257, 1.5, "2"])
 async def test_a_number_that_cannot_be_is_refused(partitions: int) -> None:
     """With its bounds, when the application is opened."""
-    with pytest.raises(ConfigurationError, match=r"partitions= is 1 to 256 \(LOGICAL_SLICES\)"):
+    with pytest.raises(ConfigurationError, match=r"partitions= is 1 to 256 \(SLICES_MAX\)"):
         async with Application(warehouse(partitions=partitions), store="memory:"):
             pass
 

@@ -1,6 +1,6 @@
 """Slices of a projection: which one a row belongs to, and how their number changes (rule 37). Pure functions.
 
-A key belongs to one of `LOGICAL_SLICES` for good; the slices that a projection is split into are groups of them. So
+A key belongs to one of `SLICES_MAX` for good; those that a projection is split into are groups of them. So
 what one grouping shows of a key can be compared with what another one does.
 """
 
@@ -14,15 +14,15 @@ from msgspec.structs import replace
 from diptych.event_store.position import Position
 from diptych.read_side.read_store import Generation
 
-__all__ = ["LOGICAL_SLICES", "reaches", "slice_of", "split", "whole"]
+__all__ = ["SLICES_MAX", "reaches", "slice_of", "split", "whole"]
 
-LOGICAL_SLICES = 256
+SLICES_MAX = 256
 """Into how many slices a projection can be split: `partitions=` is 1 to this."""
 
 
 def slice_of(key: str, slices: int) -> int:
     """The slice, from 0, that a key (a JSON array) belongs to: the same in every process, version and store."""
-    return crc32(key.encode()) % LOGICAL_SLICES * slices // LOGICAL_SLICES
+    return crc32(key.encode()) % SLICES_MAX * slices // SLICES_MAX
 
 
 def whole(first: Generation, slices: int) -> list[Generation]:
@@ -57,9 +57,9 @@ def reaches(chosen: Sequence[Generation], live: Sequence[Generation]) -> bool:
         chosen: all slices of the one, in order.
         live: all slices of the other, in order; may be empty.
     """
-    pairs = ((_position(chosen, n), _position(live, n)) for n in range(LOGICAL_SLICES)) if live else ()
+    pairs = ((_position(chosen, n), _position(live, n)) for n in range(SLICES_MAX)) if live else ()
     return all(mine >= theirs for mine, theirs in pairs)
 
 
 def _position(slices: Sequence[Generation], logical: int) -> Position:
-    return slices[logical * len(slices) // LOGICAL_SLICES].checkpoint.position
+    return slices[logical * len(slices) // SLICES_MAX].checkpoint.position

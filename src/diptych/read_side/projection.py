@@ -21,7 +21,7 @@ from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
 from diptych.read_side.fingerprint import fingerprint
-from diptych.read_side.partitions import LOGICAL_SLICES
+from diptych.read_side.partitions import SLICES_MAX
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
 from diptych.read_side.read_store import Key, value_refusal
 from diptych.read_side.refused_row import RefusedRow
@@ -262,9 +262,9 @@ def compile_projections(
 
 
 def _check_partitions(declaration: ProjectionDeclaration, first: ProjectionDeclaration) -> None:
-    if declaration.partitions not in range(1, LOGICAL_SLICES + 1):
+    if declaration.partitions not in range(1, SLICES_MAX + 1):
         raise ConfigurationError(
-            f"{declaration.name}: partitions= is 1 to {LOGICAL_SLICES} (LOGICAL_SLICES), not {declaration.partitions!r}"
+            f"{declaration.name}: partitions= is 1 to {SLICES_MAX} (SLICES_MAX), not {declaration.partitions!r}"
         )
     if declaration.partitions != first.partitions:
         raise ConfigurationError(

@@ -388,7 +388,7 @@ class ReadStore(Protocol):
             checkpoint: where every slice begins.
             live: whether it answers queries.
             anew: whether to make one in any case.
-            slices: into how many it is split, 1 to `partitions.LOGICAL_SLICES`.
+            slices: into how many it is split, 1 to `partitions.SLICES_MAX`.
         """
         ...
 
