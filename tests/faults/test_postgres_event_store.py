@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych.adapters.postgres import connection, event_store
+from diptych.adapters.postgres import connection, event_store, event_watch
 from diptych.adapters.postgres.connection import Connections, Link, parse_url
 from diptych.adapters.postgres.event_store import PostgresEventStore, connect
 from diptych.adapters.postgres.matching_events import STREAMS_MAX
@@ -497,12 +497,12 @@ async def test_a_new_connection_finds_a_history_that_was_replaced(
 
 @pytest.fixture
 def never_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_store, "POLL_S", 1_000.0)
-    monkeypatch.setattr(event_store, "POLL_DEAF_S", 1_000.0)
+    monkeypatch.setattr(event_watch, "POLL_S", 1_000.0)
+    monkeypatch.setattr(event_watch, "POLL_DEAF_S", 1_000.0)
 
 
 async def listening(store: PostgresEventStore) -> None:
-    while not store._wake_ups.is_listening:
+    while not store._watch._wake_ups.is_listening:
         await checkpoint()
 
 
@@ -521,7 +521,7 @@ async def test_a_lost_notification_delays_only_to_the_next_poll(
     url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where commits are not told, who waits still finds them; and polls no longer once nobody waits."""
-    monkeypatch.setattr(event_store, "POLL_S", 0.01)
+    monkeypatch.setattr(event_watch, "POLL_S", 0.01)
     async with opened(connect(url, SystemClock())) as other:
         assert isinstance(other, PostgresEventStore)
         other._channel = "somewhere_else"
@@ -529,7 +529,7 @@ async def test_a_lost_notification_delays_only_to_the_next_poll(
         await listening(store)
         await append_one(other, event())
         assert await waiting
-        while store._poll is not None:
+        while store._watch._poll is not None:
             await checkpoint()
 
 
@@ -540,7 +540,7 @@ async def test_a_listener_that_is_cut_listens_again(url: str, store: PostgresEve
         await listening(store)
         cut = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE $1"
         assert await shell.fetchval(cut, f"LISTEN%{parse_url(url).schema}_events%") == 1
-        while store._wake_ups.is_listening:
+        while store._watch._wake_ups.is_listening:
             await checkpoint()
         await listening(store)
         assert not waiting.done()
@@ -567,9 +567,9 @@ async def test_a_look_that_began_before_the_wake_is_not_shared(
         early = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
         await looked.wait()
         await listening(store)
-        wakes = store._wakes
+        wakes = store._watch._wakes
         await append_one(other, event())
-        while store._wakes == wakes:
+        while store._watch._wakes == wakes:
             await checkpoint()
         late = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
         await checkpoint()
@@ -581,7 +581,7 @@ async def test_a_poll_during_a_slow_look_does_not_end_the_polling(
     url: str, shell: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits alone, and looks at the head for longer than the time between polls, is woken all the same."""
-    monkeypatch.setattr(event_store, "POLL_DEAF_S", 0.0)
+    monkeypatch.setattr(event_watch, "POLL_DEAF_S", 0.0)
     deaf = connect(with_parameter(url, "pgbouncer", "true"), SystemClock())
     async with opened(deaf), opened(connect(url, SystemClock())) as other:
         await shell.execute("BEGIN; LOCK TABLE history IN ACCESS EXCLUSIVE MODE")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -25,13 +23,14 @@ from diptych.adapters.postgres.connection import (
     state_of,
 )
 from diptych.adapters.postgres.durability import commits_survive
+from diptych.adapters.postgres.event_rows import EventRows, decode_tags
 from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.event_watch import EventWatch
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import not_registrable, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
-from diptych.adapters.postgres.wake_ups import WakeUps
-from diptych.clock import Clock, SystemClock, pause
+from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
     HistoryDiverged,
@@ -42,11 +41,10 @@ from diptych.errors import (
 )
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
-from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
-from diptych.event_store.timestamp import moment, to_microseconds
+from diptych.event_store.timestamp import to_microseconds
 
 if TYPE_CHECKING:
     from diptych.adapters.postgres.migrations import Migration
@@ -72,14 +70,8 @@ LOCK_WAIT_S = 5.0
 """How long an append waits for other processes before it gives up with `StoreUnavailable`."""
 APPEND_S_MAX = 60.0
 """How long an append may take in all; past it, its outcome is unknown."""
-POLL_S = 1.0
-"""How often the head is asked for while somebody waits and notifications come: one may be lost …"""
-POLL_DEAF_S = 0.05
-"""… and while none can come."""
 READ_SLICE_EVENTS = 1_000
 """Events read by one statement; a longer read takes several."""
-TAG_LISTS_MAX = 10_000
-"""Lists of tags kept decoded, since the events of one entity mostly carry the same."""
 
 
 def connect(url: str, clock: Clock) -> PostgresEventStore:
@@ -163,13 +155,8 @@ class PostgresEventStore:
         self._held: set[tuple[str, int]] = set()
         self._is_open = False
         self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
-        self._watch = HeadWatch()
-        self._wakes = 0
-        self._waiting = 0
-        self._look: tuple[int, asyncio.Task[Place]] | None = None
-        self._poll: asyncio.Task[None] | None = None
-        self._wake_ups = WakeUps(url, self._channel, self._wake)
-        self._rows = _Rows()
+        self._watch = EventWatch(url, self._channel, self._known, self._look_at_head)
+        self._rows = EventRows()
 
     @property
     def durable(self) -> bool:
@@ -213,12 +200,7 @@ class PostgresEventStore:
         self._is_open = False
         if self._under_way:
             await asyncio.wait(self._under_way)
-        self._wake()
-        poll, self._poll = self._poll, None
-        if poll is not None:
-            poll.cancel()
-            await asyncio.wait((poll,))
-        await self._wake_ups.close()
+        await self._watch.close()
         await self._writing.close()
         await self._reading.close()
 
@@ -259,7 +241,7 @@ class PostgresEventStore:
             self._held.clear()
             self._reading.cut_idle()
             self._writing.cut_idle()
-            self._wake()
+            self._watch.wake()
         return error
 
     # ── append ───────────────────────────────────────────────────────────────
@@ -323,7 +305,7 @@ class PostgresEventStore:
         self._known.learn(end, known.forks)
         if known.forks == self.forks:
             self._held |= batch.held_by(results)
-        self._wake()
+        self._watch.wake()
         return results
 
     def _arguments(self, batch: Batch, known: Known, *, closely: bool) -> list[object]:
@@ -389,7 +371,7 @@ class PostgresEventStore:
             raise (failure(self._url, error) or error) from error
         self._known.forget()  # an empty store has taken the name of what it is a copy of
         self._known.learn(part.end, self._known.forks)
-        self._wake()
+        self._watch.wake()
 
     # ── read ─────────────────────────────────────────────────────────────────
 
@@ -536,55 +518,7 @@ class PostgresEventStore:
         come, within `POLL_DEAF_S`.
         """
         self._check_open()
-        self._waiting += 1
-        try:
-            return await self._passed(after, time.monotonic() + timeout_s)
-        finally:
-            self._waiting -= 1
-
-    async def _passed(self, after: Position, deadline: float) -> bool:
-        forks = self.forks
-        while forks == self.forks:
-            self._keep_watch()  # before the look at the head, so that nothing falls between
-            wakes = self._wakes
-            if self._known.place.position > after or (await self._shared_look()).position > after:
-                return True
-            if wakes == self._wakes and not await self._watch.wait(deadline - time.monotonic()):
-                return False
-            self._check_open()
-        return False
-
-    def _wake(self) -> None:
-        self._wakes += 1
-        self._watch.wake()
-
-    async def _shared_look(self) -> Place:
-        """The head, asked for once by all who were woken together."""
-        if self._look is None or self._look[0] != self._wakes:
-            task = asyncio.get_running_loop().create_task(self._look_at_head())
-            task.add_done_callback(partial(self._look_done, self._wakes))
-            self._look = (self._wakes, task)
-        return await asyncio.shield(self._look[1])
-
-    def _look_done(self, wakes: int, task: asyncio.Task[Place]) -> None:
-        if self._look is not None and self._look[0] == wakes:
-            self._look = None
-        if not task.cancelled():
-            task.exception()  # heard by those who wait, if they still do
-
-    def _keep_watch(self) -> None:
-        self._wake_ups.ensure()
-        if self._poll is None:
-            self._poll = asyncio.get_running_loop().create_task(self._wake_regularly())
-
-    async def _wake_regularly(self) -> None:
-        """Let those who wait look again every now and then; ends when nobody does. Who is just looking waits too."""
-        while True:
-            await pause(POLL_S if self._wake_ups.is_listening else POLL_DEAF_S)
-            if not self._waiting:
-                self._poll = None
-                return
-            self._wake()
+        return await self._watch.wait(after, timeout_s, self._check_open)
 
     # ── types ────────────────────────────────────────────────────────────────
 
@@ -595,7 +529,7 @@ class PostgresEventStore:
             f"SELECT t.name, v.version, v.tag_names FROM {self._schema}.event_versions AS v "
             f"JOIN {self._schema}.event_types AS t ON t.id = v.type WHERE v.held ORDER BY t.name, v.version"
         )
-        return [StoredType(name, version, _tags_decoder.decode(tags) if tags else ()) for name, version, tags in rows]
+        return [StoredType(name, version, decode_tags(tags) if tags else ()) for name, version, tags in rows]
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
         """Remember tag names; what is known of a type that events are stored of stays.
@@ -626,32 +560,8 @@ class PostgresEventStore:
             raise StoreClosed(f"the event store {self._url.shown} is not open")
 
 
-class _Rows:
-    """Rows of `reading` as events; what they have in common is made once."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, str] = {}
-        self._tag_lists: dict[bytes, tuple[str, ...]] = {}
-        self._moment = (0, moment(0))
-
-    def event(self, row: asyncpg.Record) -> RecordedEvent:
-        _, _, position, type, version, recorded_at_us, event_id, data, tags, metadata = row
-        tag_list = self._tag_lists.get(tags) or self._decode_tags(tags)
-        if recorded_at_us != self._moment[0]:
-            self._moment = (recorded_at_us, moment(recorded_at_us))
-        name = self._names.setdefault(type, type)
-        return RecordedEvent(position, event_id, name, version, data, tag_list, metadata, self._moment[1])
-
-    def _decode_tags(self, tags: bytes) -> tuple[str, ...]:
-        if len(self._tag_lists) >= TAG_LISTS_MAX:
-            self._tag_lists.clear()
-        decoded = self._tag_lists[tags] = _tags_decoder.decode(tags)
-        return decoded
-
-
 _PLANNED_ONCE = {**INDEXED, "plan_cache_mode": "force_generic_plan"}
 """A read has one good plan, whatever its parameters; making it for each call takes longer than the read."""
-_tags_decoder = msgspec.json.Decoder(tuple[str, ...])
 
 
 def _position_of(row: asyncpg.Record) -> int:
