@@ -20,6 +20,8 @@ RECONNECT_S_MIN = 0.1
 """How long after its loss the connection is made again at the earliest; doubled each time that this fails …"""
 RECONNECT_S_MAX = 5.0
 """… up to this."""
+CLOSE_S_MAX = 1.0
+"""How long closing waits for a connection that is just being made, before it is cut off."""
 
 
 class WakeUps:
@@ -33,6 +35,7 @@ class WakeUps:
         self._task: asyncio.Task[None] | None = None
         self._backoff_s = RECONNECT_S_MIN
         self._not_before = 0.0
+        self._lost = asyncio.Event()
         self.is_listening = False
 
     def ensure(self) -> None:
@@ -46,15 +49,19 @@ class WakeUps:
         """Let go of the connection."""
         task, self._task = self._task, None
         if task is not None:
+            self._lost.set()
+            await asyncio.wait((task,), timeout=CLOSE_S_MAX)  # a driver that is cut off while it connects complains
             task.cancel()
             await asyncio.wait((task,))
         self._not_before = 0.0
 
     async def _listen(self) -> None:
+        self._lost = asyncio.Event()
         try:
             link = await connect(self._url)
             try:
-                await self._listen_on(link)
+                if not self._lost.is_set():
+                    await self._listen_on(link)
             finally:
                 self.is_listening = False
                 link.terminate()
@@ -65,12 +72,11 @@ class WakeUps:
         self._task = None
 
     async def _listen_on(self, link: Link) -> None:
-        lost = asyncio.Event()
-        link.add_termination_listener(lambda *_: lost.set())
+        link.add_termination_listener(lambda *_: self._lost.set())
         await link.add_listener(self._channel, lambda *_: self._wake())
         self.is_listening = True
         self._backoff_s = RECONNECT_S_MIN
         self._wake()  # what was committed before anybody listened
-        await lost.wait()
+        await self._lost.wait()
         self.is_listening = False
         self._wake()
