@@ -29,6 +29,7 @@ from diptych.event_store.recorded_event import NewEvent
 from diptych.messages.registry import EventTypes
 from diptych.messages.unique_id import unique_bytes
 from diptych.read_side import projector as projector_module
+from diptych.read_side import slice as slice_module
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import Order, ReadStore
@@ -285,7 +286,7 @@ def test_g6_expiry_does_not_depend_on_removal(kind: str, monkeypatch: pytest.Mon
     )
     def holds(history: list[Moment], removed_max: int, chokes_at: int | None) -> None:
         async def run(folder: str) -> None:
-            monkeypatch.setattr(projector_module, "EXPIRED_ROWS_MAX", removed_max)
+            monkeypatch.setattr(slice_module, "EXPIRED_ROWS_MAX", removed_max)
             monkeypatch.setattr(Choking, "at", chokes_at)
             read_store: ReadStore = MemoryReadStore() if kind == "memory" else SqliteReadStore(f"{folder}/rows.db")
             live = Live(read_store)

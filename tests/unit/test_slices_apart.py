@@ -18,9 +18,10 @@ from diptych.messages.unique_id import unique_bytes
 from diptych.read_side import projector as module
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.partitions import slice_of
-from diptych.read_side.projector import Projector, Slice
+from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import Failed, Order, SliceWrite, WriteResult
+from diptych.read_side.slice import Slice
 from diptych.testing import ManualClock
 
 pytestmark = pytest.mark.anyio

@@ -22,11 +22,12 @@ from diptych.messages.unique_id import unique_id
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
 from diptych.read_side.leases import Leases
-from diptych.read_side.projector import Projector, Slice
+from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import QueryBus, compile_query_handlers
 from diptych.read_side.query_source import QuerySource, ReadStoreSource, ReplicaStatus
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.slice import Slice
 from diptych.read_side.subscriber import Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
 

@@ -13,9 +13,10 @@ from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import Position
 from diptych.read_side.batch import FoldedBatch, Reached, fold_steps, plan_steps, slice_write
 from diptych.read_side.projection import Step
-from diptych.read_side.projector import Projector, Slice
+from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import BlockedKey, Discard, Fenced, ReadStore, SliceWrite, Written
+from diptych.read_side.slice import Slice
 
 __all__ = ["BlockedKeys"]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from diptych.clock import pause
@@ -36,23 +36,21 @@ from diptych.read_side.batch import (
     slice_write,
 )
 from diptych.read_side.leases import Leases
-from diptych.read_side.partitions import slice_of
-from diptych.read_side.projection import KeyNotFound, Projection, Step, told
-from diptych.read_side.read_model import key_text
+from diptych.read_side.projection import Projection, told
 from diptych.read_side.read_store import (
     BlockedKey,
     Failed,
     Fenced,
     Generation,
-    Key,
     LeaseKey,
     ReadSnapshot,
     ReadStore,
     SliceWrite,
     Written,
 )
+from diptych.read_side.slice import POISON, Slice
 
-__all__ = ["Projector", "Slice"]
+__all__ = ["Projector"]
 
 BATCH_EVENTS_MAX = 1_000
 """Events folded in one write."""
@@ -60,66 +58,13 @@ BATCH_EVENTS_MIN = 16
 """Events that a batch may always have, however slow the folds are."""
 BATCH_TARGET_S = 0.05
 """Seconds that folding and writing a batch should take: the batch shrinks when it takes longer."""
-BLOCKED_KEYS_MAX = 1_000
-"""Blocked keys of one projection; past it the projection stops."""
-EXPIRED_ROWS_MAX = 1_000
-"""Expired rows of one read model that are removed with one batch; the others are with later ones."""
 IDLE_WAIT_S = 5.0
 """Seconds after which an idle projector looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """Seconds between tries while a store is unavailable: doubled each time, up to the second."""
 
-_POISON = (KeyNotFound, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RecursionError)
-"""What reading, folding and encoding an event may raise; whatever a store raises is none of it."""
 
 _log = logging.getLogger("diptych.projector")
-
-
-class Slice:
-    """One projection, or the part of it that some of its keys are, being folded into one generation.
-
-    Attributes:
-        generation: the slice as it was last written or loaded here.
-        target: a generation that is being built answers queries from this position on.
-        stopped: why it cannot go on; empty while it can.
-    """
-
-    def __init__(self, projection: Projection, generation: Generation, target: Position = START) -> None:
-        self.projection = projection
-        self.generation = generation
-        self.target = target
-        self.stopped = ""
-        self.blocked: dict[str, BlockedKey] = {}
-        self.discards: set[tuple[str, int]] = set()
-
-    @property
-    def position(self) -> Position:
-        """The position up to which it is folded."""
-        return self.generation.checkpoint.position
-
-    @property
-    def lease_key(self) -> LeaseKey:
-        """As what it is leased."""
-        return self.generation.lease_key
-
-    @property
-    def at_barrier(self) -> bool:
-        """Whether it waits for the other slices, to be split anew where it is."""
-        return self.generation.barrier is not None and self.position >= self.generation.barrier
-
-    def owns(self, key: Key) -> bool:
-        """Whether the row of a key belongs to it."""
-        return self.owns_text(key_text(key))
-
-    def owns_text(self, key: str) -> bool:
-        """Whether the row of a key, as a JSON array, belongs to it."""
-        return slice_of(key, self.generation.slices) == self.generation.slice
-
-    def owned(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """Those steps that it folds; where only the fold tells the key, every slice folds and one keeps the row."""
-        if self.generation.slices == 1:
-            return steps
-        return [step for step in steps if step.key is None or self.owns(step.key)]
 
 
 class Projector:
@@ -448,7 +393,7 @@ class Projector:
                         plans[slice.projection.name] = plan_steps(slice.projection, events)
                     planned = plans[slice.projection.name]
                     writes.append((slice, await self._write_of(slice, planned, end, snapshot)))
-                except _POISON as error:
+                except POISON as error:
                     failed.append((slice, told(error)))
         results = await self._read_store.write([write for _, write in writes])
         for (slice, write), result in zip(writes, results, strict=True):
@@ -471,8 +416,8 @@ class Projector:
         loaded = await snapshot.get_many(generation.name, keys, generation.number) if keys else {}
         owns = None if generation.slices == 1 else slice.owns
         folded = fold_steps(slice.projection, steps, loaded, slice.blocked, slice.discards, owns)
-        stopped = planned.stopped or _too_many_blocked(slice, folded.block)
-        expired = await _expired(slice, snapshot, end, folded.block)
+        stopped = planned.stopped or slice.too_many_blocked(folded.block)
+        expired = await slice.expired(snapshot, end, folded.block)
         return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped, expired)
 
     async def _written(self, slice: Slice, write: SliceWrite, generation: Generation) -> None:
@@ -520,12 +465,12 @@ class Projector:
             if not slice.stopped and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
                 await self._fold([slice], rest, end)
             return
-        keys = [text for text in map(key_text, _keys(slice.projection, events)) if slice.owns_text(text)]
+        keys = slice.blockable(events)
         name, position = slice.projection.name, events[0].position
         block = [BlockedKey(name, key, position, reason) for key in keys if key not in slice.blocked]
         if not keys:
             end = Reached(slice.generation.checkpoint, slice.generation.recorded_at)
-        stopped = _too_many_blocked(slice, block) if keys else reason
+        stopped = slice.too_many_blocked(block) if keys else reason
         write = slice_write(slice.projection, slice.generation, FoldedBatch({}, block), (), end, stopped)
         (result,) = await self._read_store.write([write])
         if isinstance(result, Written):
@@ -534,31 +479,3 @@ class Projector:
             self._stop(slice, result.reason)
         else:
             await self.loaded(slice)
-
-
-async def _expired(slice: Slice, snapshot: ReadSnapshot, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
-    """The keys of the next rows to remove: no event after this batch sees them any more, and no query.
-
-    The replay of a blocked key folds events of before, so its row stays.
-    """
-    if slice.projection.form.expiry is None or end.recorded_at is None:
-        return ()
-    blocked = slice.blocked.keys() | {found.key for found in block}
-    generation = slice.generation
-    limit = EXPIRED_ROWS_MAX * generation.slices + len(blocked)
-    keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
-    texts = ((key, key_text(key)) for key in keys)
-    return [key for key, text in texts if slice.owns_text(text) and text not in blocked][:EXPIRED_ROWS_MAX]
-
-
-def _keys(projection: Projection, events: Sequence[DecodedEvent]) -> list[Key]:
-    """The keys that one event concerns; none where they cannot be told."""
-    try:
-        return keys_to_load(plan_steps(projection, events).steps, ())
-    except _POISON:
-        return []
-
-
-def _too_many_blocked(slice: Slice, block: Sequence[BlockedKey]) -> str:
-    count = len(slice.blocked) + len(block)
-    return "" if count <= BLOCKED_KEYS_MAX else f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"

@@ -10,8 +10,9 @@ from typing import NamedTuple
 from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side.projection import Projection
-from diptych.read_side.projector import Projector, Slice
+from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import Order, ReadSnapshot, ReadStore
+from diptych.read_side.slice import Slice
 
 __all__ = ["Difference", "Progress", "Rebuilds"]
 

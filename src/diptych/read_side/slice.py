@@ -1,0 +1,99 @@
+"""A slice of a projection being folded: where it is, and which keys are its own.
+
+A projection that is not split has one, which owns every key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from diptych.event_store.position import START, Position
+from diptych.read_side.batch import DecodedEvent, Reached, keys_to_load, plan_steps
+from diptych.read_side.partitions import slice_of
+from diptych.read_side.projection import KeyNotFound, Projection, Step
+from diptych.read_side.read_model import key_text
+from diptych.read_side.read_store import BlockedKey, Generation, Key, LeaseKey, ReadSnapshot
+
+__all__ = ["POISON", "Slice"]
+
+BLOCKED_KEYS_MAX = 1_000
+"""Blocked keys of one projection; past it the projection stops."""
+EXPIRED_ROWS_MAX = 1_000
+"""Expired rows of one read model that are removed with one batch; the others are with later ones."""
+
+POISON = (KeyNotFound, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RecursionError)
+"""What reading, folding and encoding an event may raise; whatever a store raises is none of it."""
+
+
+class Slice:
+    """One projection, or the part of it that some keys are, as it is folded into one generation.
+
+    Attributes:
+        generation: the slice as it was last written or loaded here.
+        target: a generation that is being built answers queries from this position on.
+        stopped: why it cannot go on; empty while it can.
+    """
+
+    def __init__(self, projection: Projection, generation: Generation, target: Position = START) -> None:
+        self.projection = projection
+        self.generation = generation
+        self.target = target
+        self.stopped = ""
+        self.blocked: dict[str, BlockedKey] = {}
+        self.discards: set[tuple[str, int]] = set()
+
+    @property
+    def position(self) -> Position:
+        """The position up to which it is folded."""
+        return self.generation.checkpoint.position
+
+    @property
+    def lease_key(self) -> LeaseKey:
+        """As what it is leased."""
+        return self.generation.lease_key
+
+    @property
+    def at_barrier(self) -> bool:
+        """Whether it waits for the other slices, to be split anew where it is."""
+        return self.generation.barrier is not None and self.position >= self.generation.barrier
+
+    def owns(self, key: Key) -> bool:
+        """Whether the row of a key belongs to it."""
+        return self.owns_text(key_text(key))
+
+    def owns_text(self, key: str) -> bool:
+        """Whether the row of a key, as a JSON array, belongs to it."""
+        return slice_of(key, self.generation.slices) == self.generation.slice
+
+    def owned(self, steps: Sequence[Step]) -> Sequence[Step]:
+        """Those steps that it folds; where only the fold tells the key, every slice folds and one keeps the row."""
+        if self.generation.slices == 1:
+            return steps
+        return [step for step in steps if step.key is None or self.owns(step.key)]
+
+    def blockable(self, events: Sequence[DecodedEvent]) -> list[str]:
+        """The keys of its own that one event concerns, as JSON arrays; none where they cannot be told."""
+        try:
+            keys = keys_to_load(plan_steps(self.projection, events).steps, ())
+        except POISON:
+            return []
+        return [text for text in map(key_text, keys) if self.owns_text(text)]
+
+    def too_many_blocked(self, block: Sequence[BlockedKey]) -> str:
+        """Why it cannot go on with these keys blocked as well; empty where it can."""
+        count = len(self.blocked) + len(block)
+        return "" if count <= BLOCKED_KEYS_MAX else f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"
+
+    async def expired(self, snapshot: ReadSnapshot, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
+        """The keys of the next rows to remove: no event after this batch sees them any more, and no query.
+
+        The replay of a blocked key folds events of before, so its row stays.
+        """
+        if self.projection.form.expiry is None or end.recorded_at is None:
+            return ()
+        blocked = self.blocked.keys() | {found.key for found in block}
+        generation = self.generation
+        limit = EXPIRED_ROWS_MAX * generation.slices + len(blocked)
+        keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
+        texts = ((key, key_text(key)) for key in keys)
+        return [key for key, text in texts if self.owns_text(text) and text not in blocked][:EXPIRED_ROWS_MAX]
