@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.bank import EARLIER_EVENTS, AccountId, Credit, write_side_only
@@ -73,7 +74,7 @@ def main() -> None:
     """Print a line per number of callers, and one for a hot entity."""
     asked = arguments(__doc__ or "")
     for callers in CALLERS:
-        with tempfile.TemporaryDirectory() as name:
+        with tempfile.TemporaryDirectory() as name, ExitStack() as open_peers:
             folder = Path(name)
             sides: dict[str, Side] = {
                 "diptych": diptych_side(folder, callers, hot=False),
@@ -83,10 +84,11 @@ def main() -> None:
             if callers == 1:
                 sides["raw_commits"] = lambda seconds, path=folder / "raw.db": Turn(*raw_commits(path, seconds))  # type: ignore[misc]
             if callers in PEER_CALLERS and importlib.util.find_spec("eventsourcing"):
-                from benchmarks.peers import eventsourcing_side
+                from benchmarks.peers import eventsourcing_side, sqlite_settings
 
-                sides["eventsourcing"] = eventsourcing_side(folder, callers, cached=False)
-                sides["eventsourcing_cached"] = eventsourcing_side(folder, callers, cached=True)
+                for peer, cached in (("eventsourcing", False), ("eventsourcing_cached", True)):
+                    settings = sqlite_settings(folder / f"{peer}.db")
+                    sides[peer] = open_peers.enter_context(eventsourcing_side(settings, callers, cached=cached))
             report("commands", in_turns(sides, asked.seconds, asked.rounds), "diptych", callers=callers)
     with tempfile.TemporaryDirectory() as hot, tempfile.TemporaryDirectory() as cold:
         sides = {

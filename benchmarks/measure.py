@@ -8,7 +8,7 @@ import os
 import platform
 import sqlite3
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -39,6 +39,8 @@ class Turn(NamedTuple):
 
 Side = Callable[[float], Turn]
 """Does the work for so many seconds."""
+AsyncSide = Callable[[float], Awaitable[Turn]]
+"""The same on the loop of who measures."""
 
 
 def in_turns(sides: dict[str, Side], seconds: float, rounds: int) -> dict[str, list[Turn]]:
@@ -50,19 +52,46 @@ def in_turns(sides: dict[str, Side], seconds: float, rounds: int) -> dict[str, l
     return turns
 
 
+async def awaited_in_turns(sides: dict[str, AsyncSide], seconds: float, rounds: int) -> dict[str, list[Turn]]:
+    """As `in_turns`."""
+    turns: dict[str, list[Turn]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            turns[name].append(await side(seconds / rounds))
+    return turns
+
+
 def report(figure: str, turns: dict[str, list[Turn]], subject: str, **facts: object) -> None:
-    """One JSON line: the subject's median rate, its latencies, and its ratio to each other side."""
+    """One JSON line: the subject's median rate, its latencies, and its ratio to each other side.
+
+    Of other sides whose latencies were taken as well, those too, and how many times theirs the subject's median is.
+    """
     rates = {name: statistics.median(turn.rate for turn in found) for name, found in turns.items()}
-    latencies = sorted(latency for turn in turns[subject] for latency in turn.latencies_s)
     line: dict[str, object] = {"figure": figure, **facts, "per_s": round(rates[subject])}
-    if latencies:
-        line["p50_ms"] = round(latencies[len(latencies) // 2] * 1000, 3)
-        line["p99_ms"] = round(latencies[int(len(latencies) * 0.99)] * 1000, 3)
+    mine = _percentiles_ms(turns[subject])
+    if mine:
+        line["p50_ms"], line["p99_ms"] = mine
     for name, rate in rates.items():
         if name != subject:
             line[f"{name}_per_s"] = round(rate)
             line[f"ratio_to_{name}"] = round(rates[subject] / rate, 3)
+            theirs = _percentiles_ms(turns[name])
+            if mine and theirs:
+                line[f"{name}_p50_ms"], line[f"{name}_p99_ms"] = theirs
+                line[f"p50_in_those_of_{name}"] = round(mine[0] / theirs[0], 3)
     print(json.dumps(line | {"environment": environment()}), flush=True)
+
+
+def left_out(side: str, reason: str) -> None:
+    """One JSON line: what is not measured here, and why."""
+    print(json.dumps({"left_out": side, "reason": reason}), flush=True)
+
+
+def _percentiles_ms(turns: Sequence[Turn]) -> tuple[float, float] | None:
+    latencies = sorted(latency for turn in turns for latency in turn.latencies_s)
+    if not latencies:
+        return None
+    return round(latencies[len(latencies) // 2] * 1000, 3), round(latencies[int(len(latencies) * 0.99)] * 1000, 3)
 
 
 def environment() -> dict[str, object]:

