@@ -235,6 +235,39 @@ async def test_g12_only_own_conflicts_count_towards_the_limit(monkeypatch: pytes
     assert not any(isinstance(result, Conflicting) for _, results in store.batches for result in results)
 
 
+async def test_g12_foreign_events_break_no_decision_that_stands_on_no_pending_event() -> None:
+    """Commands on entities of their own share a batch; what another process appends to others costs no second try."""
+    store = WatchedStore()
+    commands = await bus(store, school())
+
+    async def meddle() -> None:
+        await store.foreign(CourseOpened(course=RUST, capacity=1))
+
+    store.before = meddle
+    for turn in range(2):
+        opening = (OpenCourse(course=CourseId(f"c{turn}-{n}"), capacity=1) for n in range(5))
+        outcomes = await together(commands, *opening)
+        assert [type(outcome) for outcome in outcomes] == [Receipt] * 5
+    assert [[type(result) for result in results] for _, results in store.batches] == [[Appended] * 5] * 2
+
+
+async def test_g12_what_a_decision_stood_on_is_still_known_after_foreign_events() -> None:
+    """Where another process writes all the time, a model that was used in the last batch is not read again."""
+    store = WatchedStore()
+    commands = await bus(store, school())
+    await commands.execute(OpenCourse(course=PYTHON, capacity=3), None, NOBODY)
+
+    async def meddle() -> None:
+        await store.foreign(CourseOpened(course=RUST, capacity=1))
+
+    store.before = meddle
+    await commands.execute(enrol(0), None, NOBODY)
+    store.read = None  # type: ignore[assignment]  # whoever reads fails
+    (outcome,) = await together(commands, enrol(0))
+    assert isinstance(outcome, Rejected)
+    assert outcome.code == "already-enrolled"
+
+
 async def test_own_conflicts_end_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A command that loses every race says how often, and to which event."""
     monkeypatch.setattr(command_bus, "CONFLICTS_MAX", 4)

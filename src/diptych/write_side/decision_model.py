@@ -17,7 +17,7 @@ from typing_extensions import TypeVarTuple, Unpack, dataclass_transform
 
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import QueryItem
-from diptych.event_store.position import Position
+from diptych.event_store.position import START, Position
 from diptych.messages.annotations import evaluate, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.identity import Identity
@@ -48,11 +48,13 @@ class Folded(msgspec.Struct, frozen=True, gc=False):
         item: the events that are folded.
         state: the state after them.
         position: up to which it holds: that of the head its read covered, not that of its last event.
+        pending: that of the last of its events that was not committed when it was folded; 0 where all were.
     """
 
     item: QueryItem
     state: Any
     position: Position
+    pending: Position = START
 
 
 class ModelFold:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -134,6 +134,7 @@ class _Draft(msgspec.Struct, frozen=True):
     """A decided command, ready to be appended."""
 
     attempt: Attempt
+    stands: Mapping[ModelKey, Folded]
     commit: Commit
     events: Sequence[RecentEvent]
     rejected: Rejected | None
@@ -260,24 +261,31 @@ class GroupCommit:
     async def _remember(
         self, base: Position, drafts: Sequence[_Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
     ) -> None:
-        """Learn from a batch: its events are the new end of the tail, if they came where they were expected."""
+        """Learn from a batch: its events are the new end of the tail, whatever came before them."""
         appended = [
-            (result, draft.events)
-            for draft, result in zip(drafts, results, strict=True)
-            if isinstance(result, Appended)
+            (result, draft) for draft, result in zip(drafts, results, strict=True) if isinstance(result, Appended)
         ]
-        count = sum(len(events) for _, events in appended)
+        count = sum(len(draft.events) for _, draft in appended)
         forks = self._forks
         head = appended[-1][0].place.position if appended else (await self._store.head()).position
         if self.keep_up() != forks:
             return
-        if head != base + count:
-            self.tail.restart(head)
-            return
-        self.tail.confirm(appended)
-        if len(appended) == len(drafts):
+        expected = head == base + count
+        if not expected:  # there are foreign events before ours, which the tail does not know
+            self.tail.restart(Position(head - count))
+        self.tail.confirm([(result, draft.events) for result, draft in appended])
+        if expected and len(appended) == len(drafts):
             for key, folded in states.items():
                 self._cache.put(key, folded)
+        else:
+            self._remember_stands(appended)
+
+    def _remember_stands(self, appended: Sequence[tuple[Appended, _Draft]]) -> None:
+        """Keep what decisions stood on that held: its conditions say that it is whole up to their own events."""
+        for result, draft in appended:
+            before = Position(result.place.position - len(draft.events))
+            for key, stood_on in draft.stands.items():
+                self._cache.put(key, Folded(stood_on.item, stood_on.state, before))
 
     # ── deciding ─────────────────────────────────────────────────────────────
 
@@ -347,13 +355,15 @@ class GroupCommit:
         self._batch_bytes += len(refused or b"")
         commit = Commit(
             events=tuple([recent.new for recent in events]),
-            conditions=tuple([AppendCondition(folded.item, folded.position) for folded in stands.values()]),
+            conditions=tuple(
+                [AppendCondition(folded.item, self.tail.judged_after(folded)) for folded in stands.values()]
+            ),
             command_id=attempt.context.command_id,
             payload_hash=attempt.payload_hash,
             rejection=refused,
             keep=refused is None or attempt.caller_gave_id,
         )
-        return _Draft(attempt, commit, events, None if refused is None else rejection(refused))
+        return _Draft(attempt, stands, commit, events, None if refused is None else rejection(refused))
 
     def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
         found = self._types.of(type(event))

@@ -131,11 +131,13 @@ class Tail:
         until = self.end if pending else self.committed
         if not self.start <= folded.position < until:
             return folded
-        fold, item, state = key[0], folded.item, folded.state
+        fold, item, state, pending_at = key[0], folded.item, folded.state, folded.pending
         for position in self._candidates(item, folded.position, until):
             recent = self._events[position - self.start - 1]
             if not item.matches(recent.type, recent.new.tags):
                 continue
+            if position > self.committed:
+                pending_at = Position(position)
             if not fold.takes_context:
                 state = fold.evolve(state, recent.event, None)
             elif position > self.committed:
@@ -144,7 +146,15 @@ class Tail:
                 recorded_at = self._recorded_at[position - self.start - 1]
                 context = event_context(position, recent.new.event_id, recorded_at, recent.envelope)
                 state = fold.evolve(state, recent.event, context)
-        return Folded(item, state, until)
+        return Folded(item, state, until, pending_at)
+
+    def judged_after(self, folded: Folded) -> Position:
+        """After which no event may match, for a decision on this state to hold.
+
+        A pending position only where the state is made of a pending event: a decision that none concerns does not
+        fall with them when another process has appended meanwhile.
+        """
+        return min(folded.position, max(self.committed, folded.pending))
 
     def knows_of(self, item: QueryItem) -> bool:
         """Whether any event here matches, a pending one included."""
