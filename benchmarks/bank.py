@@ -1,4 +1,7 @@
-"""The domain that is measured: accounts that are credited, two read models, one query."""
+"""The domain that is measured: accounts that are credited, two read models, one query.
+
+Read models are folded together (`bank`), or one of them alone, whole or in slices that two processes can share.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,12 @@ def activity(row: Activity, event: Credited) -> Activity:
 
 bank.projection(balance)
 bank.projection(activity)
+
+one_read_model = BoundedContext("bank")
+one_read_model.projection(balance)
+
+in_two_slices = BoundedContext("bank")
+in_two_slices.projection(partitions=2)(balance)
 
 
 class BalanceOf(Query[Balance | None]):

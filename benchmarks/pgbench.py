@@ -47,7 +47,12 @@ def pgbench_turn(pgbench: Path, url: str, clients: int, seconds: float) -> Turn:
         ran = subprocess.run(
             [
                 *(str(pgbench), "--no-vacuum", "--protocol=prepared", f"--file={script.name}"),
-                *(f"--client={clients}", f"--jobs={min(clients, THREADS_MAX)}", f"--time={max(round(seconds), 1)}", url),
+                *(
+                    f"--client={clients}",
+                    f"--jobs={min(clients, THREADS_MAX)}",
+                    f"--time={max(round(seconds), 1)}",
+                    url,
+                ),
             ],
             capture_output=True,
             text=True,

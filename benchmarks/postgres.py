@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import partial
 from itertools import count
@@ -87,9 +86,9 @@ def bare_side(link: Link, callers: int, *, cached: bool) -> AsyncSide:
     return lambda seconds: drive_bare(BareLoop(link, cached=cached), callers, first_caller(), seconds)
 
 
-def in_thread(side: Side) -> Callable[[float], Awaitable[Turn]]:
+def in_thread(side: Side) -> AsyncSide:
     """A side that blocks, off the loop."""
-    return partial(asyncio.to_thread, side)
+    return lambda seconds: asyncio.to_thread(side, seconds)
 
 
 def has_peers() -> bool:

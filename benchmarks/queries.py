@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.bank import AccountId, Balance, BalanceOf, Credit, bank
 from benchmarks.bare_loop import raw_commits
@@ -16,20 +17,31 @@ from diptych import Application
 ACCOUNTS = 1_000
 
 
-async def fill(folder: Path) -> None:
+class Stores(NamedTuple):
+    """The URLs of an application's two stores."""
+
+    store: str
+    read_store: str
+
+    def open(self) -> Application:
+        """An application on them, to be entered."""
+        return Application(bank, store=self.store, read_store=self.read_store)
+
+
+async def fill(stores: Stores) -> None:
     """Give every account a row."""
-    async with Application(bank, store=f"sqlite:{folder}/diptych.db", read_store=f"sqlite:{folder}/read.db") as app:
+    async with stores.open() as app:
         commands = (Credit(account=AccountId(f"a{n}"), amount=n) for n in range(ACCOUNTS))
         await asyncio.gather(*(app.execute(command) for command in commands))
         await app.projected()
 
 
-def query_side(folder: Path) -> Side:
+def query_side(stores: Stores) -> Side:
     """One caller, one key after the other."""
 
     async def run(seconds: float) -> Turn:
         latencies: list[float] = []
-        async with Application(bank, store=f"sqlite:{folder}/diptych.db", read_store=f"sqlite:{folder}/read.db") as app:
+        async with stores.open() as app:
             begun = time.perf_counter()
             while (started := time.perf_counter()) - begun < seconds:
                 await app.query(BalanceOf(account=AccountId(f"a{len(latencies) % ACCOUNTS}")))
@@ -39,13 +51,13 @@ def query_side(folder: Path) -> Side:
     return lambda seconds: asyncio.run(run(seconds))
 
 
-def own_write_side(folder: Path, *, after_receipt: bool) -> Side:
+def own_write_side(stores: Stores, *, after_receipt: bool) -> Side:
     """One caller: a command, and the query that shows what it wrote. What is timed is one or the other."""
 
     async def run(seconds: float) -> Turn:
         commands: list[float] = []
         answers: list[float] = []
-        async with Application(bank, store=f"sqlite:{folder}/diptych.db", read_store=f"sqlite:{folder}/read.db") as app:
+        async with stores.open() as app:
             begun = time.perf_counter()
             while (started := time.perf_counter()) - begun < seconds:
                 account = AccountId(f"a{len(commands) % ACCOUNTS}")
@@ -89,12 +101,13 @@ def main() -> None:
     asked = arguments(__doc__ or "")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        asyncio.run(fill(folder))
-        sides: dict[str, Side] = {"diptych": query_side(folder), "bare_select": bare_side(folder)}
+        stores = Stores(f"sqlite:{folder}/diptych.db", f"sqlite:{folder}/read.db")
+        asyncio.run(fill(stores))
+        sides: dict[str, Side] = {"diptych": query_side(stores), "bare_select": bare_side(folder)}
         report("keyed query", in_turns(sides, asked.seconds, asked.rounds), "diptych")
         sides = {
-            "diptych": own_write_side(folder, after_receipt=True),
-            "its_command": own_write_side(folder, after_receipt=False),
+            "diptych": own_write_side(stores, after_receipt=True),
+            "its_command": own_write_side(stores, after_receipt=False),
             "raw_commit": raw_side(folder),
         }
         report("token wait, idle", in_turns(sides, asked.seconds, asked.rounds), "diptych")
