@@ -116,6 +116,15 @@ def a_barrier_stays(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryReadStore, "split", stay)
 
 
+@noticed_by("test_a_slice_that_has_stopped_is_no_reason_to_wait")
+def what_has_stopped_is_waited_for(patch: pytest.MonkeyPatch) -> None:
+    def waiting(slices: Sequence[Generation], into: int | None) -> list[Generation]:
+        found = split([replace(each, stopped="") for each in slices], into)
+        return [replace(each, stopped=was.stopped) for each, was in zip(found, slices, strict=False)] or found
+
+    patch.setattr(memory, "split", waiting)
+
+
 @noticed_by("test_a_switch_minds_every_slice")
 def a_switch_minds_the_first_slice(patch: pytest.MonkeyPatch) -> None:
     def reaches(chosen: Sequence[Generation], live: Sequence[Generation]) -> bool:

@@ -26,6 +26,7 @@ from diptych.event_store.history import History
 from diptych.event_store.position import START
 from diptych.messages.registry import EventTypes
 from diptych.read_side import projector as projector_module
+from diptych.read_side import slice as slice_module
 from diptych.read_side.partitions import SLICES_MAX, slice_of
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import ReadStore
@@ -68,6 +69,7 @@ def test_g6_slices_do_not_show(kind: str, monkeypatch: pytest.MonkeyPatch) -> No
     """Rows and blocked keys are those of a naive fold, and in the end there are as many slices as were asked for."""
     monkeypatch.setattr(projector_module, "BATCH_EVENTS_MAX", 3)
     monkeypatch.setattr(projector_module, "BATCH_EVENTS_MIN", 3)
+    monkeypatch.setattr(slice_module, "LOOK_AGAIN_S", 0.0)
 
     @settings(max_examples=60 if kind == "memory" else 10, deadline=None)
     @given(st.lists(events, max_size=30), processes)

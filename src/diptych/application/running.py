@@ -244,8 +244,8 @@ class Running:
             behind = {slice.projection.name for slice in going_on if _is_behind(slice.generation, head)}
             known = await self.read_store.generations() if behind else ()
             followed = [[slice.generation for slice in self.projector.slices_of(name)] for name in sorted(behind)]
-        stored = [found for mine in followed for found in _stored(mine, known)]
-        return next((found for found in stored if not found.stopped and _is_behind(found, head)), None)
+        stored = [found for mine in followed for found in _going_on(_stored(mine, known))]
+        return next((found for found in stored if _is_behind(found, head)), None)
 
 
 def _impaired(replica: ReplicaStatus) -> str:
@@ -258,6 +258,12 @@ def _impaired(replica: ReplicaStatus) -> str:
 
 def _is_behind(generation: Generation, head: Position) -> bool:
     return generation.checkpoint.position < head or not generation.live
+
+
+def _going_on(slices: Sequence[Generation]) -> Sequence[Generation]:
+    """Those that can go on; none where one that has stopped keeps them from being live."""
+    stopped = any(slice.stopped for slice in slices)
+    return [] if stopped and not slices[0].live else [slice for slice in slices if not slice.stopped]
 
 
 def _stopped(mine: Sequence[Slice], stored: Sequence[Generation]) -> str:

@@ -206,6 +206,11 @@ class EventStore(Protocol):
         ...
 
     @property
+    def may_fork(self) -> bool:
+        """Whether the history may turn out to be another one while this is open: on a server that can fail over."""
+        ...
+
+    @property
     def forks(self) -> int:
         """How often the history here turned out not to be the one that this instance had read, appended to or told of.
 

@@ -60,7 +60,7 @@ class History:
         return UnreadableEvent(recorded.type, recorded.version, recorded.position, reason)
 
     async def register(self, store: EventStore, contexts: Collection[str]) -> None:
-        """Compare the coded event types with the stored facts, then make the new ones facts.
+        """Make the coded event types facts where they are new, and compare them with those that are.
 
         Raises:
             TagsChanged: events are stored of a type that the code would tag otherwise.
@@ -70,13 +70,13 @@ class History:
         coded = {
             (found.name, found.version): StoredType(found.name, found.version, found.tag_names) for found in self.types
         }
+        await store.register_types(list(coded.values()))  # first: it fills in what a failover has lost, and no more
         for stored in await store.stored_types():
             known = coded.get((stored.name, stored.version))
             if known is not None and known.tag_names != stored.tag_names:
                 raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
             if known is None and (stored.name.partition(".")[0] in contexts or self.types.stored_as(stored.name)):
                 await self._refuse(store, stored)
-        await store.register_types(list(coded.values()))
 
     async def _refuse(self, store: EventStore, stored: StoredType) -> None:
         query = EventQuery((QueryItem(types=frozenset((stored.name,))),))

@@ -76,6 +76,7 @@ class Freshness:
     def __init__(self, store: EventStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._verified: dict[tuple[str, int], tuple[int, Place]] = {}
 
     def now(self) -> datetime:
         """The time by the clock, aware, in UTC."""
@@ -101,6 +102,13 @@ class Freshness:
         there = await self._store.place_at(place.position)
         place.check(self._store.history_id, None if there is None else there.event_id, what)
 
+    async def _verify(self, generation: Generation) -> None:
+        """Make sure, once for each checkpoint, that rows are of the history: they may outlive what a failover loses."""
+        slice, verified = (generation.name, generation.slice), (self._store.forks, generation.checkpoint)
+        if self._verified.get(slice) != verified:
+            await self._check(generation.checkpoint, f"the read model {generation.name}")
+            self._verified[slice] = verified
+
     async def latest(self) -> Requirement:
         """Everything that is in the history now."""
         return Requirement((await self._store.head()).position)
@@ -124,8 +132,8 @@ class Freshness:
         Raises:
             HistoryDiverged: there was a fork, and its rows are of what is not in the history any more.
         """
-        if requirement.strict and self._store.forks:
-            await self._check(generation.checkpoint, f"the read model {generation.name}")
+        if requirement.strict and self._store.may_fork:
+            await self._verify(generation)
         checkpoint = generation.checkpoint.position
         if checkpoint < requirement.wanted:
             return False

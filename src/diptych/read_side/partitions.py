@@ -44,6 +44,8 @@ def split(slices: Sequence[Generation], into: int | None) -> list[Generation]:
     if len({each.checkpoint for each in slices}) == 1:
         epoch = max(each.epoch for each in slices) + 1
         return whole(replace(first, epoch=epoch, stopped="", barrier=None, slices_next=0), into)
+    if any(each.stopped for each in slices):  # it would hold up all the others: they go on, and are asked again
+        return [replace(each, barrier=None, slices_next=0) for each in slices]
     if first.slices_next == into:  # asked before: who has come there waits for the others
         return list(slices)
     barrier = max(each.checkpoint.position for each in slices)

@@ -48,7 +48,7 @@ from diptych.read_side.read_store import (
     SliceWrite,
     Written,
 )
-from diptych.read_side.slice import POISON, Slice
+from diptych.read_side.slice import LOOK_AGAIN_S, POISON, Slice
 
 __all__ = ["Projector"]
 
@@ -98,14 +98,18 @@ class Projector:
         head = await self._store.head()
         generations = await self._read_store.generations()
         for projection in self._projections:
-            for found in await self._slices_of(projection, generations, head, making=making):
-                await self._check_history(found)
-                self.slices.append(Slice(projection, found, START if found.live else head.position))
-                await self.loaded(self.slices[-1])
+            found = await self._slices_of(projection, generations, head, making=making)
+            for slice in found:
+                await self._check_history(slice)
+            if making and (found[0].slices_next or found[0].slices) != projection.partitions:
+                found = await self._split(found, projection.partitions)
+            target = START if found[0].live else head.position
+            self.slices += [Slice(projection, slice, target) for slice in found]
+            await self.reloaded(projection.name)
 
     def wanted(self) -> list[LeaseKey]:
         """What to ask leases for: all but what cannot go on here, which another process with other code may."""
-        return [slice.lease_key for slice in self.slices if not slice.stopped]
+        return [] if self.failure else [slice.lease_key for slice in self.slices if not slice.stopped]
 
     async def start(self, leases: Leases) -> None:
         """Follow the history from now on, in a task of its own, with what is held at any time.
@@ -137,8 +141,6 @@ class Projector:
         same = [found for found in known if found.name == projection.name and found.fingerprint == mine]
         if same:
             newest = max(same, key=lambda found: (found.live, found.number))
-            if making and (newest.slices_next or newest.slices) != projection.partitions:
-                return await self._split(newest, projection.partitions)
             return [found for found in same if found.number == newest.number]
         try:
             if making or not head.position:
@@ -149,12 +151,13 @@ class Projector:
         start = Place(self._store.history_id, START, NOWHERE)
         return [Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)]
 
-    async def _split(self, found: Generation, slices: int) -> Sequence[Generation]:
+    async def _split(self, found: Sequence[Generation], slices: int) -> Sequence[Generation]:
         """Split a generation into as many slices as the code says now, or begin to; what there is of it then."""
-        if not await self._read_store.split(found.name, found.number, slices):
-            _log.info("%s is split into %d slices as soon as all are at one place", found.name, slices)
+        name, number = found[0].name, found[0].number
+        if not await self._read_store.split(name, number, slices):
+            _log.info("%s is split into %d slices as soon as all are at one place", name, slices)
         async with self._read_store.snapshot() as snapshot:
-            return await snapshot.slices(found.name, found.number)
+            return await snapshot.slices(name, number) or found
 
     def fingerprint(self, projection: Projection) -> str:
         """The fold's fingerprint; in a store that does not outlive the process there is nothing to tell apart."""
@@ -186,13 +189,18 @@ class Projector:
     async def _verify(self) -> None:
         """Where the history turned out to be another one, let go on what that one holds, and stop the others."""
         forks = self._store.forks
-        for slice in () if forks == self._forks else list(self.slices):
-            await self.loaded(slice)
-            try:
-                await self._check_history(slice.generation)
-            except HistoryDiverged as error:
-                self._stop(slice, str(error))
+        if forks == self._forks:
+            return
+        for name in {slice.projection.name for slice in self.slices}:
+            for slice in await self.reloaded(name):
+                await self._stop_if_diverged(slice)
         self._forks = forks
+
+    async def _stop_if_diverged(self, slice: Slice) -> None:
+        try:
+            await self._check_history(slice.generation)
+        except HistoryDiverged as error:
+            self._stop(slice, str(error))
 
     async def loaded(self, slice: Slice) -> None:
         """Read a slice's stored state anew: its generation, blocked keys and discards.
@@ -256,7 +264,7 @@ class Projector:
                         with leases.using(slice.lease_key for slice in held):
                             if not await self.advance(held):
                                 await self._switch_late(held)
-                                await self._split_late(held)
+                            await self._split_late(held)
                     backoff = BACKOFF_FIRST_S
                     await pause()  # first those who waited for these rows
                     await leases.wait(version, partial(self._idle, held))
@@ -287,6 +295,7 @@ class Projector:
             if overtaken or slice.lease_key in leases.gone or (anew and epoch is not None):
                 await self.loaded(slice)  # where it is gone, its successor is wanted
             if overtaken:
+                await self._stop_if_diverged(slice)  # whoever had it may have seen a fork that was none here
                 await self._retry_stopped(slice)
         given_up = {slice.lease_key for slice in self.slices if slice.stopped}
         if not leases.asked.issuperset(self.wanted()) or not leases.asked.isdisjoint(given_up):
@@ -305,10 +314,11 @@ class Projector:
         if any(slice.stopped for slice in held):
             return  # its lease is given up first
         following = [slice.position for slice in held if not slice.at_barrier]
+        limit = IDLE_WAIT_S if len(following) == len(held) else LOOK_AGAIN_S
         if following:
-            await self._store.wait_for_events(min(following), IDLE_WAIT_S)
+            await self._store.wait_for_events(min(following), limit)
         else:
-            await pause(IDLE_WAIT_S)
+            await pause(limit)
 
     async def advance(self, slices: Sequence[Slice], until: Position | None = None) -> bool:
         """Fold one batch: of the slices furthest behind, those at the same place together.
@@ -427,7 +437,7 @@ class Projector:
             _log.error("%s blocks %s at position %d: %s", blocked.name, blocked.key, blocked.position, blocked.error)
         if write.stopped:
             self._stop(slice, write.stopped)
-        if not generation.live and slice.position >= slice.target:
+        if not generation.live and slice.position >= slice.target and slice.is_due():
             await self.switch([slice])
 
     async def switch(self, slices: Sequence[Slice]) -> bool:
@@ -447,10 +457,10 @@ class Projector:
 
     async def _split_late(self, slices: Sequence[Slice]) -> None:
         """Split anew what is to be, if all its slices have come to the barrier, wherever they are held."""
-        for slice in slices:
-            waits, found = slice.at_barrier and not slice.stopped, slice.generation
-            if waits and await self._read_store.split(found.name, found.number):
-                await self.loaded(slice)
+        waiting = {slice.projection.name: slice for slice in slices if slice.at_barrier and not slice.stopped}
+        for name, slice in waiting.items():
+            if slice.is_due() and await self._read_store.split(name, slice.generation.number):
+                await self.reloaded(name)
 
     def _stop(self, slice: Slice, reason: str) -> None:
         slice.stopped = reason

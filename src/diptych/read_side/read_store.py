@@ -406,7 +406,7 @@ class ReadStore(Protocol):
         Where all its slices are at one place, they are replaced: the new ones begin there, held by nobody, with an
         epoch above all of theirs. Otherwise the furthest of these places becomes the barrier of all, and their epochs
         go up, so that whoever writes learns of it; ask again, without a number, when all have come there. A number
-        that it has already takes a barrier away.
+        that it has already takes a barrier away, and so does a slice that has stopped, which would hold up the others.
 
         Returns:
             Whether there is no barrier now; True as well where the generation is gone.

@@ -62,9 +62,9 @@ class Rebuilds:
         fresh = await self._built(projection, projection.partitions, await self._answering(projection), progress)
         while True:
             async with self._projector.lock:
-                if await self._projector.switch(fresh):
+                if await self._read_store.switch(projection.name, fresh[0].generation.number):
                     self._projector.put(fresh)
-                    return _position(fresh)
+                    return _position(await self._projector.reloaded(projection.name))
                 for slice in fresh:
                     await self._projector.loaded(slice)  # it may be gone, and then never switches
                 await self._projector.reloaded(projection.name)
@@ -97,7 +97,7 @@ class Rebuilds:
                     async with self._read_store.snapshot() as snapshot:
                         now = [slice.checkpoint for slice in await snapshot.slices(name, number)]
                         if now == [slice.generation.checkpoint for slice in fresh]:
-                            return await _compare(snapshot, live[0], fresh[0])
+                            return await _compare(snapshot, live, fresh[0].generation.number)
         finally:
             await self._read_store.drop_generation(name, fresh[0].generation.number)
 
@@ -160,14 +160,15 @@ def _position(slices: Sequence[Slice]) -> Position:
     return min(slice.position for slice in slices)
 
 
-async def _compare(snapshot: ReadSnapshot, live: Slice, fresh: Slice) -> Difference | None:
-    name, form = live.projection.name, live.projection.form
-    order, shown = [Order(column) for column in form.table.key], form.unexpired(live.generation.recorded_at)
+async def _compare(snapshot: ReadSnapshot, live: Sequence[Slice], fresh: int) -> Difference | None:
+    name, form, number = live[0].projection.name, live[0].projection.form, live[0].generation.number
+    moments = [slice.generation.recorded_at for slice in live if slice.generation.recorded_at is not None]
+    order, shown = [Order(column) for column in form.table.key], form.unexpired(max(moments, default=None))
     indexes = [[column.name for column in form.table.columns].index(name) for name in form.table.key]
     after = None
     while True:
-        mine = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=live.generation.number)
-        theirs = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=fresh.generation.number)
+        mine = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=number)
+        theirs = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=fresh)
         if mine != theirs:
             row, other = next(pair for pair in zip_longest(mine, theirs) if pair[0] != pair[1])
             return Difference(name, row and form.model(row), other and form.model(other))

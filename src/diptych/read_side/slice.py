@@ -5,6 +5,7 @@ A projection that is not split has one, which owns every key.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 
 from diptych.event_store.position import START, Position
@@ -14,12 +15,18 @@ from diptych.read_side.projection import KeyNotFound, Projection, Step
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import BlockedKey, Generation, Key, LeaseKey, ReadSnapshot
 
-__all__ = ["POISON", "Slice"]
+__all__ = ["LOOK_AGAIN_S", "POISON", "Slice"]
+
+LOOK_AGAIN_S = 0.25
+"""Seconds between looks whether all slices of a generation, wherever they are held, have come to where it waits."""
 
 BLOCKED_KEYS_MAX = 1_000
-"""Blocked keys of one projection; past it the projection stops."""
+"""Blocked keys of one projection, or of one slice of it; it stops rather than block more."""
 EXPIRED_ROWS_MAX = 1_000
 """Expired rows of one read model that are removed with one batch; the others are with later ones."""
+
+EXPIRED_LOOKED_AT_MAX = 100_000
+"""Expired rows, those of other slices included, among which a slice looks for its own with one batch."""
 
 POISON = (KeyNotFound, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RecursionError)
 """What reading, folding and encoding an event may raise; whatever a store raises is none of it."""
@@ -41,6 +48,7 @@ class Slice:
         self.stopped = ""
         self.blocked: dict[str, BlockedKey] = {}
         self.discards: set[tuple[str, int]] = set()
+        self._look_at = 0.0
 
     @property
     def position(self) -> Position:
@@ -56,6 +64,14 @@ class Slice:
     def at_barrier(self) -> bool:
         """Whether it waits for the other slices, to be split anew where it is."""
         return self.generation.barrier is not None and self.position >= self.generation.barrier
+
+    def is_due(self) -> bool:
+        """Whether to look once more if the others have come as far: at once the first time, and then now and then."""
+        now = time.monotonic()
+        due = now >= self._look_at
+        if due:
+            self._look_at = now + LOOK_AGAIN_S
+        return due
 
     def owns(self, key: Key) -> bool:
         """Whether the row of a key belongs to it."""
@@ -82,7 +98,9 @@ class Slice:
     def too_many_blocked(self, block: Sequence[BlockedKey]) -> str:
         """Why it cannot go on with these keys blocked as well; empty where it can."""
         count = len(self.blocked) + len(block)
-        return "" if count <= BLOCKED_KEYS_MAX else f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"
+        if not block or count <= BLOCKED_KEYS_MAX:
+            return ""
+        return f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"
 
     async def expired(self, snapshot: ReadSnapshot, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
         """The keys of the next rows to remove: no event after this batch sees them any more, and no query.
@@ -91,9 +109,12 @@ class Slice:
         """
         if self.projection.form.expiry is None or end.recorded_at is None:
             return ()
-        blocked = self.blocked.keys() | {found.key for found in block}
-        generation = self.generation
-        limit = EXPIRED_ROWS_MAX * generation.slices + len(blocked)
-        keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
-        texts = ((key, key_text(key)) for key in keys)
-        return [key for key, text in texts if self.owns_text(text) and text not in blocked][:EXPIRED_ROWS_MAX]
+        kept = self.blocked.keys() | {found.key for found in block}
+        generation, limit = self.generation, EXPIRED_ROWS_MAX + len(kept)
+        while True:  # rows of a slice that stands still may come first, and are not its own
+            keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
+            texts = ((key, key_text(key)) for key in keys)
+            mine = [key for key, text in texts if self.owns_text(text) and text not in kept]
+            if len(mine) >= EXPIRED_ROWS_MAX or len(keys) < limit or limit >= EXPIRED_LOOKED_AT_MAX:
+                return mine[:EXPIRED_ROWS_MAX]
+            limit *= 2

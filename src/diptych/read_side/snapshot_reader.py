@@ -228,7 +228,8 @@ class SnapshotReader:
         return live
 
     async def _require(self, projection: Projection, slices: Sequence[Generation]) -> None:
-        behind = [slice for slice in slices if not await self._freshness.is_met(self._requirement, slice)]
+        met = {place: await self._freshness.is_met(self._requirement, slice) for place, slice in _by_place(slices)}
+        behind = [slice for slice in slices if not met[slice.checkpoint]]
         if behind:
             self.behind = Behind(projection, behind, same_code=True)
             raise self.behind
@@ -241,6 +242,11 @@ class SnapshotReader:
         if self._requirement.strict:
             raise Blocked(projection.form.name, [found.key for found in blocked], blocked[0].error)
         self.incomplete = True
+
+
+def _by_place(slices: Iterable[Generation]) -> Iterable[tuple[Place, Generation]]:
+    """One slice of each place that any is at."""
+    return {slice.checkpoint: slice for slice in slices}.items()
 
 
 def moment_shown(slices: Iterable[Generation], now: datetime) -> datetime:

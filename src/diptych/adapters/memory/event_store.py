@@ -75,6 +75,11 @@ class MemoryEventStore:
         return False
 
     @property
+    def may_fork(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def forks(self) -> int:
         """0: nobody else has it."""
         return 0

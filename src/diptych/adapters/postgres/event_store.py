@@ -170,6 +170,11 @@ class PostgresEventStore:
         return self._known.history_id
 
     @property
+    def may_fork(self) -> bool:
+        """True."""
+        return True
+
+    @property
     def forks(self) -> int:
         """How often another history was found here, by a new connection or an append."""
         return self._known.forks

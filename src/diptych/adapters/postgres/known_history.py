@@ -68,6 +68,8 @@ class KnownHistory:
         try:
             place.check(head.history_id, NOWHERE if place.position == 0 else found, _KNOWN)
         except HistoryDiverged as error:
+            if head.history_id != place.history_id:  # no failover: a copy was made here, or the schema is another one
+                return error
             if known.forks == self.forks:  # else somebody else has found it meanwhile
                 _log.error("%s: %s. It goes on as it is there, from position %d", self._shown, error, head.position)
                 self.forks += 1

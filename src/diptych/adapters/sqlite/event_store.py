@@ -86,6 +86,11 @@ class SqliteEventStore:
         return True
 
     @property
+    def may_fork(self) -> bool:
+        """False."""
+        return False
+
+    @property
     def forks(self) -> int:
         """0: a file that was exchanged is not written to."""
         return 0

@@ -161,7 +161,7 @@ def note_release(connection: sqlite3.Connection, worker: str, keys: Iterable[Lea
     """Fence what a worker has let go of, unless somebody else has taken it already, which has fenced it."""
     connection.executemany(
         """UPDATE diptych_generations SET epoch = epoch + 1, last_holder = NULL
-        WHERE name = ? AND number = ? AND slice = ? AND last_holder = ?""",
+        WHERE name = ? AND number = ? AND slice = ? AND (last_holder = ? OR last_holder IS NULL)""",
         [(*key, worker) for key in keys],
     )
 
