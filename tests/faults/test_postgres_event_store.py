@@ -442,7 +442,10 @@ async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None
 
 
 async def test_a_history_that_was_replaced_is_not_followed(url: str, store: PostgresEventStore, shell: Link) -> None:
-    """Where the last known event is gone, or is another one, the next append says so, once, and does nothing."""
+    """Where the last known event is gone, or is another one, the next append says so, once, and does nothing.
+
+    With another history id, which no failover brings, it says so until it is opened again.
+    """
     await append_one(store, event("A"), event("B", "b"))
     await shell.execute("DELETE FROM events WHERE position = 2")
     await shell.execute("UPDATE history SET position = 1, event_id = (SELECT event_id FROM events WHERE position = 1)")
@@ -458,9 +461,12 @@ async def test_a_history_that_was_replaced_is_not_followed(url: str, store: Post
     with pytest.raises(HistoryDiverged, match="another event is at position 3"):
         await store.append([commit(event("D"))])
     await shell.execute("UPDATE history SET history_id = '\\x00112233445566778899aabbccddeeff'")
-    with pytest.raises(HistoryDiverged, match="another history id"):
-        await store.append([commit(event("D"))])
-    assert store.forks == 3
+    for _ in range(2):
+        with pytest.raises(HistoryDiverged, match="another history id"):
+            await store.append([commit(event("D"))])
+    assert store.forks == 2
+    await store.close()
+    await store.open()
     assert store.history_id.hex() == "00112233445566778899aabbccddeeff"
     assert len(await history_of(store)) == 3
 
