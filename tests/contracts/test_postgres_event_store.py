@@ -67,7 +67,7 @@ async def test_a_writer_cannot_restore_a_history() -> None:
     store = connect(as_role(await new_granted_store(), "writer"), SystemClock())
     await store.open()
     try:
-        with pytest.raises(NotGranted):
+        with pytest.raises(NotGranted, match="this is the owner's to do"):
             await store.restore(original())
     finally:
         await store.close()

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
 from diptych import Application
-from diptych.adapters.connect import default_read_store, grants_sql
+from diptych.adapters.connect import Port, default_read_store, grants_sql
 from diptych.adapters.postgres import read_store as postgres_read_store
+from diptych.adapters.postgres.append_function import CONTRADICTORY, PARAMETERS
 from diptych.adapters.postgres.append_section import Batch, append_statement
 from diptych.adapters.postgres.connection import Link, parse_url
 from diptych.adapters.postgres.event_store import connect
 from diptych.adapters.postgres.grants import Role, role_name
+from diptych.adapters.postgres.known_types import register_statement
 from diptych.adapters.postgres.read_store import PostgresReadStore
 from diptych.clock import SystemClock
 from diptych.errors import ConfigurationError
-from diptych.testing.contracts.event_store_case import commit, event, history_of, opened
+from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.event_store import StoredType
+from diptych.event_store.position import START
+from diptych.event_store.timestamp import to_microseconds
+from diptych.testing.contracts.event_store_case import append_one, commit, event, history_of, opened
 from diptych.testing.contracts.read_store_cases import ARTICLES, NAME, SEATS, build, create, rows_of, write
 from tests.faults.counting import CounterId, Increment, counting
 from tests.postgres_server import (
@@ -183,7 +190,7 @@ async def test_g13_only_the_writer_adds_to_the_history(stores: str, role: Role) 
         arguments = store._arguments(Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False)
         states = [
             await refusal(link, append_statement(schema), *arguments),
-            await refusal(link, f"SELECT {schema}.register_types($1, $2, $3, $4)", ["Forged"], [1], [b"[]"], 1_000),
+            await refusal(link, register_statement(schema), ["Forged"], [1], [b"[]"], 1_000),
         ]
         assert states == (["", ""] if role == "writer" else [DENIED, DENIED])
 
@@ -197,7 +204,7 @@ async def test_g13_nobody_adds_to_the_history_who_was_not_granted_it() -> None:
         await make_login(link, nobody)
         await link.execute(f'GRANT USAGE ON SCHEMA {schema} TO "{nobody}"')
     async with by_hand(url_as(url, nobody)) as link:
-        call = f"SELECT {schema}.register_types($1, $2, $3, $4)"
+        call = register_statement(schema)
         assert await refusal(link, call, ["Forged"], [1], [b"[]"], 1_000) == DENIED
         store = connect(url, SystemClock())
         async with opened(store):
@@ -221,8 +228,88 @@ async def test_g13_the_section_runs_nothing_of_its_callers() -> None:
         arguments = store._arguments(Batch([commit(event("A", "a"))], [None], None), store._known.now, closely=False)
         schema = parse_url(url).quoted_schema
         await link.execute(append_statement(schema), *arguments)
-        await link.execute(f"SELECT {schema}.register_types($1, $2, $3, $4)", ["B"], [1], [b"[]"], 1_000)
+        await link.execute(register_statement(schema), ["B"], [1], [b"[]"], 1_000)
         assert [recorded.type for recorded in await history_of(store)] == ["A"]
+
+
+async def test_g13_a_function_of_the_same_name_is_not_taken_for_the_section() -> None:
+    """The calls say their types, so that one whose signature a literal would fit better stays uncalled."""
+    url = await new_granted_store()
+    schema = parse_url(url).quoted_schema
+    kinds = ", ".join("text" if name == "now_us" else kind for name, kind in PARAMETERS.items())
+    body = "RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'run as %', session_user; END $$"
+    await run(
+        url,
+        f"CREATE FUNCTION {schema}.append({kinds}) {body}",
+        f"CREATE FUNCTION {schema}.register_types(text[], integer[], bytea[], text) {body}",
+    )
+    async with opened(connect(as_role(url, "writer"), SystemClock())) as writer:
+        await append_one(writer, event("Mine"))
+        await writer.register_types([StoredType("Mine", 1, ("a",))])
+        assert await writer.stored_types() == [StoredType("Mine", 1, ("a",))]
+
+
+# ── batches written by hand ──────────────────────────────────────────────────
+
+
+FORGED: Mapping[str, Mapping[str, str]] = {
+    "a tag of an event that is stored": {
+        "tag_events": "{-1}",
+        "event_commits": "[-1:1]={1,9,9}",
+        "event_types": "[-1:1]={1,1,1}",
+    },
+    "events counted from 0": {"event_ids": "[0:0]={00}"},
+    "a moment that nobody can read": {"now_us": "9223372036854775807"},
+    "the first moment that nobody can read": {"now_us": str(to_microseconds(datetime.max.replace(tzinfo=UTC)) + 1)},
+    "a gap behind the head": {"smooth": "false", "event_counts": "{9}"},
+    "an event beyond the head": {"smooth": "false", "event_counts": "{0}", "event_ends": "{0}"},
+    "an event of a commit that takes none": {"smooth": "false", "refused": "{true}"},
+    "an event of no commit": {"event_commits": "{2}"},
+    "an event of no commit, judged one by one": {"smooth": "false", "event_commits": "{2}"},
+    "an event of nothing": {"event_commits": "{NULL}"},
+    "commits that end before they begin": {"event_ends": "{-1}"},
+    "commits that end nowhere": {"event_ends": "{NULL}"},
+    "an outcome beyond the head": {
+        "event_ends": "{9,1}",
+        "event_counts": "{9,1}",
+        "keeps_any": "true",
+        "command_ids": "{x,y}",
+        "keeps": "{true,true}",
+        "payload_hashes": "{aa,bb}",
+        "rejections": "{NULL,NULL}",
+    },
+}
+"""What a writer may send by hand in place of what a batch of one event says, by what it would do."""
+
+
+@pytest.mark.parametrize("lies", FORGED.values(), ids=FORGED)
+async def test_g13_a_batch_that_contradicts_itself_is_refused(lies: Mapping[str, str]) -> None:
+    """Whatever a writer sends by hand, what is stored stays as it is, and others can write and read on."""
+    url = await new_granted_store()
+    writer = connect(as_role(url, "writer"), SystemClock())
+    async with (
+        opened(connect(url, SystemClock())) as owner,
+        opened(writer),
+        by_hand(as_role(url, "writer")) as link,
+    ):
+        for _ in range(3):
+            await append_one(owner, event("Old", "theirs"))
+        before = await history_of(owner)
+        forged = Batch([commit(event("Forged", "mine"))], [None], None)
+        arguments = writer._arguments(forged, writer._known.now, closely=False)
+        numbered = enumerate(PARAMETERS.items(), 1)
+        sent = ", ".join(f"${n}::{'text::' if name in lies else ''}{kind}" for n, (name, kind) in numbered)
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await link.execute(
+                f"SELECT {parse_url(url).quoted_schema}.append({sent})",
+                *(lies.get(name, argument) for name, argument in zip(PARAMETERS, arguments, strict=True)),
+            )
+        assert refused.value.sqlstate == CONTRADICTORY
+        assert await history_of(owner) == before
+        assert (await owner.read(EventQuery((QueryItem(tags=frozenset({"mine"})),)), START, 10)).events == []
+        await append_one(owner, event("New", "theirs"))
+        found = await owner.read(EventQuery((QueryItem(tags=frozenset({"theirs"})),)), START, 10)
+        assert [recorded.position for recorded in found.events] == [1, 2, 3, 4]
 
 
 # ── the tables that projectors make ──────────────────────────────────────────
@@ -341,20 +428,15 @@ async def test_the_script_may_be_run_again() -> None:
     assert await rights(url) == before
 
 
-@pytest.mark.parametrize("first", ["event_store", "read_store"])
-async def test_both_stores_may_be_in_one_schema(first: str) -> None:
-    """In whichever order they are granted: a worker does its part, and adds nothing to the history all the same."""
+@pytest.mark.parametrize("port", ["event_store", "read_store"])
+async def test_stores_in_one_schema_get_no_roles(port: Port) -> None:
+    """Whoever makes tables there could make functions beside the section: each script looks, and grants nothing."""
     url = await new_store()
     await postgres_read_store.migrate(url)
-    for port in ("event_store", "read_store") if first == "event_store" else ("read_store", "event_store"):
-        await grant(url, port)
-    async with Application(counting, store=as_role(url, "writer"), read_store=as_role(url, "projector")) as app:
-        await app.execute(Increment(counter=CounterId("a")))
-        await app.projected()
-    async with by_hand(as_role(url, "projector")) as link:
-        schema = parse_url(url).quoted_schema
-        assert await refusal(link, f"INSERT INTO {schema}.events DEFAULT VALUES") == DENIED
-        assert await refusal(link, f"DELETE FROM {schema}.migrations") == DENIED
+    before = await rights(url)
+    with pytest.raises(asyncpg.RaiseError, match="Give read models a schema of their own"):
+        await run(url, grants_sql(url, port, ROLE_PREFIX) or "")
+    assert await rights(url) == before
 
 
 async def test_an_administrator_who_is_no_superuser_may_run_it() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from diptych.adapters.postgres.connection import parse_url
 from tests.cli_project import Project, project_in
-from tests.postgres_server import in_thread, new_database, with_parameter
+from tests.postgres_server import as_role, in_thread, new_database, new_granted_store, new_store, run, with_parameter
 
 
 @pytest.fixture
@@ -101,6 +102,36 @@ def test_a_store_without_roles_is_said_to_have_none(project: Project) -> None:
     code, out, _ = project.run("migrate", "--grants", "--store", GRANTED, "--read-store", "sqlite:school.db")
     assert code == 0
     assert out.rstrip().splitlines()[-1].startswith("-- read store: has no roles")
+
+
+def test_stores_in_one_schema_have_no_roles(project: Project) -> None:
+    """Whoever connects to which: what a projector makes is not beside the events."""
+    code, out, err = project.run(
+        "migrate", "--grants", "--store", GRANTED, "--read-store", GRANTED.replace("nobody", "b")
+    )
+    assert (code, out) == (1, "")
+    assert "Give read models a schema of their own" in err
+    apart = (GRANTED.replace("/school", "/rows"), f"{GRANTED}&port=1,2", GRANTED.replace("=s", "=rows"))
+    for other in apart:
+        assert project.run("migrate", "--grants", "--store", GRANTED, "--read-store", other).code == 0
+
+
+def test_a_read_store_without_tables_is_told_how_to_get_them(project: Project) -> None:
+    """The flag is the one that makes a read store, not events where the rows are to be."""
+    store = in_thread(new_store())
+    code, _, err = project.run("run", project.context, "--store", store)
+    assert code == 1
+    assert "holds no read store yet: run diptych migrate --store … --read-store 'postgresql:" in err
+
+
+def test_a_user_in_a_role_who_migrates_is_told_who_may(project: Project) -> None:
+    """No role that `--grants` prints may, so that none is sent there."""
+    store = in_thread(new_granted_store())
+    in_thread(run(store, f"DELETE FROM {parse_url(store).quoted_schema}.migrations WHERE number = 4"))
+    code, _, err = project.run("migrate", "--store", as_role(store, "writer"))
+    assert code == 1
+    assert "permission denied" in err
+    assert "this is the owner's to do" in err
 
 
 def test_files_need_none(project: Project) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Port",
+    "check_grantable",
     "commits_survive",
     "connect_event_store",
     "connect_query_source",
@@ -42,8 +43,8 @@ _ADAPTERS = {
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
 }
-_REPLICATED = frozenset({"postgresql", "postgres"})
-"""Where read stores can have replicas."""
+_SERVERS = frozenset({"postgresql", "postgres"})
+"""Where stores have roles, and read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _EXTRAS = {"asyncpg": "postgres"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
@@ -91,12 +92,12 @@ def connect_query_source(
         ConfigurationError: a read store of this kind has no replicas, or their URLs are none of such.
     """
     scheme = url.partition(":")[0]
-    if scheme not in _REPLICATED:
+    if scheme not in _SERVERS:
         raise ConfigurationError(
             f"read models in {scheme}: have no replicas: leave them out, or keep the read models in PostgreSQL"
         )
     for replica in replicas:
-        if replica.partition(":")[0] not in _REPLICATED:
+        if replica.partition(":")[0] not in _SERVERS:
             raise ConfigurationError("a replica of read models in PostgreSQL is postgresql://user@host/database")
     return cast("QuerySource", _adapter(url, "query_source").connect(read_store, replicas, policy, place_at))
 
@@ -165,6 +166,17 @@ def migration_sql(url: str, port: Port) -> str | None:
     """
     adapter = _adapter(url, port)
     return cast("str", adapter.migration_sql(url)) if hasattr(adapter, "migration_sql") else None
+
+
+def check_grantable(store: str, read_store: str) -> None:
+    """Make sure that roles can be told apart by what they may do in each store.
+
+    Raises:
+        ConfigurationError: both are in one schema; or a URL cannot be read.
+    """
+    adapter = _adapter(store, "event_store")
+    if hasattr(adapter, "check_grantable") and read_store.partition(":")[0] in _SERVERS:
+        adapter.check_grantable(store, read_store)
 
 
 def grants_sql(url: str, port: Port, prefix: str) -> str | None:

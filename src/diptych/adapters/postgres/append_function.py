@@ -27,15 +27,25 @@ were not appended, less. The plans are made once: a plan for each call took long
 It answers with the head and time at which it judged and, unless all commits were appended, an answer for each commit
 (its code, and `details`: of a conflict the position, with the item in `items`; of a repetition the commit repeated),
 and with the kept outcomes that it met. Where the caller knows another history it has `diverged`: nothing was judged.
+
+It runs as its owner, for callers who may write by hand what they send. So it refuses a batch whose numbers do not fit
+together: every event that it writes comes to be behind the head that it found, without gaps, and nothing else does.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 __all__ = [
     "APPENDED",
     "APPEND_FUNCTION",
+    "APPEND_FUNCTION_CHECKED",
     "BROKEN",
     "CONFLICT",
+    "CONTRADICTORY",
     "KEPT",
     "PARAMETERS",
     "REFUSED",
@@ -48,6 +58,10 @@ APPENDED, CONFLICT, BROKEN, REFUSED, TAKEN, KEPT, REPEATED = range(7)
 """Codes of the answers. REFUSED: by the caller; TAKEN: an event id is stored already; REPEATED: within the batch."""
 WRONG_ISOLATION = "DP015"
 """The SQLSTATE that it raises in a transaction that is not READ COMMITTED."""
+CONTRADICTORY = "DP016"
+"""The SQLSTATE that it raises for a batch whose numbers do not fit together: no `Batch` is one."""
+RECORDED_AT_US_MAX = 253_402_300_799_999_999
+"""The last microsecond of the year 9999, in microseconds since 1970: no later moment can be read back."""
 RAREST_PROBE = 1_000
 """Positions counted of each of several tags, to find the rarest one."""
 
@@ -65,8 +79,8 @@ _IN = (
     "tag_events integer[], tag_names integer[], tags text[], "
     "channel text"
 )
-PARAMETERS = tuple(parameter.split()[0] for parameter in _IN.split(", "))
-"""The names of the parameters, in order."""
+PARAMETERS: Mapping[str, str] = {name: kind for name, kind in (each.split() for each in _IN.split(", "))}  # noqa: C416
+"""The type of each parameter by its name, in order."""
 
 _OUT = (
     "OUT history_id bytea, OUT known_found bytea, OUT head bigint, OUT head_event bytea, OUT recorded_at bigint, "
@@ -103,14 +117,14 @@ DECLARE
     events_seen integer := 0;
     condition_first integer := 1;
     hit_first integer := 1;
-"""
+{DECLARE_WRITTEN}"""
 
 _BEGIN = """
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'the append section needs READ COMMITTED, this transaction is %',
             upper(current_setting('transaction_isolation')) USING ERRCODE = '{wrong_isolation}';
     END IF;
-    IF current_setting('synchronous_commit') = 'off' THEN
+{CHECK_BATCH}    IF current_setting('synchronous_commit') = 'off' THEN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     PERFORM set_config('lock_timeout', lock_wait_ms::text, true);
@@ -236,7 +250,7 @@ _LOOP = """
     came_about := least(base, head);  -- the head, where the caller knows no base
     intact := base IS NOT DISTINCT FROM head;
     FOR i IN 1 .. commit_count LOOP
-        code := {APPENDED};
+{CHECK_COMMIT}        code := {APPENDED};
         IF kept_flags[i] THEN
             code := {KEPT};
         ELSIF twins[i] > 0 AND kept_by[twins[i]] > 0 THEN
@@ -333,7 +347,7 @@ _WRITE = """
         FROM unnest(event_commits, event_types, versions, event_ids, datas, tag_lists, metadatas)
             WITH ORDINALITY AS u (commit, type, version, event_id, data, tags, metadata, ord)
         WHERE shifts[u.commit] > nowhere;
-
+{CHECK_WRITTEN}
         IF cardinality(tags) > 0 THEN
             WITH named AS (
                 SELECT u.tag, u.ord, k.id FROM unnest(tags) WITH ORDINALITY AS u (tag, ord)
@@ -426,15 +440,62 @@ def _with_codes(sql: str) -> str:
     return sql
 
 
-APPEND_FUNCTION = f"""
-CREATE FUNCTION {{schema}}.append({_IN}, {_OUT})
-LANGUAGE plpgsql VOLATILE
+_LOWER_BOUNDS = ", ".join(f"array_lower({name}, 1)" for name, kind in PARAMETERS.items() if kind.endswith("[]"))
+_CHECKS = {
+    "DECLARE_WRITTEN": """    written bigint;
+""",
+    "CHECK_BATCH": f"""
+    -- Elements are counted from 1; where a commit's events end is within the events that there are.
+    IF 1 <> ANY (ARRAY[{_LOWER_BOUNDS}])
+        OR event_ends[commit_count] IS DISTINCT FROM cardinality(event_commits)
+        OR (0 <= ALL (event_ends) AND cardinality(event_commits) >= ALL (event_ends)) IS NOT TRUE
+    THEN
+        RAISE EXCEPTION 'the numbers of this batch do not fit together' USING ERRCODE = '{CONTRADICTORY}';
+    END IF;
+    IF now_us > {RECORDED_AT_US_MAX} THEN
+        RAISE EXCEPTION 'no moment after the year 9999 can be read back' USING ERRCODE = '{CONTRADICTORY}';
+    END IF;
+""",
+    "CHECK_COMMIT": f"""\
+        IF (
+            event_ends[i] >= events_seen
+            AND event_ends[i] - events_seen = CASE WHEN refused[i] THEN 0 ELSE event_counts[i] END
+            AND i = ALL (event_commits[events_seen + 1 : event_ends[i]])
+        ) IS NOT TRUE THEN
+            RAISE EXCEPTION 'the events of commit % are not its own', i USING ERRCODE = '{CONTRADICTORY}';
+        END IF;
+""",
+    "CHECK_WRITTEN": f"""
+        GET DIAGNOSTICS written = ROW_COUNT;
+        IF written <> reached - head THEN
+            RAISE EXCEPTION 'some events of this batch are of no commit' USING ERRCODE = '{CONTRADICTORY}';
+        END IF;
+""",
+}
+"""What is checked, each time, for all rows at once; by the place in the function."""
+
+
+def _append_function(create: str, rights: str, checks: Mapping[str, str]) -> str:
+    begin = _with_codes(_BEGIN + _LOOK_UP + _JUDGE.replace("{LOOP}", _LOOP) + _WRITE)
+    sql = f"""
+{create} {{schema}}.append({_IN}, {_OUT})
+LANGUAGE plpgsql VOLATILE{rights}
 SET jit = off SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan
 AS $append$
 {_DECLARE}
 BEGIN
-{_with_codes(_BEGIN + _LOOK_UP + _JUDGE.replace("{LOOP}", _LOOP) + _WRITE)}
+{begin}
 END
 $append$;
-{_REGISTER}
 """
+    for place in _CHECKS:
+        sql = sql.replace(f"{{{place}}}", checks.get(place, ""))
+    return sql
+
+
+APPEND_FUNCTION = f"{_append_function('CREATE FUNCTION', '', {})}{_REGISTER}\n"
+"""As it came first, with the function that registers types."""
+APPEND_FUNCTION_CHECKED = _append_function(
+    "CREATE OR REPLACE FUNCTION", " SECURITY DEFINER SET search_path = pg_catalog, pg_temp", _CHECKS
+)
+"""The section alone, as its owner, who may call it left as it is; it believes no batch."""

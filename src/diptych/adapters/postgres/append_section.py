@@ -50,8 +50,12 @@ _Hits: TypeAlias = dict[int, int]
 
 
 def append_statement(schema: str) -> str:
-    """The call of the section, its parameters in the order of `Batch.arguments`."""
-    return f"SELECT * FROM {schema}.append({', '.join(f'${number}' for number in range(1, len(PARAMETERS) + 1))})"
+    """The call of the section, its parameters in the order of `Batch.arguments`.
+
+    Their types are said, so that no function of the same name but another signature is ever taken for it.
+    """
+    parameters = ", ".join(f"${number}::{kind}" for number, kind in enumerate(PARAMETERS.values(), 1))
+    return f"SELECT * FROM {schema}.append({parameters})"
 
 
 class Batch:

@@ -25,6 +25,7 @@ from diptych.errors import ConfigurationError, NotGranted, Overloaded, StoreClos
 __all__ = [
     "DRIVER_ERRORS",
     "INDEXED",
+    "OWNERS",
     "Connections",
     "Link",
     "PostgresUrl",
@@ -91,6 +92,11 @@ _REMEDIES = {
 """What to do, by SQLSTATE or its beginning; the longest that fits."""
 _DENIED = "42501"
 """The role may not."""
+OWNERS = (
+    "this is the owner's to do, and no role's that `diptych migrate --grants` prints: connect as the user who owns the "
+    "schema, or may make it"
+)
+"""What to do where a role is refused what none of the roles may."""
 _WRONG_SERVER = frozenset({"25006"})
 """This connection will go on refusing what others would do: a setting of its session, or the wrong server."""
 _MISSING = frozenset({"3F000", "42P01", "42703", "42883"})
@@ -229,19 +235,24 @@ def is_missing_schema(error: BaseException) -> bool:
     return state_of(error) in _MISSING
 
 
-def failure(url: PostgresUrl, error: BaseException) -> Exception | None:
+def failure(url: PostgresUrl, error: BaseException, *, denied: str = "") -> Exception | None:
     """What callers get for an error of the driver or server; None where it is a defect of ours and comes out as it is.
+
+    Args:
+        url: of the store.
+        error: what was raised.
+        denied: what to do where the role may not; empty where another role may.
 
     Returns:
         StoreUnavailable with what to do; ConfigurationError where the tables are missing; NotGranted.
     """
     state = state_of(error)
     if state == _DENIED:
-        return NotGranted(url.shown, url.user, str(error))
+        return NotGranted(url.shown, url.user, str(error), denied)
     if state in _MISSING:
         return ConfigurationError(
             f"{url.shown} has not the tables that this Diptych needs ({error}): "
-            f"run diptych migrate --store {url.shown!r}"
+            "run diptych migrate with the same --store and --read-store"
         )
     for length in (5, 3, 2):
         remedy = _REMEDIES.get(state[:length])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diptych.adapters.postgres.append_function import APPEND_FUNCTION
+from diptych.adapters.postgres.append_function import APPEND_FUNCTION, APPEND_FUNCTION_CHECKED
 from diptych.adapters.postgres.grants import Grants, Role
 from diptych.adapters.postgres.migrations import Migration, Migrations
 
@@ -85,6 +85,7 @@ EVENT_STORE_MIGRATIONS = Migrations(
         Migration(1, "tables", _TABLES),
         Migration(2, "append section", APPEND_FUNCTION),
         Migration(3, "append section as its owner", _AS_OWNER),
+        Migration(4, "append section that checks its batches", APPEND_FUNCTION_CHECKED),
     ),
 )
 

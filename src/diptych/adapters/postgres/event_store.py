@@ -14,6 +14,7 @@ from diptych.adapters.postgres.append_section import Batch, append_statement
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
     INDEXED,
+    OWNERS,
     Connections,
     Link,
     PostgresUrl,
@@ -26,8 +27,9 @@ from diptych.adapters.postgres.durability import commits_survive
 from diptych.adapters.postgres.event_rows import EventRows, decode_tags
 from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.event_watch import EventWatch
+from diptych.adapters.postgres.grants import check_apart
 from diptych.adapters.postgres.known_history import Known, KnownHistory
-from diptych.adapters.postgres.known_types import not_registrable, select_known, unknown
+from diptych.adapters.postgres.known_types import not_registrable, register_statement, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
 from diptych.clock import Clock, SystemClock
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PostgresEventStore",
+    "check_grantable",
     "commits_survive",
     "connect",
     "grants_sql",
@@ -109,6 +112,15 @@ def grants_sql(url: str, prefix: str) -> str:
         ConfigurationError: the URL cannot be read, or the prefix is no plain name.
     """
     return EVENT_STORE_GRANTS.sql(parse_url(url), prefix)
+
+
+def check_grantable(url: str, read_url: str) -> None:
+    """Make sure that the read models are not in the schema of the events.
+
+    Raises:
+        ConfigurationError: they are, or a URL cannot be read.
+    """
+    check_apart(parse_url(url), parse_url(read_url))
 
 
 def role_prefix(url: str) -> str:
@@ -373,7 +385,7 @@ class PostgresEventStore:
             async with self._writing.connection() as link:
                 await restore(link, self._url, part, lock_wait_s=self._lock_wait_s, channel=self._channel)
         except DRIVER_ERRORS as error:
-            raise (failure(self._url, error) or error) from error
+            raise (failure(self._url, error, denied=OWNERS) or error) from error
         self._known.forget()  # an empty store has taken the name of what it is a copy of
         self._known.learn(part.end, self._known.forks)
         self._watch.wake()
@@ -551,11 +563,10 @@ class PostgresEventStore:
         names = [type.name for type in new]
         versions = [type.version for type in new]
         tag_names = [msgspec.json.encode(type.tag_names) for type in new]
-        statement = f"SELECT {self._schema}.register_types($1, $2, $3, $4)"
         try:
             async with self._writing.connection() as link:
                 arguments = (names, versions, tag_names, round(self._lock_wait_s * 1_000))
-                await self._writing.rows_on(link, statement, arguments)
+                await self._writing.rows_on(link, register_statement(self._schema), arguments)
         except DRIVER_ERRORS as error:
             failed = failure(self._url, error) or error
             raise (not_registrable(failed, new) if isinstance(failed, NotGranted) else failed) from error

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
 from diptych.adapters.postgres.connection import check_name
+from diptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from diptych.adapters.postgres.connection import PostgresUrl
 
-__all__ = ["Grants", "Role", "role_name", "table_maker"]
+__all__ = ["Grants", "Role", "check_apart", "role_name", "table_maker"]
 
 HAND_OVER_LOCK_WAIT_S = 5
 """Seconds that the script waits for a table or view that is to change hands: everybody who reads it waits behind."""
@@ -37,8 +39,7 @@ class Grants(msgspec.Struct, frozen=True):
 
     Attributes:
         store: what it is, "event store".
-        tables: by table and role, the privileges as SQL; every table of the store is named. Stores in one schema share
-            `migrations`, on which each gives its roles the same.
+        tables: by table and role, the privileges as SQL; every table of the store is named.
         functions: by function, who may call it.
         makes_tables: whether the projector makes tables and views of its own, which the reader reads.
     """
@@ -68,7 +69,7 @@ class Grants(msgspec.Struct, frozen=True):
         check_name("the roles' prefix", prefix)
         schema = url.quoted_schema
         everybody = _names(prefix, self.roles)
-        parts = ["BEGIN;", f"-- {self.store}: who may do what", _made(prefix, self.roles)]
+        parts = ["BEGIN;", f"-- {self.store}: who may do what", _alone(schema, self.store), _made(prefix, self.roles)]
         parts.append(f"GRANT USAGE ON SCHEMA {schema} TO {everybody};")
         for table, rights in self.tables.items():
             parts.append(f"REVOKE ALL ON {schema}.{table} FROM {everybody};")
@@ -78,6 +79,20 @@ class Grants(msgspec.Struct, frozen=True):
             parts.append(f"GRANT EXECUTE ON FUNCTION {schema}.{function} TO {_names(prefix, callers)};")
         parts += [_tables_made(url, prefix)] if self.makes_tables else []
         return "\n".join([*parts, "COMMIT;", ""])
+
+
+def check_apart(events: PostgresUrl, rows: PostgresUrl) -> None:
+    """Make sure that two stores are not in one schema, as far as their URLs tell; the script looks at what is there.
+
+    Whoever may make tables in a schema may make functions and types there too, which others could take for the store's.
+
+    Raises:
+        ConfigurationError: they are.
+    """
+    if _place(events) == _place(rows):
+        raise ConfigurationError(
+            f"events and read models are both in the schema {events.schema} of {events.shown}: {_OWN_SCHEMA}"
+        )
 
 
 def role_name(prefix: str, role: Role) -> str:
@@ -98,6 +113,31 @@ def table_maker(schema: str) -> str:
         f"AND pg_catalog.has_table_privilege(r.oid, '{schema}.diptych_generations', 'INSERT') "
         "ORDER BY r.rolname <> current_user, r.rolname LIMIT 1"
     )
+
+
+_OWN_SCHEMA = (
+    "the projector makes tables beside its read models, and must make nothing beside the events. "
+    "Give read models a schema of their own, as they have where no --read-store is named"
+)
+
+
+def _place(url: PostgresUrl) -> tuple[object, ...]:
+    """Server, database and schema, whoever connects."""
+    parts = [urlsplit(dsn) for dsn in url.dsns]
+    named = dict(parse_qsl(parts[0].query))
+    hosts = [(part.hostname or named.get("host"), str(part.port or named.get("port", "5432"))) for part in parts]
+    return (hosts, parts[0].path, url.schema)
+
+
+def _alone(schema: str, store: str) -> str:
+    return f"""\
+DO $alone$
+BEGIN
+    IF EXISTS (SELECT FROM {schema}.migrations AS m WHERE m.store <> '{store}') THEN
+        RAISE EXCEPTION '{_OWN_SCHEMA}';
+    END IF;
+END
+$alone$;"""
 
 
 def _name(prefix: str, role: Role) -> str:

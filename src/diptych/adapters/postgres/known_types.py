@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from diptych.event_store.event_store import StoredType
 
-__all__ = ["not_registrable", "select_known", "unknown"]
+__all__ = ["not_registrable", "register_statement", "select_known", "unknown"]
 
 
 def select_known(schema: str) -> str:
@@ -26,6 +26,11 @@ def select_known(schema: str) -> str:
         f"SELECT t.name, v.version, v.tag_names, v.held FROM {schema}.event_versions AS v "
         f"JOIN {schema}.event_types AS t ON t.id = v.type WHERE t.name = ANY($1::text[])"
     )
+
+
+def register_statement(schema: str) -> str:
+    """The call that registers types: their names, versions and tag names, and the wait for the lock in milliseconds."""
+    return f"SELECT {schema}.register_types($1::text[], $2::integer[], $3::bytea[], $4::integer)"
 
 
 def unknown(types: Sequence[StoredType], known: Iterable[asyncpg.Record]) -> list[StoredType]:

@@ -13,6 +13,7 @@ import msgspec
 
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
+    OWNERS,
     Link,
     PostgresUrl,
     connect,
@@ -84,7 +85,7 @@ class Migrations(msgspec.Struct, frozen=True):
             async with link.transaction(isolation="read_committed"):
                 return await self._apply(link, url)
         except DRIVER_ERRORS as error:
-            raise (failure(url, error) or error) from error
+            raise (failure(url, error, denied=OWNERS) or error) from error
         finally:
             await link.close()
 
@@ -120,8 +121,12 @@ class Migrations(msgspec.Struct, frozen=True):
         if found < self.newest:
             has = f"is at migration {found} of {self.newest}" if found else f"holds no {self.store} yet"
             raise ConfigurationError(
-                f"the schema {url.schema} of {url.shown} {has}: run diptych migrate --store {url.shown!r}"
+                f"the schema {url.schema} of {url.shown} {has}: run diptych migrate {self._flag} {url.shown!r}"
             )
+
+    @property
+    def _flag(self) -> str:
+        return "--store … --read-store" if self.store == "read store" else "--store"
 
     async def _found(self, link: Link, url: PostgresUrl) -> int:
         statement = f"SELECT coalesce(max(number), 0) FROM {url.quoted_schema}.migrations WHERE store = $1"

@@ -13,6 +13,7 @@ import asyncpg
 import msgspec
 
 from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl
+from diptych.adapters.postgres.known_types import register_statement
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -139,7 +140,7 @@ class _Restoring:
     async def _register(self, types: Sequence[StoredType], lock_wait_s: float) -> None:
         if types:
             await self._link.execute(
-                f"SELECT {self._schema}.register_types($1, $2, $3, $4)",
+                register_statement(self._schema),
                 [type.name for type in types],
                 [type.version for type in types],
                 [msgspec.json.encode(type.tag_names) for type in types],

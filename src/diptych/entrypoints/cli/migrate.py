@@ -77,9 +77,10 @@ def _print_sql(settings: Settings) -> None:
 
 
 def _print_grants(settings: Settings, prefix: str | None) -> None:
-    from diptych.adapters.connect import default_role_prefix, grants_sql
+    from diptych.adapters.connect import check_grantable, default_role_prefix, grants_sql
 
     stores = _stores(settings)
+    check_grantable(stores["event_store"], stores["read_store"])
     if prefix is None:
         prefix = default_role_prefix(stores["event_store"], stores["read_store"]) or ""
     for port, url in stores.items():
