@@ -7,18 +7,21 @@ import json
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from diptych.adapters.connect import connect_event_store
+from diptych.adapters.postgres import restoring
 from diptych.clock import SystemClock
+from diptych.errors import StoreUnavailable
 from diptych.event_store.copying import compare, copied_up_to
-from diptych.event_store.event_store import EventStore, StoredType
+from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
 from diptych.testing.contracts.event_store_case import commit, event, opened
 from diptych.testing.contracts.event_store_copies import whole
 from tests.cli_project import Outcome, Project, project_in
+from tests.postgres_cluster import Server, cluster, migrated
 from tests.postgres_server import by_hand, new_store, run
 from tests.unit.test_copying import quietly
 
@@ -140,3 +143,57 @@ async def test_a_copy_whose_server_goes_away_says_so(project: Project) -> None:
     assert "run the same again, and it goes on" in stopped.err
     again = await asyncio.to_thread(project.run, "copy", "--from", SOURCE, "--to", target)
     assert again.code == 0, again.err
+
+
+# ── a server that stands still ───────────────────────────────────────────────
+
+
+@contextmanager
+def standing_still(server: Server) -> Iterator[None]:
+    """While in the block, no process of the server does anything; its connections stay."""
+    processes = server.processes()
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+async def test_a_part_is_written_within_its_limit_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that says nothing is `StoreUnavailable`; once it answers again, the copy goes on."""
+    with cluster() as server:
+        await migrated(server.url())
+        async with opened_at(server.url()) as store:
+            part = HistoryPart(await store.head())
+            await store.restore(part)
+            monkeypatch.setattr(restoring, "RESTORE_S_MAX", 0.1)
+            with standing_still(server):
+                writing = asyncio.create_task(store.restore(part))
+                done, _ = await asyncio.wait([writing], timeout=EXIT_WAIT_S)
+            assert done
+            with pytest.raises(StoreUnavailable, match="RESTORE_S_MAX"):
+                await writing
+            monkeypatch.undo()
+            await store.restore(part)
+
+
+async def test_a_copy_is_cancelled_though_the_server_says_nothing() -> None:
+    """In the middle of a transaction: it is not waited for that the server takes it back."""
+    with cluster() as server:
+        await migrated(server.url())
+        async with opened_at(server.url()) as store, by_hand(server.url()) as link:
+            part = HistoryPart(await store.head())
+            async with link.transaction():
+                await link.execute("SELECT * FROM own.history FOR UPDATE")
+                writing = asyncio.create_task(store.restore(part))
+                while not await link.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                    assert not writing.done()
+                with standing_still(server):
+                    writing.cancel()
+                    done, _ = await asyncio.wait([writing], timeout=EXIT_WAIT_S)
+            assert done
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            await store.restore(part)

@@ -123,6 +123,19 @@ def test_the_hosts_of_a_url_are_bounded() -> None:
         parse_url(f"postgresql://{hosts},one-more/d")
 
 
+@pytest.mark.parametrize("listed", ["host=a,b", "host=a,b&port=1,2", "host=a&port=1,2", "host=%2Frun%2Fa%2C%2Frun%2Fb"])
+def test_hosts_are_not_listed_in_a_parameter(listed: str) -> None:
+    """They would be bounded by nothing, and the first taken, primary or not; the error says how they are written."""
+    with pytest.raises(ConfigurationError, match="several as //user@host:port,host:port/database"):
+        parse_url(f"postgresql://me@/d?{listed}")
+
+
+def test_a_folder_of_sockets_is_a_host() -> None:
+    """With the port of the socket in it."""
+    (dsn,) = parse_url("postgresql://me@/d?host=/run/pg&port=5433").dsns
+    assert dsn == "postgresql://me@/d?host=%2Frun%2Fpg&port=5433"
+
+
 def test_one_store_lives_in_several_loops_in_turn() -> None:
     """Opened in one event loop and closed, it works in the next; waiting included."""
     store = connect(asyncio.run(new_store()), SystemClock())

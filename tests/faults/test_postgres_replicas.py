@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from diptych import Application, BoundedContext, NotFresh, Query, Reader, Receipt, Value, replace
 from diptych.adapters.connect import default_read_store
-from diptych.adapters.postgres import query_source
+from diptych.adapters.postgres import query_source, replica
 from diptych.adapters.postgres.query_source import ReadReplicas
 from diptych.errors import Blocked, ConfigurationError, HistoryDiverged, StoreUnavailable
 from diptych.read_side.query_source import ReplicaStatus
@@ -279,8 +280,10 @@ async def test_queries_go_on_without_a_killed_replica_and_with_it_when_it_is_bac
         finally:
             standby.start()
         await standby.caught_up()
-        (status,) = (await app.status()).replicas  # looks at it now
-        assert status.left_out == ""
+        source_of(app).look_soon()
+        async with asyncio.timeout(WAIT_S_MAX):
+            while (await app.status()).replicas[0].left_out:
+                await checkpoint()
         assert (await ask(app)).server == NAME
         assert (await app.health()).impaired == ()
 
@@ -313,6 +316,21 @@ async def test_an_application_opens_without_its_replica(url: str, standby: Stand
             assert "check that the server runs" in status.left_out
     finally:
         standby.start()
+
+
+async def test_nobody_waits_for_a_replica_that_is_silent(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes connections and says nothing: health tells it, and is there before the look at it has ended."""
+    monkeypatch.setattr(query_source, "REPLICAS_LOOK_S", 0)
+    monkeypatch.setattr(replica, "LOOK_S_MAX", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        place = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/d"
+        async with Application(warehouse, store=url, read_replicas=[place]) as app:
+            monkeypatch.setattr(replica, "LOOK_S_MAX", LONGEST_S)
+            for _ in range(2):
+                health = await app.health()
+                assert health.ready
+                assert any(place in told for told in health.impaired)
+                assert source_of(app)._looking is not None
 
 
 async def test_who_waits_on_a_replica_that_dies_is_answered_elsewhere(url: str, standby: Standby) -> None:
@@ -478,16 +496,17 @@ async def test_replicas_that_make_no_sense_are_refused(read_store: str, replica_
     assert "ter2" not in str(refusal.value)
 
 
-async def test_status_tells_how_far_a_replica_is_behind(url: str, standby: Standby) -> None:
+async def test_status_tells_how_far_a_replica_is_behind(
+    url: str, standby: Standby, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In bytes of the log, and by the age of what it shows; nothing where it has replayed all."""
+    monkeypatch.setattr(query_source, "REPLICAS_LOOK_S", 0)
     async with replicated(url, standby) as app:
-        async with standby.paused():
+        async with standby.paused(), asyncio.timeout(WAIT_S_MAX):
             await app.execute(Receive(sku=PENS))
             await app.projected()
-            (behind,) = (await app.status()).replicas
-            assert (behind.left_out, behind.url) == ("", source_of(app)._replicas[0].url.shown)
-            assert behind.lag_bytes > 0
-            assert behind.lag_s > 0
+            while not ((behind := (await app.status()).replicas[0]).lag_bytes and behind.lag_s):
+                assert (behind.left_out, behind.url) == ("", source_of(app)._replicas[0].url.shown)
         async with asyncio.timeout(WAIT_S_MAX):
             while (status := (await app.status()).replicas) != [ReplicaStatus(url=behind.url, lag_bytes=0, lag_s=0.0)]:
                 assert status[0].left_out == ""

@@ -12,7 +12,15 @@ import pytest
 
 from diptych.event_store import copying
 from tests.cli_project import STORE, Project, project_in
-from tests.postgres_server import in_thread, new_database, new_store, run, with_parameter
+from tests.postgres_server import (
+    as_role,
+    in_thread,
+    new_database,
+    new_granted_store,
+    new_store,
+    run,
+    with_parameter,
+)
 
 COPY = "sqlite:copy.db"
 
@@ -128,6 +136,17 @@ def test_one_changed_byte_is_told(project: Project) -> None:
     assert report["difference"] == "the event at position 2 differs in data"
 
 
+@pytest.mark.parametrize("arguments", [(), ("--verify",)])
+def test_what_differs_is_named_where_a_type_is_not_held(project: Project, arguments: tuple[str, ...]) -> None:
+    """A server that does not know which types it has events of differs, in this direction as well."""
+    server = in_thread(new_store())
+    assert project.run("copy", "--from", STORE, "--to", server).code == 0
+    in_thread(run(server, f'UPDATE "{schema_of(server)}".event_versions SET held = false'))
+    code, _, err = project.run("copy", "--from", STORE, "--to", server, *arguments)
+    assert code == 1
+    assert "only the source knows that it holds events of the event type school.Enrolled (version 1)" in err
+
+
 # ── what is refused ──────────────────────────────────────────────────────────
 
 
@@ -143,15 +162,16 @@ def test_another_history_is_refused(project: Project) -> None:
     assert project.run("events", "--store", COPY, "--json").out == before
 
 
-def test_a_copy_in_use_is_refused(project: Project) -> None:
-    """Once commands were run on it, the history goes on there, or has forked."""
+@pytest.mark.parametrize("arguments", [(), ("--verify",)])
+def test_a_copy_in_use_is_refused(project: Project, arguments: tuple[str, ...]) -> None:
+    """Once commands were run on it, the history goes on there, or has forked; to verify is to hear of it as well."""
     project.run("copy", "--from", STORE, "--to", COPY)
     project.enrol("chess", store=COPY)
-    code, _, err = project.run("copy", "--from", STORE, "--to", COPY)
+    code, _, err = project.run("copy", "--from", STORE, "--to", COPY, *arguments)
     assert code == 1
     assert "it has come to position 4, the source only to 3: commands were run on it" in err
     project.enrol("go")
-    code, _, err = project.run("copy", "--from", STORE, "--to", COPY)
+    code, _, err = project.run("copy", "--from", STORE, "--to", COPY, *arguments)
     assert code == 1
     assert "it has another event at position 4 than the source" in err
 
@@ -162,6 +182,43 @@ def test_one_store_is_no_copy(project: Project, other: str) -> None:
     project.folder.joinpath("sub").mkdir()
     code, _, err = project.run("copy", "--from", STORE, "--to", other)
     assert (code, err) == (2, "error: --from and --to name the same store\n")
+
+
+def test_one_file_is_no_copy(project: Project) -> None:
+    """Whichever of its names is given."""
+    project.folder.joinpath("linked.db").hardlink_to("school.db")
+    code, _, err = project.run("copy", "--from", STORE, "--to", "sqlite:linked.db")
+    assert (code, err) == (2, "error: --from and --to name the same store\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--verify",)])
+def test_one_store_on_a_server_is_no_copy(project: Project, arguments: tuple[str, ...]) -> None:
+    """The server is asked which it is: a parameter makes another URL of it, but no other store."""
+    server = in_thread(new_store())
+    assert project.run("copy", "--from", STORE, "--to", server).code == 0
+    other = with_parameter(server, "application_name", "other")
+    code, out, err = project.run("copy", "--from", server, "--to", other, *arguments)
+    assert (code, out, err) == (2, "", "error: --from and --to name the same store\n")
+
+
+def test_two_schemas_of_a_database_are_two_stores(project: Project) -> None:
+    """They share a server, and nothing else."""
+    one, other = in_thread(new_store()), in_thread(new_store())
+    for flags in (("--from", STORE, "--to", one), ("--from", one, "--to", other)):
+        assert project.run("copy", *flags).code == 0
+
+
+def test_who_may_not_read_outcomes_copies_nothing(project: Project) -> None:
+    """A source opened as a reader is refused before its events are copied: the target would look whole."""
+    server = in_thread(new_granted_store())
+    assert project.run("copy", "--from", STORE, "--to", server).code == 0
+    code, _, err = project.run("copy", "--from", as_role(server, "reader"), "--to", COPY)
+    assert code == 1
+    assert "permission denied for table outcomes" in err
+    status = json.loads(project.run("status", "--store", COPY, "--json").out)
+    source = json.loads(project.run("status", "--store", STORE, "--json").out)
+    assert status["head"] == 0
+    assert status["history_id"] != source["history_id"]
 
 
 def test_one_server_is_no_copy(project: Project) -> None:

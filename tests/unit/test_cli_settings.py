@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from diptych.entrypoints.cli.settings import Settings
 from tests.cli_project import Project, project_in
 
 FLAG, ENVIRONMENT, FILE = "sqlite:flag.db", "sqlite:environment.db", "sqlite:file.db"
@@ -68,6 +69,14 @@ def test_a_file_that_is_wrong_is_refused_with_the_place(project: Project, text: 
     assert (code, out) == (1, "")
     assert told in err
     assert "Traceback" not in err
+
+
+def test_replicas_are_parted_where_a_url_begins() -> None:
+    """A comma between hosts, whose ports look like the scheme of a URL, parts nothing."""
+    one, other = "postgresql://u@r1:5432,r2:5433/db", "postgres://r3,r4/db"
+    assert Settings(read_replica=f"{one}, {other}").read_replicas == (one, other)
+    assert Settings(read_replica=one).read_replicas == (one,)
+    assert Settings().read_replicas == ()
 
 
 def test_a_wrong_value_in_the_environment_names_the_variable(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

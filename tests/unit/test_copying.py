@@ -235,6 +235,19 @@ async def test_whatever_differs_is_noticed_and_named(number: int) -> None:
     assert told in compared.difference
 
 
+async def test_a_target_that_goes_on_while_it_is_compared_is_noticed() -> None:
+    """Equal up to a place is not the same where the target alone is past it; a copy that is ahead of it is."""
+    source, target = await holding(original()), await opened_store()
+    at = await copy_history(source, target, quietly)
+    await append_one(source, event("Later"))
+    await copy_history(source, target, quietly)
+    assert (await compare(source, target, at, quietly)).difference is None
+    await append_one(target, event("Later"))
+    compared = await compare(source, target, at, quietly)
+    assert compared.source == compared.target
+    assert compared.difference == "the target has gone on to position 7, where the source is not"
+
+
 async def test_a_digest_stays_what_it_was() -> None:
     """Of the same history it is the same in every version: `DIGEST_SCHEME` changes with it."""
     store = await opened_store()

@@ -30,6 +30,7 @@ __all__ = [
     "grants_sql",
     "migrate",
     "migration_sql",
+    "whereabouts",
     "without_password",
 ]
 
@@ -134,6 +135,17 @@ async def commits_survive(url: str) -> str:
     if not hasattr(adapter, "commits_survive"):
         return "a crash, not the loss of the machine or its disk: back it up"
     return cast("str", await adapter.commits_survive(url))
+
+
+async def whereabouts(url: str) -> str:
+    """What tells an event store that is there from all others, where its URL may be written in ways that do not.
+
+    Raises:
+        StoreUnavailable: it cannot be reached, or refuses.
+        ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
+    """
+    adapter = _adapter(url, "event_store")
+    return cast("str", await adapter.whereabouts(url)) if hasattr(adapter, "whereabouts") else url
 
 
 def _with_read_schema(url: str) -> str:

@@ -37,7 +37,8 @@ class Comparison(msgspec.Struct, frozen=True):
     """What two stores hold up to a position.
 
     Attributes:
-        difference: what differs first, in words; None where the digests are equal.
+        difference: what differs first, in words; None where the digests are equal, and the target ends there or goes
+            on as the source does.
     """
 
     source: HistoryDigest
@@ -86,6 +87,7 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
         HistoryDiverged: the target holds something else; nothing of that was changed.
     """
     at = await copied_up_to(source, target)
+    await source.outcomes("", 1)  # whoever may not read them is told before anything is written
     await target.restore(HistoryPart(at))
     head = await source.head()
     for _ in range(PASSES_MAX):
@@ -164,10 +166,19 @@ async def compare(source: EventStore, target: EventStore, at: Place, progress: P
         ours, theirs = await asyncio.gather(
             digest(source, at.position, follow(0, moved)), digest(target, at.position, follow(1, moved))
         )
-    difference = None
-    if ours != theirs:
+    if ours == theirs:
+        difference = await _difference_beyond(source, target, at)
+    else:
         difference = await first_difference(source, target, at.position) or "one of them changed while it was read"
     return Comparison(ours, theirs, difference)
+
+
+async def _difference_beyond(source: EventStore, target: EventStore, at: Place) -> str | None:
+    """Whether the target goes on, behind what was compared, as the source does not."""
+    head = await target.head()
+    if head.position <= at.position or await source.place_at(head.position) == head:
+        return None
+    return f"the target has gone on to position {head.position:,}, where the source is not"
 
 
 def _diverged(reason: str) -> HistoryDiverged:

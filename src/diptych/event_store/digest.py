@@ -104,14 +104,18 @@ async def first_difference(source: EventStore, target: EventStore, until: Positi
     """What differs first between two histories up to a position, in words; None where nothing does."""
     if source.history_id != target.history_id:
         return f"the history ids differ: {source.history_id.hex()} and {target.history_id.hex()}"
+    held: set[tuple[str, int]] = set()
     return (
-        await _differing_event(source, target, until)
-        or await _differing_type(source, target)
+        await _differing_event(source, target, until, held)
+        or await _differing_type(source, target, held)
         or await _differing_outcome(source, target, until)
     )
 
 
-async def _differing_event(source: EventStore, target: EventStore, until: Position) -> str | None:
+async def _differing_event(
+    source: EventStore, target: EventStore, until: Position, held: set[tuple[str, int]]
+) -> str | None:
+    """Notes of which types and versions the events are that do not differ."""
     async for page in event_pages(source, START, until):
         last = page[-1].position
         beside = await target.read(ALL_EVENTS, Position(page[0].position - 1), len(page), until=last)
@@ -121,15 +125,22 @@ async def _differing_event(source: EventStore, target: EventStore, until: Positi
                 return f"the event at position {here.position} differs in {', '.join(names)}"
         if len(beside.events) < len(page):
             return f"the target lacks events from position {page[len(beside.events)].position}"
+        held.update((event.type, event.version) for event in page)
     return None
 
 
-async def _differing_type(source: EventStore, target: EventStore) -> str | None:
+async def _differing_type(source: EventStore, target: EventStore, held: set[tuple[str, int]]) -> str | None:
     """Types of later events, which one of them may have alone, are no difference."""
-    known = {(type.name, type.version): type.tag_names for type in await source.stored_types()}
-    for type in await target.stored_types():
-        if known.get((type.name, type.version), type.tag_names) != type.tag_names:
-            return f"the event type {type.name} (version {type.version}) was registered with other tags"
+    ours, theirs = [
+        {(type.name, type.version): type.tag_names for type in await _types(store, held)} for store in (source, target)
+    ]
+    for name, version in sorted(ours.keys() | theirs.keys()):
+        here, there = ours.get((name, version)), theirs.get((name, version))
+        type = f"the event type {name} (version {version})"
+        if here is None or there is None:
+            return f"only the {'source' if there is None else 'target'} knows that it holds events of {type}"
+        if here != there:
+            return f"{type} was registered with other tags"
     return None
 
 

@@ -97,7 +97,7 @@ class QuerySource(Protocol):
         ...
 
     async def replicas(self) -> list[ReplicaStatus]:
-        """How each replica is now, in the order given; empty where there are none."""
+        """How each replica was a moment ago, in the order given, without a wait; empty where there are none."""
         ...
 
 

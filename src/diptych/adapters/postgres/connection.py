@@ -140,7 +140,8 @@ def parse_url(url: str) -> PostgresUrl:
     several hosts, the first that is the primary is connected to, or that which `target_session_attrs` describes.
 
     Raises:
-        ConfigurationError: it cannot be read, or `schema` or `pgbouncer` has no value that is allowed.
+        ConfigurationError: it cannot be read, names several hosts in `host` or `port`, or `schema` or `pgbouncer` has
+            no value that is allowed.
     """
     try:
         parts = urlsplit(url)
@@ -160,6 +161,8 @@ def parse_url(url: str) -> PostgresUrl:
             "with several hosts as host:port,host:port; "
             "in a user or password / ? # @ : [ ] are written as %2F %3F %23 %40 %3A %5B %5D"
         ) from None
+    if any(name in {"host", "port"} and "," in value for name, value in parameters):
+        raise ConfigurationError("host= and port= name one: write several as //user@host:port,host:port/database")
     ours = {name: value for name, value in parameters if name in {"schema", "pgbouncer", "target_session_attrs"}}
     theirs = urlencode([(name, value) for name, value in parameters if name not in ours])
     schema = ours.get("schema", DEFAULT_SCHEMA)

@@ -32,6 +32,7 @@ from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import not_registrable, register_statement, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
+from diptych.adapters.postgres.whereabouts import whereabouts
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
@@ -61,6 +62,7 @@ __all__ = [
     "migration_sql",
     "role_prefix",
     "shown",
+    "whereabouts",
 ]
 
 READ_CONNECTIONS_MAX = 4

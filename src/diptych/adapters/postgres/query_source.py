@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["AskingReplicas", "ReadReplicas", "connect"]
 
 REPLICAS_LOOK_S = 5.0
-"""How often replicas are looked at, those that are left out as well, while queries come."""
+"""How often replicas are looked at, those that are left out as well, while queries come or the status is asked for."""
 PRIMARY_LOOK_S_MAX = 2.0
 """How long the primary may take to say how far it is; the replicas are looked at all the same."""
 SEND_ON_S = 0.01
@@ -81,7 +81,6 @@ class ReadReplicas:
         self._turn = 0
         self._look_at = 0.0
         self._looking: asyncio.Task[None] | None = None
-        self._one_look = asyncio.Lock()
         self._sending: asyncio.Task[None] | None = None
         self._is_open = False
 
@@ -125,9 +124,8 @@ class ReadReplicas:
         return AskingReplicas(self, usable, strict=strict)
 
     async def replicas(self) -> list[ReplicaStatus]:
-        """How each replica is, looked at now."""
-        if self._is_open:
-            await self._look()
+        """How each replica was when it was looked at last: whoever asks waits for none that is silent."""
+        self._look_when_due()
         return [replica.status for replica in self._replicas]
 
     # ── sending on ───────────────────────────────────────────────────────────
@@ -157,7 +155,7 @@ class ReadReplicas:
         self._look_when_due()
 
     def _look_when_due(self) -> None:
-        """No query waits for a look, least of all for one at a server that is gone."""
+        """Nobody waits for a look, least of all for one at a server that is gone."""
         loop = asyncio.get_running_loop()
         if self._is_open and self._looking is None and loop.time() >= self._look_at:
             self._looking = loop.create_task(self._look_apart())
@@ -169,14 +167,13 @@ class ReadReplicas:
             self._looking = None
 
     async def _look(self) -> None:
-        async with self._one_look:
-            try:
-                async with asyncio.timeout(PRIMARY_LOOK_S_MAX):
-                    primary = await self.read_store.server_state()
-            except (DiptychError, TimeoutError):  # queries go on without it
-                primary = None
-            await asyncio.gather(*(replica.look(primary) for replica in self._replicas))
-            self._look_at = asyncio.get_running_loop().time() + REPLICAS_LOOK_S
+        try:
+            async with asyncio.timeout(PRIMARY_LOOK_S_MAX):
+                primary = await self.read_store.server_state()
+        except (DiptychError, TimeoutError):  # queries go on without it
+            primary = None
+        await asyncio.gather(*(replica.look(primary) for replica in self._replicas))
+        self._look_at = asyncio.get_running_loop().time() + REPLICAS_LOOK_S
 
 
 class AskingReplicas:

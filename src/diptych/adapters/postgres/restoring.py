@@ -6,6 +6,7 @@ the row of `history` from its first statement on, and the rows come by COPY.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ import msgspec
 
 from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl
 from diptych.adapters.postgres.known_types import register_statement
+from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -22,8 +24,8 @@ from diptych.event_store.timestamp import to_microseconds
 
 __all__ = ["kept_outcomes_statement", "restore"]
 
-COPY_S_MAX = 60.0
-"""How long one table may take for one part."""
+RESTORE_S_MAX = 120.0
+"""How long one part may take in all."""
 
 _EVENT_COLUMNS = ("position", "recorded_at", "type", "version", "event_id", "data", "tags", "metadata")
 _OUTCOME_COLUMNS = ("command_id", "payload_hash", "position", "event_count", "rejection")
@@ -41,16 +43,28 @@ def kept_outcomes_statement(schema: str) -> str:
 
 
 async def restore(link: Link, url: PostgresUrl, part: HistoryPart, *, lock_wait_s: float, channel: str) -> None:
-    """Write a part in a transaction of its own.
+    """Write a part in a transaction of its own. Past the limit, or cancelled, the connection is to be cut.
 
     Raises:
         HistoryDiverged: it does not go on where the store ends, or contradicts it or itself.
+        TimeoutError: it took longer than `RESTORE_S_MAX`.
     """
+    limit = asyncio.timeout(RESTORE_S_MAX)
+    try:
+        async with limit:
+            await _restore(link, url, part, lock_wait_s, channel)
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"a part was not written within RESTORE_S_MAX={RESTORE_S_MAX:g} s") from error
+
+
+async def _restore(link: Link, url: PostgresUrl, part: HistoryPart, lock_wait_s: float, channel: str) -> None:
     transaction = link.transaction(isolation="read_committed")
     await transaction.start()
     try:
         await _Restoring(link, url, part).run(lock_wait_s, channel)
-    except BaseException as error:
+    except (asyncpg.PostgresError, HistoryDiverged) as error:  # a server that said nothing is asked nothing more
         if not link.is_closed():  # where it is, what cut it is to be heard, not that there is nothing to roll back
             await transaction.rollback()
         if isinstance(error, asyncpg.UniqueViolationError):
@@ -183,9 +197,7 @@ class _Restoring:
     async def _copy(self, table: str, columns: Sequence[str], rows: Iterable[_Row]) -> None:
         listed = list(rows)
         if listed:
-            await self._link.copy_records_to_table(
-                table, schema_name=self._name, columns=columns, records=listed, timeout=COPY_S_MAX
-            )
+            await self._link.copy_records_to_table(table, schema_name=self._name, columns=columns, records=listed)
 
 
 def _event_row(event: RecordedEvent, type: int) -> _Row:

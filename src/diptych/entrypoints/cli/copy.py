@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CopyReport", "copy"]
 
+_SAME = "--from and --to name the same store"
 _GOES_ON = "what was copied is kept: run the same again, and it goes on"
 
 
@@ -100,29 +101,37 @@ def _check_urls(source: str, target: str) -> None:
         if url.startswith("memory:"):
             raise UsageError(f"{flag} {url} ends with its process: name a store that is kept")
     if _where(source) == _where(target):
-        raise UsageError("--from and --to name the same store")
+        raise UsageError(_SAME)
 
 
 def _where(url: str) -> str:
-    """The URL in one form: a path may be written in several ways, and a password says not where."""
+    """What says where it is: a file may have several names, and a password says not where."""
     from diptych.adapters.connect import without_password
 
     scheme, _, path = url.partition(":")
-    return f"sqlite:{Path(path).resolve()}" if scheme == "sqlite" else without_password(url)
+    if scheme != "sqlite":
+        return without_password(url)
+    try:
+        found = Path(path).stat()
+    except OSError:  # not there yet, or an error when it is opened
+        return f"sqlite:{Path(path).resolve()}"
+    return f"sqlite:{found.st_dev}:{found.st_ino}"
 
 
 async def _run(source_url: str, target_url: str, *, verify: bool) -> CopyReport:
-    from diptych.adapters.connect import without_password
+    from diptych.adapters.connect import whereabouts, without_password
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.copying import compare, copied_up_to, copy_history
 
     began = time.perf_counter()
     opened_target = opened_store(Settings(store=target_url)) if verify else _opened_target(target_url)
     async with opened_store(Settings(store=source_url)) as source, opened_target as target:
+        if await whereabouts(source_url) == await whereabouts(target_url):
+            raise UsageError(_SAME)
+        before = await copied_up_to(source, target)
         if verify:
             at = before = await source.head()
         else:
-            before = await copied_up_to(source, target)
             at = await copy_history(source, target, screen.progress)
         copied = time.perf_counter()
         compared = await compare(source, target, at, screen.progress)

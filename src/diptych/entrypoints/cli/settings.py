@@ -90,8 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def read_replicas(self) -> tuple[str, ...]:
-        """The URLs in `read_replica`; a comma inside of one, between hosts, parts nothing."""
-        found = re.split(r",(?=\s*[A-Za-z][A-Za-z0-9+.-]*:)", self.read_replica or "")
+        """The URLs in `read_replica`; a comma inside of one, between hosts with or without ports, parts nothing."""
+        found = re.split(r",(?=\s*postgres(?:ql)?://)", self.read_replica or "")
         return tuple(url.strip() for url in found if url.strip())
 
 
