@@ -75,7 +75,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         history_id: 32 hexadecimal digits that name the history.
         projections: by name.
         subscribers: by name.
-        replicas: that queries are asked on, in the order given.
+        replicas: that queries are asked on, in the order given, as they were when they were looked at last.
     """
 
     head: int
