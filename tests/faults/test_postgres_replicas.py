@@ -463,7 +463,7 @@ async def test_what_is_not_in_recovery_is_left_out(url: str) -> None:
 
 
 async def test_rule_17_a_replica_of_another_history_answers_no_strict_query(url: str, standby: Standby) -> None:
-    """The event at its checkpoint is not the history's: it is left out at once, and the primary's rows are looked at."""
+    """The event at its checkpoint is not the history's: it is left out at once, and the primary's rows are judged."""
     schema = default_read_store(url).rpartition("schema=")[2]
     async with replicated(url, standby) as app:
         receipt = await app.execute(Receive(sku=PENS))
