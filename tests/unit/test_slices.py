@@ -136,6 +136,7 @@ async def test_a_token_waits_for_the_slices_that_its_query_needs(store_url: str)
     (there, *_), (missing, *_) = skus_of(0), skus_of(1)
     async with asyncio.timeout(WAIT_S), Application(warehouse(), store=store_url) as app:
         await app.execute(Count(sku=there))
+        await app.projected()
     async with asyncio.timeout(WAIT_S), Application(warehouse(), store=store_url, projecting=False) as app:
         receipt = await app.execute(Count(sku=missing))
         running = app._open_parts()
