@@ -197,7 +197,7 @@ async def test_g7_what_the_primary_has_not_folded_either_is_waited_for_there(url
             changes = running.read_store.changes
             await asyncio.wait([asked], timeout=0)
         assert await asked == Answered(units=1, server=PRIMARY)
-        assert running.read_store.changes != changes
+        assert await running.read_store.wait_for_change(changes, WAIT_S_MAX) != changes
 
 
 async def test_who_waits_on_a_replica_has_the_primary_send_what_it_has(url: str, standby: Standby) -> None:
