@@ -10,6 +10,7 @@ import pytest
 
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.memory.read_store import MemoryReadStore
+from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.lease_shares import Deal, deal
 from diptych.read_side.read_store import Leased, LeaseKey
 
@@ -136,11 +137,9 @@ def a_release_wakes_nobody(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore._give_up
 
     def give_up(self: Any, keys: Any) -> None:
-        before = self._changes, self._changed
-        self._tell = lambda: None
+        self._changes, changes = ChangeCount("memory:"), self._changes
         real(self, keys)
-        del self._tell
-        self._changes, self._changed = before
+        self._changes = changes
 
     patch.setattr(MemoryReadStore, "_give_up", give_up)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,10 +10,14 @@ import pytest
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.postgres import read_store as postgres
 from diptych.adapters.sqlite import read_store as sqlite
-from diptych.testing.contracts.read_store import ReadStoreContract
+from diptych.errors import Overloaded
+from diptych.read_side import change_count, snapshot_turns
+from diptych.testing.contracts.read_store import WAIT_S_MAX, ReadStoreContract
+from diptych.testing.contracts.read_store_cases import NAME, SEATS, create, shown_generation
 from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store, with_parameter
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from diptych.read_side.read_store import ReadStore
@@ -52,3 +57,64 @@ class TestPostgresReadStoreAsProjector(TestPostgresReadStore):
     @pytest.fixture(autouse=True)
     def make_schema(self) -> None:
         self.url = as_role(in_thread(new_granted_read_store()), "projector")
+
+
+# ── limits that all of them share ────────────────────────────────────────────
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+async def store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[ReadStore]:
+    """One that takes one snapshot at a time, one caller that waits for it, and one that waits for a change."""
+    monkeypatch.setattr(snapshot_turns, "SNAPSHOTS_MAX", 1)
+    monkeypatch.setattr(snapshot_turns, "SNAPSHOTS_WAITING_MAX", 1)
+    monkeypatch.setattr(change_count, "CHANGE_WAITERS_MAX", 1)
+    url = await new_read_store() if request.param == "postgres" else ""
+    made: dict[str, Callable[[], ReadStore]] = {
+        "memory": lambda: memory.connect("memory:"),
+        "sqlite": lambda: sqlite.connect(f"sqlite:{tmp_path / 'read.db'}"),
+        "postgres": lambda: postgres.connect(url),
+    }
+    store = made[request.param]()
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def number(store: ReadStore) -> int:
+    async with store.snapshot() as snapshot:
+        found = await shown_generation(snapshot, NAME)
+    assert found is not None
+    return found.number
+
+
+@pytest.mark.anyio
+async def test_snapshots_and_those_who_wait_for_one_are_limited(
+    store: ReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One open, one waiting: the next is told so at once; the waiting one has its turn, or is told past its time."""
+    await create(store, SEATS)
+    async with store.snapshot():
+        waiting = asyncio.create_task(number(store))
+        await asyncio.wait([waiting], timeout=0)
+        with pytest.raises(Overloaded, match="SNAPSHOTS_WAITING_MAX=1"):
+            await number(store)
+    assert await asyncio.wait_for(waiting, WAIT_S_MAX) == 1
+    monkeypatch.setattr(snapshot_turns, "SNAPSHOT_WAIT_S_MAX", 0.01)
+    async with store.snapshot():
+        with pytest.raises(Overloaded, match="SNAPSHOT_WAIT_S_MAX"):
+            await number(store)
+    assert await number(store) == 1
+
+
+@pytest.mark.anyio
+async def test_those_who_wait_for_a_change_are_limited(store: ReadStore) -> None:
+    """The next is told so at once, and the one who waits is woken all the same."""
+    seen = store.changes
+    waiting = asyncio.create_task(store.wait_for_change(seen, WAIT_S_MAX))
+    await asyncio.wait([waiting], timeout=0)
+    with pytest.raises(Overloaded, match="CHANGE_WAITERS_MAX=1"):
+        await store.wait_for_change(seen, WAIT_S_MAX)
+    await create(store, SEATS)
+    assert await asyncio.wait_for(waiting, WAIT_S_MAX) != seen

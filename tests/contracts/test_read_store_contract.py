@@ -573,14 +573,14 @@ def nobody_is_woken(patch: pytest.MonkeyPatch) -> None:
         self._check_open()
         if timeout_s:
             await asyncio.Event().wait()
-        return int(self._changes)
+        return int(self._changes.count)
 
     patch.setattr(MemoryReadStore, "wait_for_change", wait)
 
 
 @noticed_by("test_what_was_written_since_changes_was_read_is_waited_for_no_more")
 def changes_are_counted_before_they_are_made(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MemoryReadStore, "changes", property(lambda self: self._check_open() or self._changes + 1))
+    patch.setattr(MemoryReadStore, "changes", property(lambda self: self._check_open() or self._changes.count + 1))
 
 
 @noticed_by("test_without_a_write_the_wait_ends_unchanged")

@@ -12,10 +12,10 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from diptych.adapters.connect import connect_read_store, default_read_store
-from diptych.adapters.postgres import read_catalog, read_changes, read_snapshot, read_store, read_writes
+from diptych.adapters.postgres import read_catalog, read_changes, read_store, read_writes
 from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
-from diptych.errors import ConfigurationError, InvalidMessage, NewerStore, Overloaded, StoreUnavailable
+from diptych.errors import ConfigurationError, InvalidMessage, NewerStore, StoreUnavailable
 from diptych.read_side.read_store import (
     Column,
     ColumnKind,
@@ -27,6 +27,7 @@ from diptych.read_side.read_store import (
     SliceWrite,
     Table,
 )
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from diptych.testing.contracts.read_store_cases import (
     ARTICLES,
     BY_COURSE,
@@ -579,30 +580,6 @@ async def test_a_word_beyond_what_postgresql_keeps_is_found_by_its_beginning(sto
 # ── limits ───────────────────────────────────────────────────────────────────
 
 
-async def test_snapshots_and_those_who_wait_for_one_are_limited(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One open, one waiting: the next is told so at once; the waiting one has its turn, or is told past its time."""
-    monkeypatch.setattr(read_snapshot, "SNAPSHOTS_MAX", 1)
-    monkeypatch.setattr(read_snapshot, "SNAPSHOTS_WAITING_MAX", 1)
-    async with another(url) as store:
-        await create(store, SEATS)
-
-        async def generation() -> Any:
-            async with store.snapshot() as snapshot:
-                return await shown_generation(snapshot, NAME)
-
-        async with store.snapshot():
-            waiting = asyncio.create_task(generation())
-            await asyncio.wait([waiting], timeout=0)
-            with pytest.raises(Overloaded, match="SNAPSHOTS_WAITING_MAX=1"):
-                await generation()
-        assert (await asyncio.wait_for(waiting, WAIT_S_MAX)).number == 1
-        monkeypatch.setattr(read_snapshot, "SNAPSHOT_WAIT_S_MAX", 0.01)
-        async with store.snapshot():
-            with pytest.raises(Overloaded, match="SNAPSHOT_WAIT_S_MAX"):
-                await generation()
-        assert (await generation()).number == 1
-
-
 async def test_a_cancelled_read_stops_and_gives_its_connection_back(url: str, store: PostgresReadStore) -> None:
     """Every connection is soon free again, and none is left in a transaction."""
 
@@ -610,7 +587,7 @@ async def test_a_cancelled_read_stops_and_gives_its_connection_back(url: str, st
         async with store.snapshot() as snapshot:
             await snapshot.sql("SELECT count(*) AS c FROM pg_sleep(100)", (), {"c": (ColumnKind.INTEGER, False)})
 
-    reads = [asyncio.create_task(endless()) for _ in range(read_snapshot.SNAPSHOTS_MAX)]
+    reads = [asyncio.create_task(endless()) for _ in range(SNAPSHOTS_MAX)]
     async with by_hand(url) as link:
         sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'WITH%pg_sleep(100)%' AND state = 'active'"
         async with asyncio.timeout(WAIT_S_MAX):
@@ -621,7 +598,7 @@ async def test_a_cancelled_read_stops_and_gives_its_connection_back(url: str, st
         results = await asyncio.gather(*reads, return_exceptions=True)
         assert {type(result) for result in results} == {asyncio.CancelledError}
         async with AsyncExitStack() as stack:
-            for _ in range(read_snapshot.SNAPSHOTS_MAX):
+            for _ in range(SNAPSHOTS_MAX):
                 await stack.enter_async_context(store.snapshot())
         assert await link.fetchval(sleeping) == 0
         assert await left_in_transaction(link) == 0

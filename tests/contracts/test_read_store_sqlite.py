@@ -18,6 +18,7 @@ from diptych.adapters.sqlite.read_snapshot import SqliteReadSnapshot
 from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.errors import ConfigurationError, NewerStore, Overloaded, StoreUnavailable
 from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order, SliceWrite, Table
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from diptych.testing.contracts.read_store_cases import (
     ARTICLES,
     BY_COURSE,
@@ -28,7 +29,6 @@ from diptych.testing.contracts.read_store_cases import (
     create,
     place,
     rows_of,
-    shown_generation,
     write,
 )
 
@@ -392,49 +392,17 @@ async def test_a_cancelled_read_stops_and_gives_its_connection_back(
 ) -> None:
     """Every connection is soon free again, though each was left in the middle of an endless read."""
     monkeypatch.setattr(read_snapshot, "READ_S_MAX", 20)  # longer than anyone waits for a connection
-    reads = [
-        asyncio.create_task(select(store, ENDLESS, c=ColumnKind.INTEGER)) for _ in range(read_snapshot.SNAPSHOTS_MAX)
-    ]
+    reads = [asyncio.create_task(select(store, ENDLESS, c=ColumnKind.INTEGER)) for _ in range(SNAPSHOTS_MAX)]
     await asyncio.wait(reads, timeout=0.05)
     for read in reads:
         read.cancel()
     assert {type(result) for result in await asyncio.gather(*reads, return_exceptions=True)} == {asyncio.CancelledError}
     async with AsyncExitStack() as stack:
-        for _ in range(read_snapshot.SNAPSHOTS_MAX):
+        for _ in range(SNAPSHOTS_MAX):
             await stack.enter_async_context(store.snapshot())
 
 
 # ── limits of snapshots ──────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("adapter", [memory, read_snapshot], ids=["memory", "sqlite"])
-async def test_snapshots_and_those_who_wait_for_one_are_limited(
-    adapter: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One open, one waiting: the next is told so at once; the waiting one has its turn, or is told past its time."""
-    monkeypatch.setattr(adapter, "SNAPSHOTS_MAX", 1)
-    monkeypatch.setattr(adapter, "SNAPSHOTS_WAITING_MAX", 1)
-    in_memory = adapter is memory
-    store = memory.connect("memory:") if in_memory else sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")
-    await store.open()
-    await create(store, SEATS)
-
-    async def generation() -> Any:
-        async with store.snapshot() as snapshot:
-            return await shown_generation(snapshot, NAME)
-
-    async with store.snapshot():
-        waiting = asyncio.create_task(generation())
-        await asyncio.wait([waiting], timeout=0)
-        with pytest.raises(Overloaded, match="SNAPSHOTS_WAITING_MAX=1"):
-            await generation()
-    assert (await asyncio.wait_for(waiting, WAIT_S_MAX)).number == 1
-    monkeypatch.setattr(adapter, "SNAPSHOT_WAIT_S_MAX", 0.01)
-    async with store.snapshot():
-        with pytest.raises(Overloaded, match="SNAPSHOT_WAIT_S_MAX"):
-            await generation()
-    assert (await generation()).number == 1
-    await store.close()
 
 
 # ── readers cannot write (G13) ───────────────────────────────────────────────

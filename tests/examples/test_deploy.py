@@ -21,7 +21,6 @@ from cyclopts.exceptions import CycloptsError
 from diptych.adapters.postgres.connection import parse_url
 from diptych.adapters.postgres.event_store import APPEND_CONNECTIONS, READ_CONNECTIONS_MAX
 from diptych.adapters.postgres.migrations import MIGRATE_S_MAX
-from diptych.adapters.postgres.read_snapshot import SNAPSHOTS_MAX
 from diptych.adapters.postgres.read_store import WRITE_CONNECTIONS_MAX
 from diptych.adapters.postgres.replica import LOOK_CONNECTIONS_MAX
 from diptych.entrypoints.cli.app import command_line
@@ -30,6 +29,7 @@ from diptych.entrypoints.cli.signals import STOP_S_MAX
 from diptych.entrypoints.http.health import READY_WAIT_S
 from diptych.entrypoints.http.server import CONNECTIONS_MAX
 from diptych.read_side.query_source import ReplicaPolicy
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from tests.examples.deployment import (
     DEPLOY,
     UNITS,

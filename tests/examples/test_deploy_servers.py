@@ -24,9 +24,9 @@ import httpx2
 import pytest
 
 from diptych.adapters.postgres.event_store import APPEND_CONNECTIONS, READ_CONNECTIONS_MAX
-from diptych.adapters.postgres.read_snapshot import SNAPSHOTS_MAX
 from diptych.adapters.postgres.read_store import WRITE_CONNECTIONS_MAX
 from diptych.adapters.postgres.replica import LOOK_CONNECTIONS_MAX
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from tests.examples.deployment import DEPLOY, compose, image_environment, interpolated, variables
 from tests.examples.pages import ROOT
 from tests.postgres_server import GIVEN, server_url

@@ -268,7 +268,7 @@ async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Ser
         )
         read_store = app._open_parts().read_store
         assert isinstance(read_store, PostgresReadStore)
-        while not read_store._changes._waiters:
+        while not read_store._changes._noticed.waiting:
             await checkpoint()
         fail_over(primary, standby, 3 * LOST)
         async with Application(counting, store=url):

@@ -16,7 +16,6 @@ every row.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import heapq
 import itertools
@@ -30,7 +29,8 @@ import msgspec
 from msgspec.structs import replace
 
 from diptych.adapters.memory.row_filters import comes_after, matcher, rank, words_of
-from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
+from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.lease_shares import deal
 from diptych.read_side.partitions import reaches, split, whole
 from diptych.read_side.read_store import (
@@ -53,6 +53,7 @@ from diptych.read_side.read_store import (
     Written,
     row_refusal,
 )
+from diptych.read_side.snapshot_turns import SnapshotTurns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -61,14 +62,10 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryReadStore", "connect"]
 
-SNAPSHOTS_MAX = 16
-"""Open snapshots; more wait for their turn."""
-SNAPSHOTS_WAITING_MAX = 1_000
-"""Callers that wait for a snapshot; more get `Overloaded`."""
-SNAPSHOT_WAIT_S_MAX = 10
-"""Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
 STALE_EXPIRIES_MAX = 1_000
 """Entries of the heap of expiries beyond twice the rows; past it, it is made anew."""
+
+_URL = "memory:"
 
 
 def connect(url: str) -> MemoryReadStore:
@@ -77,7 +74,7 @@ def connect(url: str) -> MemoryReadStore:
     Raises:
         ConfigurationError: something follows the colon.
     """
-    if url != "memory:":
+    if url != _URL:
         raise ConfigurationError(f"the URL {url!r} names something in memory, but each such store is new: use memory:")
     return MemoryReadStore()
 
@@ -133,10 +130,8 @@ class MemoryReadStore:
         self._last_numbers: dict[str, int] = {}
         self._discards: set[tuple[str, int, str]] = set()
         self._snapshots: set[_Snapshot] = set()
-        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
-        self._waiting = 0
-        self._changes = 0
-        self._changed = asyncio.Event()
+        self._turns = SnapshotTurns()
+        self._changes = ChangeCount(_URL)
 
     @property
     def durable(self) -> bool:
@@ -145,14 +140,13 @@ class MemoryReadStore:
 
     async def open(self) -> None:
         """Begin. See the port."""
-        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
-        self._changed = asyncio.Event()
+        self._turns, self._changes = SnapshotTurns(), ChangeCount(_URL)
         self._open = True
 
     async def close(self) -> None:
         """Refuse everything from now on; those who wait hear of it."""
         self._open = False
-        self._changed.set()
+        self._changes.close()
 
     # ── generations ──────────────────────────────────────────────────────────
 
@@ -185,7 +179,7 @@ class MemoryReadStore:
         first = Generation(name, number, fingerprint, table, live, checkpoint)
         made = whole(first, slices)
         self._builds[name, number] = _Build(tuple(made), {}, [], last_holders=(None,) * slices)
-        self._tell()
+        self._changes.note()
         return made
 
     async def switch(self, name: str, number: int) -> bool:
@@ -199,7 +193,7 @@ class MemoryReadStore:
         for build in self._builds_of(name):
             del self._builds[name, build.generation.number]
         self._set_live(chosen, live=True)
-        self._tell()
+        self._changes.note()
         return True
 
     async def split(self, name: str, number: int, slices: int | None = None) -> bool:
@@ -211,14 +205,14 @@ class MemoryReadStore:
         changed = tuple(split(build.slices, slices))
         holders = build.last_holders if len(changed) == len(build.slices) else (None,) * len(changed)
         self._builds[name, number] = replace(build, slices=changed, last_holders=holders)
-        self._tell()
+        self._changes.note()
         return changed[0].barrier is None
 
     async def drop_generation(self, name: str, number: int) -> None:
         """Remove a generation, if it is there."""
         self._check_open()
         self._builds.pop((name, number), None)
-        self._tell()
+        self._changes.note()
 
     # ── writes ───────────────────────────────────────────────────────────────
 
@@ -226,7 +220,7 @@ class MemoryReadStore:
         """Apply each write all or nothing. See the port."""
         self._check_open()
         results = [self._write(write) for write in writes]
-        self._tell()
+        self._changes.note()
         return results
 
     async def discards(self, name: str) -> list[Discard]:
@@ -321,7 +315,7 @@ class MemoryReadStore:
         for key in keys:
             self._change_holder(key, None, overtaken=True)
         if keys:
-            self._tell()
+            self._changes.note()
 
     def _change_holder(self, key: LeaseKey, worker: str | None, *, overtaken: bool) -> None:
         build = self._builds[key[:2]]
@@ -334,7 +328,7 @@ class MemoryReadStore:
     async def snapshot(self) -> AsyncGenerator[_Snapshot, None]:
         """A view of this moment. See the port."""
         self._check_open()
-        await self._take_turn()
+        await self._turns.take()
         try:
             self._check_open()
             snapshot = _Snapshot(dict(self._builds))
@@ -344,46 +338,22 @@ class MemoryReadStore:
             finally:
                 self._snapshots.remove(snapshot)
         finally:
-            self._turns.release()
-
-    async def _take_turn(self) -> None:
-        if self._turns.locked() and self._waiting >= SNAPSHOTS_WAITING_MAX:
-            raise Overloaded("SNAPSHOTS_WAITING_MAX", SNAPSHOTS_WAITING_MAX)
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Overloaded("SNAPSHOT_WAIT_S_MAX", SNAPSHOT_WAIT_S_MAX) from None
-        finally:
-            self._waiting -= 1
+            self._turns.give_back()
 
     @property
     def changes(self) -> int:
         """How many changes there were."""
         self._check_open()
-        return self._changes
+        return self._changes.count
 
     async def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """Wait until something was written since `seen`. See the port."""
         self._check_open()
-        if self._changes == seen:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                return seen
-            self._check_open()
-        return self._changes
-
-    def _tell(self) -> None:
-        self._changes += 1
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+        return await self._changes.wait(seen, timeout_s)
 
     def _check_open(self) -> None:
         if not self._open:
-            raise StoreClosed("the read store memory: is not open")
+            raise StoreClosed(f"the read store {_URL} is not open")
 
 
 class _Snapshot:

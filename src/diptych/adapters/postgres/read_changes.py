@@ -18,7 +18,8 @@ from diptych.adapters.postgres.connection import PostgresUrl
 from diptych.adapters.postgres.read_writes import Versions
 from diptych.adapters.postgres.wake_ups import WakeUps
 from diptych.clock import pause
-from diptych.errors import DiptychError, Overloaded, StoreClosed
+from diptych.errors import DiptychError
+from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.read_store import LeaseKey
 
 __all__ = ["Changes"]
@@ -27,16 +28,10 @@ CHANGES_POLL_S = 1.0
 """How often the catalog is looked at while somebody waits and notifications come: one may be lost …"""
 CHANGES_POLL_DEAF_S = 0.1
 """… and while none can come."""
-CHANGE_WAITERS_MAX = 10_000
-"""Callers that wait for a change; more get `Overloaded`."""
 
 
 class Changes:
-    """Counts what was committed to the read store, by whomever, as far as anyone looked.
-
-    Attributes:
-        count: of the changes noticed.
-    """
+    """Counts what was committed to the read store, by whomever, as far as anyone looked."""
 
     def __init__(self, url: PostgresUrl, channel: str, look: Callable[[], Awaitable[Versions]]) -> None:
         """Remember the settings. `look` gives the versions of all generations as they are now."""
@@ -45,23 +40,28 @@ class Changes:
         self._versions: Versions = {}
         self._being_written = Counter[LeaseKey]()
         self._passed_over = False
-        self.count = 0
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._noticed = ChangeCount(url.shown)
         self._wake_ups = WakeUps(url, channel, self._look_soon)
         self._looking: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
         self._look_again = False
         self._closed = True
 
+    @property
+    def count(self) -> int:
+        """How many changes anyone noticed."""
+        return self._noticed.count
+
     async def open(self) -> None:
         """Remember how it is now."""
+        self._noticed = ChangeCount(self._url.shown)
         self._versions = await self._look_at_catalog()
         self._closed = False
 
     async def close(self) -> None:
         """Wake everyone, to hear that it is over."""
         self._closed = True
-        self._wake()
+        self._noticed.close()
         await self._wake_ups.close()
         tasks = [task for task in (self._looking, self._polling) if task is not None]
         self._looking = self._polling = None
@@ -73,8 +73,7 @@ class Changes:
     def note(self, versions: Versions, *, whole: bool = False) -> None:
         """Count an own change, after which these are the versions of the generations that it touched, or of all."""
         self._versions = versions if whole else self._versions | versions
-        self.count += 1
-        self._wake()
+        self._noticed.note()
 
     @contextmanager
     def writing(self, keys: Iterable[LeaseKey]) -> Generator[None]:
@@ -92,21 +91,8 @@ class Changes:
         """The count, once it is another than `seen` or the time is over."""
         if self.count != seen:
             return self.count
-        if len(self._waiters) >= CHANGE_WAITERS_MAX:
-            raise Overloaded("CHANGE_WAITERS_MAX", CHANGE_WAITERS_MAX)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
         self._keep_watch()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await waiter
-        except TimeoutError:
-            pass
-        finally:
-            self._waiters.discard(waiter)
-        if self._closed:
-            raise StoreClosed(f"the read store {self._url.shown} was closed")
-        return self.count
+        return await self._noticed.wait(seen, timeout_s)
 
     # ── looking ──────────────────────────────────────────────────────────────
 
@@ -117,7 +103,7 @@ class Changes:
 
     async def _look_regularly(self) -> None:
         """Look every now and then; ends when nobody waits."""
-        while self._waiters:
+        while self._noticed.waiting:
             await pause(CHANGES_POLL_S if self._wake_ups.is_listening else CHANGES_POLL_DEAF_S)
             self._wake_ups.ensure()
             self._look_soon()
@@ -139,7 +125,7 @@ class Changes:
                 else:
                     self._judge(versions)
         except (DiptychError, asyncpg.PostgresError):
-            self._wake()  # the own reads of those who wait say what is wrong
+            self._noticed.wake()  # the own reads of those who wait say what is wrong
         finally:
             self._looking = None
 
@@ -152,9 +138,3 @@ class Changes:
         if theirs:
             kept = {key: version for key, version in known.items() if key not in theirs}
             self.note(kept | {key: versions[key] for key in theirs & versions.keys()}, whole=True)
-
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)

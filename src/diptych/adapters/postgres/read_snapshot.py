@@ -31,6 +31,7 @@ from diptych.adapters.postgres.read_sql import decode_results, prepared
 from diptych.adapters.postgres.read_tables import Builds, StoredTable
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
 from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX, SnapshotTurns
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -38,12 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresReadSnapshot", "SnapshotTurn", "Snapshots"]
 
-SNAPSHOTS_MAX = 16
-"""Open snapshots, a connection each; more wait for their turn."""
-SNAPSHOTS_WAITING_MAX = 1_000
-"""Callers that wait for a snapshot; more get `Overloaded`."""
-SNAPSHOT_WAIT_S_MAX = 10
-"""Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
 SNAPSHOT_IDLE_S_MAX = 90
 """Seconds that a snapshot may be silent before the server ends it: it keeps old rows from being cleaned up."""
 BEGIN_ATTEMPTS_MAX = 2
@@ -83,14 +78,13 @@ class Snapshots:
         self.catalog = catalog
         self.builds = builds
         self._connections = Connections(url, SNAPSHOTS_MAX, read_only=True, verify=self._verify)
-        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
-        self._waiting = 0
+        self._turns = SnapshotTurns()
         self._is_open = False
         self._ending: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
         """Take callers from now on."""
-        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
+        self._turns = SnapshotTurns()
         self._connections.open()
         self._is_open = True
 
@@ -109,15 +103,12 @@ class Snapshots:
             StoreUnavailable: the server cannot be reached.
         """
         self._check_open()
-        if self._turns.locked():
-            await self._wait()
-        else:
-            await self._turns.acquire()
+        await self._turns.take()
         try:
             self._check_open()
             return await self._begun()
         except BaseException:
-            self._turns.release()
+            self._turns.give_back()
             raise
 
     async def give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
@@ -136,7 +127,7 @@ class Snapshots:
             link.terminate()  # a connection in doubt is not handed on
         finally:
             await lent.__aexit__(None, None, None)
-            self._turns.release()
+            self._turns.give_back()
 
     async def _begun(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
         for attempt in range(1, BEGIN_ATTEMPTS_MAX + 1):
@@ -161,18 +152,6 @@ class Snapshots:
         if encoding != "UTF8":
             raise ConfigurationError(f"{self.url.shown} keeps text as {encoding}: make a database with ENCODING 'UTF8'")
         await teach(link)
-
-    async def _wait(self) -> None:
-        if self._waiting >= SNAPSHOTS_WAITING_MAX:
-            raise Overloaded("SNAPSHOTS_WAITING_MAX", SNAPSHOTS_WAITING_MAX)
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Overloaded("SNAPSHOT_WAIT_S_MAX", SNAPSHOT_WAIT_S_MAX) from None
-        finally:
-            self._waiting -= 1
 
     def _check_open(self) -> None:
         if not self._is_open:

@@ -44,18 +44,13 @@ from diptych.read_side.read_store import (
     Order,
     Row,
 )
+from diptych.read_side.snapshot_turns import SnapshotTurns
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["Builds", "Reader", "SnapshotTurn", "Snapshots", "SqliteReadSnapshot"]
 
-SNAPSHOTS_MAX = 16
-"""Open snapshots, a connection each; more wait for their turn."""
-SNAPSHOTS_WAITING_MAX = 1_000
-"""Callers that wait for a snapshot; more get `Overloaded`."""
-SNAPSHOT_WAIT_S_MAX = 10
-"""Seconds that a caller waits for a snapshot before it gets `Overloaded`."""
 READ_THREADS = 4
 """Threads for reads that may take long."""
 READ_S_MAX = 10
@@ -168,8 +163,7 @@ class Snapshots:
         self.builds = Builds()
         self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-sqlite-reader")
         self._idle: list[Reader] = []
-        self._turns = asyncio.Semaphore(SNAPSHOTS_MAX)
-        self._waiting = 0
+        self._turns = SnapshotTurns()
         self._closed = False
 
     async def take(self) -> Reader:
@@ -178,10 +172,7 @@ class Snapshots:
         Raises:
             Overloaded: too many wait, or this one has waited too long.
         """
-        if self._turns.locked():
-            await self._wait()
-        else:
-            await self._turns.acquire()
+        await self._turns.take()
         try:
             if self._closed:
                 raise StoreClosed(f"{self.path} was closed")
@@ -193,7 +184,7 @@ class Snapshots:
                     reader.connection.close()
                     raise
         except BaseException:
-            self._turns.release()
+            self._turns.give_back()
             raise
         return reader
 
@@ -209,7 +200,7 @@ class Snapshots:
             else:
                 self._idle.append(reader)
         finally:
-            self._turns.release()
+            self._turns.give_back()
 
     async def close(self) -> None:
         """Let go of the idle connections, and of the others once they come back."""
@@ -217,18 +208,6 @@ class Snapshots:
         while self._idle:
             self._idle.pop().connection.close()
         await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
-
-    async def _wait(self) -> None:
-        if self._waiting >= SNAPSHOTS_WAITING_MAX:
-            raise Overloaded("SNAPSHOTS_WAITING_MAX", SNAPSHOTS_WAITING_MAX)
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise Overloaded("SNAPSHOT_WAIT_S_MAX", SNAPSHOT_WAIT_S_MAX) from None
-        finally:
-            self._waiting -= 1
 
 
 class SnapshotTurn:

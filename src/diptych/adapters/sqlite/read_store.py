@@ -15,8 +15,9 @@ from diptych.adapters.sqlite.connection import CommitFailed, Failures, Writer, d
 from diptych.adapters.sqlite.read_leases import LeaseLocks
 from diptych.adapters.sqlite.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.sqlite.read_tables import prepare_file, read_generations
-from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
+from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ __all__ = ["SqliteReadStore", "connect"]
 
 FOREIGN_CHANGES_EVERY_S = 0.1
 """How often other processes' writes are looked for while someone waits for a change."""
-CHANGE_WAITERS_MAX = 10_000
-"""Callers that wait for a change; more get `Overloaded`."""
 
 T = TypeVar("T")
 
@@ -226,45 +225,31 @@ class SqliteReadStore:
 
 
 class _Changes:
-    """Counts what was committed to the file, by whomever, as far as anyone looked.
+    """Looks whether anything was committed to the file, by whomever.
 
     A connection of its own tells: its data version changes with each commit of any other, so that own writes only
     have to say when to look. The writes of other processes are looked for while someone waits.
-
-    Attributes:
-        count: of the changes noticed.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._connection = open_reader(path)
         self._version = data_version(self._connection)
-        self.count = 0
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._noticed = ChangeCount(path)
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+
+    @property
+    def count(self) -> int:
+        """How many changes anyone noticed."""
+        return self._noticed.count
 
     async def wait(self, seen: int, timeout_s: float) -> int:
         """The count, once it is another than `seen` or the time is over."""
         self.look()
-        if self.count != seen:
-            return self.count
-        if len(self._waiters) >= CHANGE_WAITERS_MAX:
-            raise Overloaded("CHANGE_WAITERS_MAX", CHANGE_WAITERS_MAX)
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
         if self._timer is None:
-            self._look_again()
-        try:
-            async with asyncio.timeout(timeout_s):
-                await waiter
-        except TimeoutError:
-            pass
-        finally:
-            self._waiters.discard(waiter)
-        if self._closed:
-            raise StoreClosed(f"the read store {self._path} was closed")
-        return self.count
+            self._look_later()
+        return await self._noticed.wait(seen, timeout_s)
 
     def look(self) -> None:
         """Count a change, if there was one, and wake who waits for it."""
@@ -274,8 +259,7 @@ class _Changes:
             version = data_version(self._connection)
         if version != self._version:
             self._version = version
-            self.count += 1
-            self._wake()
+            self._noticed.note()
 
     def close(self) -> None:
         """Wake everyone, to hear that it is over."""
@@ -283,22 +267,17 @@ class _Changes:
         if self._timer is not None:
             self._timer.cancel()
         self._connection.close()
-        self._wake()
+        self._noticed.close()
 
-    def _wake(self) -> None:
-        waiters, self._waiters = self._waiters, set()
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def _look_again(self) -> None:
-        self._timer = None
-        if self._waiters and not self._closed:
-            self._timer = asyncio.get_running_loop().call_later(FOREIGN_CHANGES_EVERY_S, self._look_on_time)
+    def _look_later(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(FOREIGN_CHANGES_EVERY_S, self._look_on_time)
 
     def _look_on_time(self) -> None:
+        """Look, and once more later as long as somebody waits."""
+        self._timer = None
         try:
             self.look()
         except StoreUnavailable:
-            self._wake()  # their own looks at the file say what is wrong
-        self._look_again()
+            self._noticed.wake()  # their own looks at the file say what is wrong
+        if self._noticed.waiting and not self._closed:
+            self._look_later()
