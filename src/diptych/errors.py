@@ -4,6 +4,8 @@ DiptychError
 ├── Rejected                 the domain says no (messages/rejected.py, since it may carry an event)
 ├── MessageError             what was sent is no message that this application takes
 │   ├── InvalidMessage         wrong or missing fields, unknown fields, bytes that are no JSON
+│   │   ├── UnknownPartition     it names a partition that this application has not
+│   │   └── SpansPartitions      it names two partitions, or none: a decision is made in one
 │   ├── UnknownMessage         no such command or query here
 │   └── CommandIdReused        the same command id came with another payload
 ├── InvalidEvent             a handler gave an event that cannot be stored
@@ -53,11 +55,13 @@ __all__ = [
     "NotGranted",
     "OutcomeUnknown",
     "Overloaded",
+    "SpansPartitions",
     "StoreClosed",
     "StoreUnavailable",
     "TagsChanged",
     "Unavailable",
     "UnknownMessage",
+    "UnknownPartition",
     "UnreadableEvent",
     "Unstorable",
 ]
@@ -131,6 +135,31 @@ class InvalidMessage(MessageError, ValueError):
         self.problems = tuple(problems)
         listed = "; ".join(f"{text} at {path}" for path, text in self.problems)
         super().__init__(f"{message} is invalid: {listed}")
+
+
+class UnknownPartition(InvalidMessage):
+    """A message names a partition that this application was not given a store for.
+
+    Attributes:
+        partition: its name.
+    """
+
+    def __init__(self, message: str, path: str, partition: str) -> None:
+        self.partition = partition
+        super().__init__(message, [(path, f"there is no partition {partition!r}")])
+
+
+class SpansPartitions(InvalidMessage):
+    """A message names several partitions, or none; what is decided or asked is decided or asked in one.
+
+    Attributes:
+        partitions: their names.
+    """
+
+    def __init__(self, message: str, path: str, partitions: Sequence[str]) -> None:
+        self.partitions = tuple(partitions)
+        named = " and ".join(map(repr, partitions)) or "none"
+        super().__init__(message, [(path, f"one partition has to be named, and it names {named}")])
 
 
 class UnknownMessage(MessageError, LookupError):

@@ -214,7 +214,7 @@ async def test_a_read_model_of_the_lost_history_stops_and_is_not_taken_for_an_an
             await app.query(CountOf(counter=CounterId("c0")), after=receipt, wait_s=WAIT_S)
         seen = 0
         while not (stopped := (await app.status()).projections[0].stopped):
-            seen = await app._open_parts().read_store.wait_for_change(seen, WAIT_S)
+            seen = await app.partition().read_store.wait_for_change(seen, WAIT_S)
         assert "another history" in stopped
         assert "built anew" in stopped
         health = await app.health()
@@ -242,7 +242,7 @@ async def test_a_subscriber_of_the_lost_history_stops(
         await caught_up(primary)
         await standby.cut_off()
         await app.execute(Count(sku=Sku("lost")))
-        read_store, seen = app._open_parts().read_store, 0
+        read_store, seen = app.partition().read_store, 0
         while (await app.status()).subscribers[0].checkpoint < 2:
             seen = await read_store.wait_for_change(seen, WAIT_S)
         fail_over(primary, standby, 0)
@@ -266,7 +266,7 @@ async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Ser
         waiting = asyncio.create_task(
             app.query(CountOf(counter=CounterId("c0")), after=lost[SHARED + LOST], wait_s=WAIT_S)
         )
-        read_store = app._open_parts().read_store
+        read_store = app.partition().read_store
         assert isinstance(read_store, PostgresReadStore)
         while not read_store._changes._noticed.waiting:
             await checkpoint()

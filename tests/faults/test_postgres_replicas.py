@@ -80,7 +80,7 @@ async def ask(app: Application, **freshness: Any) -> Answered:
 
 
 def source_of(app: Application) -> ReadReplicas:
-    source = app._open_parts().query_source
+    source = app.partition().panel.source
     assert isinstance(source, ReadReplicas)
     return source
 
@@ -114,10 +114,10 @@ async def test_queries_are_asked_on_the_replica_and_show_what_it_has_replayed(ur
             await app.projected()
             old = await app.answer(StockOf(sku=PENS))
             assert old.value == Answered(units=1, server=NAME)
-            assert old.shows.high.position == first.position
+            assert old.shows[0].high.position == first.position
         new = await app.answer(StockOf(sku=PENS), after=second)
         assert new.value == Answered(units=2, server=NAME)
-        assert new.shows.high.position == second.position
+        assert new.shows[0].high.position == second.position
 
 
 async def test_replicas_take_turns_and_no_answer_goes_back(url: str, standby: Standby) -> None:
@@ -190,7 +190,7 @@ async def test_g7_what_the_primary_has_not_folded_either_is_waited_for_there(url
         Application(warehouse, store=url, read_replicas=replicas, replica_policy="primary", projecting=False) as asking,
         standby.paused(),
     ):
-        running = projecting._open_parts()
+        running = projecting.partition()
         async with running.projector.lock:
             receipt = await projecting.execute(Receive(sku=PENS))
             asked = asyncio.create_task(ask(asking, after=receipt, wait_s=WAIT_S_MAX))

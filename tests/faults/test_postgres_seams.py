@@ -60,7 +60,7 @@ async def test_a_worker_that_takes_over_goes_on_with_no_rows_of_a_lost_history(p
         await standby.cut_off()
         await increments(busy, SHARED + 1, SHARED + LOST)
         await busy.projected()
-        leases = idle._open_parts().leases
+        leases = idle.partition().leases
         assert not leases._leased.epochs
         fail_over(primary, standby, 3 * LOST)
         await sent(busy, Increment(counter=CounterId("c0")), "after the fork")
@@ -107,7 +107,7 @@ async def test_types_that_a_failover_has_lost_are_registered_again(primary: Serv
         await asyncio.to_thread(primary.kill)
         await asyncio.to_thread(standby.promote)
         await sent(app, Increment(counter=A), "kept")
-        assert app._open_parts().store.forks == events_lost
+        assert app.partition().store.forks == events_lost
     async with Application(counting, store=url, projecting=False) as app:
         assert (await app.status()).head == 1
 
@@ -151,9 +151,9 @@ async def test_a_projector_that_has_ended_gives_its_leases_up() -> None:
         Application(counting, store=as_role(url, "projector"), read_store=rows_as) as good,
     ):
         await api.query(CountOf(counter=A), after=await api.execute(Increment(counter=A)), wait_s=WAIT_S)
-        assert [bool(app._open_parts().leases._leased.epochs) for app in (poor, good)] == [True, False]
+        assert [bool(app.partition().leases._leased.epochs) for app in (poor, good)] == [True, False]
         async with by_hand(server_url()) as link:
             await link.execute(f'REVOKE "{role}" FROM "{user}"')
         receipt = await api.execute(Increment(counter=A))
         assert await api.query(CountOf(counter=A), after=receipt, wait_s=WAIT_S) == Count(counter=A, value=2, events=2)
-        assert "permission denied" in poor._open_parts().projector.failure
+        assert "permission denied" in poor.partition().projector.failure

@@ -70,7 +70,7 @@ def told(folder: Path, name: str) -> dict[int, list[int]]:
 async def delivered(app: Application, position: int) -> None:
     seen = 0
     while (await app.status()).subscribers[0].checkpoint < position:
-        seen = await app._open_parts().read_store.wait_for_change(seen, HANG_S)
+        seen = await app.partition().read_store.wait_for_change(seen, HANG_S)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")

@@ -523,7 +523,7 @@ async def test_a_cold_hot_model_is_folded_once_for_all(tmp_path: Path, monkeypat
     monkeypatch.setattr("diptych.write_side.command_bus.FOLD_PAGE_EVENTS", 2)  # several readings, the others meanwhile
     async with application(url) as app:
         reads = 0
-        store = app._open_parts().store
+        store = app.partition().store
         read = store.read
 
         async def counted(*arguments: Any, **options: Any) -> Any:

@@ -29,7 +29,6 @@ from diptych import (
     Value,
 )
 from diptych.adapters.memory import read_store as memory
-from diptych.application.running import Running
 from diptych.entrypoints.http import http_app
 from diptych.read_side.read_model import RowForm
 from diptych.read_side.read_store import SliceWrite, Written
@@ -155,8 +154,7 @@ async def offer(app: Application, name: str, minutes: int | None = 10, title: st
 
 async def stored(app: Application) -> int:
     """How many rows the read store holds, expired ones included."""
-    running = app._running
-    assert isinstance(running, Running)
+    running = app.partition()
     async with running.read_store.snapshot() as snapshot:
         return await snapshot.count("shop.Offer", ())
 

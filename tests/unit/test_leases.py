@@ -22,8 +22,9 @@ from diptych import (
 )
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.memory.read_store import MemoryReadStore
+from diptych.application.partition import Partition
 from diptych.application.registration import event_types
-from diptych.application.running import Running, wire
+from diptych.application.wiring import compile_contexts, wire
 from diptych.clock import SystemClock
 from diptych.errors import StoreUnavailable
 from diptych.event_store.event_query import EventQuery, QueryItem
@@ -368,16 +369,14 @@ class Fleet:
         self.deliver = asyncio.Event()
         self.deliver.set()
 
-    async def start(self, name: str) -> Running:
+    async def start(self, name: str) -> Partition:
         """One more process."""
         self.folded[name], self.heard[name] = [], []
         context = self._context(name)
         running = wire(
-            [context],
+            compile_contexts([context], {}),
             self.store,
             self.read_store,
-            services={},
-            middleware=(),
             clock=SystemClock(),
             projecting=True,
             commands_waiting_max=100,
@@ -416,7 +415,7 @@ class Fleet:
 
         return context
 
-    async def followed(self, by: Running) -> None:
+    async def followed(self, by: Partition) -> None:
         """Wait until everything shows, and has heard of, the history as it is now."""
         seen = 0
         await by.projected()
@@ -437,12 +436,12 @@ def fleet() -> Fleet:
     return Fleet()
 
 
-def shares_of(*processes: Running) -> Iterator[set[str]]:
+def shares_of(*processes: Partition) -> Iterator[set[str]]:
     for process in processes:
         yield {key[0] for key in process.leases.asked if process.leases.epoch(key) is not None}
 
 
-async def until_shared(*processes: Running) -> None:
+async def until_shared(*processes: Partition) -> None:
     """Wait until every process has a share."""
     while not all(shares_of(*processes)):
         await asyncio.wait(
@@ -454,7 +453,7 @@ async def until_shared(*processes: Running) -> None:
         )
 
 
-async def count(process: Running, times: int) -> None:
+async def count(process: Partition, times: int) -> None:
     for _ in range(times):
         await process.commands.execute(Count(sku=A), None, Sender())
 
@@ -651,7 +650,7 @@ async def test_of_two_applications_on_one_file_one_delivers(url: str) -> None:
     async def delivered(app: Application, position: int) -> None:
         seen = 0
         while (await app.status()).subscribers[0].checkpoint < position:
-            seen = await app._open_parts().read_store.wait_for_change(seen, HANG_S)
+            seen = await app.partition().read_store.wait_for_change(seen, HANG_S)
 
     async with asyncio.timeout(HANG_S):
         await first.open()
@@ -692,7 +691,7 @@ async def test_a_rebuild_is_followed_by_who_holds_the_lease_and_by_who_waits_for
             assert await shown(second, receipt.token) == 2
             assert sum(len(folded) for folded in folds) == 2
             for app in (first, second):
-                leases = app._open_parts().leases
+                leases = app.partition().leases
                 leases.ask()
                 version = leases.version
                 while ("warehouse.Stock", 2, 0) not in leases.asked:
@@ -763,7 +762,7 @@ async def test_an_application_that_does_not_project_asks_for_nothing(url: str) -
     folded: list[Sku] = []
     async with asyncio.timeout(HANG_S), Application(warehouse([]), store=url, projecting=False) as looking:
         receipt = await looking.execute(Count(sku=A))
-        assert looking._open_parts().leases.asked == frozenset()
+        assert looking.partition().leases.asked == frozenset()
         async with Application(warehouse(folded), store=url):
             assert await shown(looking, receipt.token) == 1
     assert len(folded) == 1

@@ -135,7 +135,7 @@ async def test_g8_an_answer_says_what_it_shows(store_url: str) -> None:
     async with Application(with_seats(), store=store_url) as app:
         token = await enter(app, "python", "rust")
         answer = await app.answer(SeatsOf(course=PYTHON), after=token)
-        assert (answer.shows.low, answer.shows.high.position) == (2, 2)
+        assert (answer.shows[0].low, answer.shows[0].high.position) == (2, 2)
         assert await app.query(SeatsOf(course=PYTHON), after=answer) == answer.value
 
 
@@ -158,7 +158,7 @@ async def test_g8_rows_and_token_are_of_one_moment_while_writes_go_on(store_url:
         writer = asyncio.ensure_future(enter(app, *[f"c{n % 7}" for n in range(300)]))
         while not writer.done():
             answer = await app.answer(Total())
-            assert answer.value == answer.shows.high.position
+            assert answer.value == answer.shows[0].high.position
         answer = await app.answer(Total(), after=await writer)
         assert answer.value == 300
 
@@ -639,7 +639,7 @@ async def test_an_application_that_does_not_project_makes_no_generation(tmp_path
         await app.projected()
     context = with_seats_by_ten()
     async with Application(context, store=url, projecting=False) as looking:
-        running = looking._open_parts()
+        running = looking.partition()
         assert [(found.number, found.live) for found in await running.read_store.generations()] == [(1, True)]
         (status,) = (await looking.status()).projections
         assert (status.live, status.other_code, status.checkpoint, status.lag_events) == (False, True, 0, 2)

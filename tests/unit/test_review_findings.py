@@ -129,7 +129,7 @@ async def test_a_build_that_was_complete_when_its_process_died_is_switched_to(tm
         await app.execute(Enrol(course=PYTHON, student=ADA))
         await app.projected()
     async with Application(with_other_seats(), store=url, projecting=False) as app:
-        projector = app._open_parts().projector
+        projector = app.partition().projector
         await projector.create(projector.slices[0].projection, live=False)
     store, read_store = connect_event_store(url, SystemClock()), connect_read_store(default_read_store(url))
     await store.open()
@@ -184,7 +184,7 @@ async def test_a_cancelled_close_still_lets_go_of_the_stores(store_url: str) -> 
     """Cancelling `close` while it waits for the projector leaves no store open behind."""
     app = Application(with_seats(), store=store_url)
     await app.open()
-    parts = app._open_parts()  # pyright: ignore[reportPrivateUsage]
+    parts = app.partition()  # pyright: ignore[reportPrivateUsage]
     async with parts.projector.lock:
         closing = asyncio.create_task(app.close())
         await checkpoint()

@@ -22,7 +22,7 @@ from diptych import (
     ReadModel,
     replace,
 )
-from diptych.application.running import Running
+from diptych.application.partition import Partition
 from diptych.read_side import leases
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.read_model import key_text
@@ -104,7 +104,7 @@ async def test_processes_share_one_projection(store_url: str, monkeypatch: pytes
             for each in folded
         ]
         if not store_url.startswith("sqlite"):  # there, whoever comes first holds all, until it ends
-            await shared(one._open_parts(), two._open_parts())
+            await shared(one.partition(), two.partition())
         receipts = [await app.execute(Count(sku=Sku(f"s{n}"))) for app in (one, two) for n in range(SKUS)]
         for app in (one, two):
             rows = await app.query(Stocks(), after=receipts[-1], wait_s=WAIT_S)
@@ -116,7 +116,7 @@ async def test_processes_share_one_projection(store_url: str, monkeypatch: pytes
         assert bool(folded[1]) == (not store_url.startswith("sqlite"))
 
 
-async def shared(*processes: Running) -> None:
+async def shared(*processes: Partition) -> None:
     """Wait until all hold as many slices."""
     while (
         len({len(process.leases._leased.epochs.keys() - process.leases._leased.surplus) for process in processes}) > 1
@@ -139,7 +139,7 @@ async def test_a_token_waits_for_the_slices_that_its_query_needs(store_url: str)
         await app.projected()
     async with asyncio.timeout(WAIT_S), Application(warehouse(), store=store_url, projecting=False) as app:
         receipt = await app.execute(Count(sku=missing))
-        running = app._open_parts()
+        running = app.partition()
         first, second = await running.read_store.generations()
         head = await running.store.head()
         (result,) = await running.read_store.write([SliceWrite(first, head)])
@@ -147,14 +147,14 @@ async def test_a_token_waits_for_the_slices_that_its_query_needs(store_url: str)
         assert second.checkpoint.position < head.position
         assert await app.query(StockOf(sku=there), after=receipt) == Stock(sku=there, events=1)
         answer = await app.answer(Stocks(skus=(there,)), after=receipt)
-        assert answer.shows.low == head.position
+        assert answer.shows[0].low == head.position
         queries: list[Query[Any]] = [StockOf(sku=missing), Stocks(skus=(there, missing)), Stocks()]
         for query in queries:
             with pytest.raises(NotFresh) as missed:
                 await app.query(query, after=receipt, wait_s=0.0)
             assert missed.value.reached == second.checkpoint.position
         eventual = await app.answer(Stocks())
-        assert (eventual.shows.low, eventual.shows.high) == (second.checkpoint.position, head)
+        assert (eventual.shows[0].low, eventual.shows[0].high) == (second.checkpoint.position, head)
 
 
 @on_disk
@@ -169,7 +169,7 @@ async def test_another_number_of_slices_takes_effect_when_it_is_opened(store_url
             rows = await app.query(Stocks(), after=receipts[-1], wait_s=WAIT_S)
             assert [row.events for row in rows] == [times] * SKUS
             assert len(folded) == SKUS
-            assert {slice.number for slice in await app._open_parts().read_store.generations()} == {1}
+            assert {slice.number for slice in await app.partition().read_store.generations()} == {1}
             assert await app.rebuilds.verify("Stock") is None
 
 
@@ -183,7 +183,7 @@ async def test_a_rebuild_of_slices_is_switched_to_as_one(store_url: str) -> None
         receipt = await app.execute(Count(sku=Sku("s0")))
         rows = await app.query(Stocks(), after=receipt, wait_s=WAIT_S)
         assert sum(row.events for row in rows) == SKUS + 1
-        assert [(slice.number, slice.slice) for slice in await app._open_parts().read_store.generations()] == [
+        assert [(slice.number, slice.slice) for slice in await app.partition().read_store.generations()] == [
             (2, 0),
             (2, 1),
             (2, 2),

@@ -174,7 +174,7 @@ async def test_a_build_with_a_stopped_slice_does_not_switch_with_each_event(
 
     monkeypatch.setattr(SqliteReadStore, "switch", switch)
     async with Application(warehouse(2, version=2, poisonous=2), store=url) as app:
-        running = app._open_parts()
+        running = app.partition()
         for _ in range(20):
             receipt = await app.execute(Count(sku=HEALTHY))
             while min(s.position for s in running.projector.slices if not s.stopped) < int(receipt.position):
@@ -373,7 +373,7 @@ async def test_within_reads_the_history_once(tmp_path: Path, monkeypatch: pytest
     async with Application(warehouse(256), store="memory:") as app:
         await app.execute(Count(sku=HEALTHY))
         await app.projected()
-        store = app._open_parts().store
+        store = app.partition().store
         calls = 0
         real = store.read
 
@@ -398,7 +398,7 @@ async def test_a_split_is_done_as_soon_as_the_last_slice_is_at_the_barrier(
         await app.projected()
     async with Application(warehouse(2), store=url, projecting=False) as app:  # as where two processes hold them
         await app.execute(Count(sku=Sku("nobody")))
-        running = app._open_parts()
+        running = app.partition()
         slices = await running.read_store.generations()
         owner = slices[slice_of(key_text((Sku("nobody"),)), 2)]
         other = next(slice for slice in slices if slice is not owner)
@@ -426,7 +426,7 @@ async def test_a_split_is_done_while_another_projection_is_busy(tmp_path: Path) 
         await app.projected()
     async with Application(with_tally(2), store=url, projecting=False) as app:
         await app.execute(Count(sku=Sku("nobody")))
-        running = app._open_parts()
+        running = app.partition()
         slices = [found for found in await running.read_store.generations() if found.name == "warehouse.Stock"]
         owner = slices[slice_of(key_text((Sku("nobody"),)), 2)]
         other = next(slice for slice in slices if slice is not owner)

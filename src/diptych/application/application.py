@@ -13,15 +13,19 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from diptych.application.bounded_context import BoundedContext
-from diptych.application.running import Health, Running, Status, wire
+from diptych.application.dividing import PartitionBy, Replicas, Stores, StoreUrls, divided, store_urls
+from diptych.application.partition import Partition
+from diptych.application.partitions import Asked, ByContext, ByIdentity, Partitions
+from diptych.application.status import Health, Status
+from diptych.application.wiring import Compiled, compile_contexts, wire
 from diptych.clock import Clock, SystemClock
-from diptych.errors import ConfigurationError, HistoryDiverged, InvalidMessage, StoreClosed
+from diptych.errors import ConfigurationError, InvalidMessage, StoreClosed
 from diptych.event_store.event_query import EventQuery
-from diptych.event_store.position import Position
+from diptych.event_store.position import read_tokens
 from diptych.messages.command import Command
 from diptych.messages.query import Query
 from diptych.messages.registry import MessageTypes
-from diptych.read_side.freshness import EVENTUAL, WAIT_S, Freshness, Requirement
+from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.rebuild import Rebuilds
 from diptych.write_side.command_bus import CommandMiddleware, Sender
@@ -39,10 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["Application"]
 
 R = TypeVar("R")
-READ_PAGE_EVENTS = 500
-"""Events that `Application.events` reads at once."""
-FOLLOW_WAIT_S = 3600.0
-"""Seconds after which `Application.events(follow=True)` looks again without having been woken."""
 
 _log = logging.getLogger("diptych")
 
@@ -52,24 +52,28 @@ class Application:
 
     Args:
         contexts: at least one.
-        store: the event store's URL; without one, events are kept in memory and gone with the process.
+        store: the event store's URL; without one, events are kept in memory and gone with the process. Of a
+            partitioned application, the URL of each partition by name; `read_store` and `read_replicas` likewise.
         read_store: the read models' URL; by default beside the event store.
         read_replicas: URLs of streaming replicas of the read store that queries are asked on; PostgreSQL only.
+        partition_by: divides the application into partitions, each a history of its own: by "context", or by an
+            identity that every command and query names, such as a tenant's. None: it is not divided.
         replica_policy: what becomes of a query that has to show more than a replica has replayed: "wait" waits for
             that, "primary" asks the read store itself.
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
         clock: tells the time.
         projecting: whether this process folds projections and runs subscribers. Without, another one has to.
-        commands_waiting_max: commands under way at once; past it, `Overloaded`.
+        commands_waiting_max: commands under way at once, in each partition; past it, `Overloaded`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 — by keyword, each of them
         self,
         *contexts: BoundedContext,
-        store: str | None = None,
-        read_store: str | None = None,
-        read_replicas: Sequence[str] = (),
+        store: Stores = None,
+        read_store: Stores = None,
+        read_replicas: Replicas = (),
+        partition_by: PartitionBy | None = None,
         replica_policy: ReplicaPolicy = "wait",
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
@@ -84,15 +88,16 @@ class Application:
         if replica_policy not in ("wait", "primary"):
             raise ConfigurationError(f"replica_policy={replica_policy!r}: it is 'wait' or 'primary'")
         self.contexts = contexts
-        self._urls = (store, read_store)
-        self._read_replicas = tuple(read_replicas)
+        self._urls = (store, read_store, read_replicas)
+        self._partition_by: PartitionBy | None = partition_by
         self._replica_policy: ReplicaPolicy = replica_policy
         self._services = dict(services or {})
         self._middleware = tuple(command_middleware)
         self._clock = clock or SystemClock()
         self._projecting = projecting
         self._commands_waiting_max = commands_waiting_max
-        self._running: Running | None = None
+        self._partitions: Partitions | None = None
+        self._compiled: Compiled
         self._opening = False
 
     # ── life ─────────────────────────────────────────────────────────────────
@@ -114,62 +119,80 @@ class Application:
             HistoryError: the stores do not fit the code, or each other.
             StoreUnavailable: a store cannot be opened.
         """
-        if self._running is not None or self._opening:
+        if self._partitions is not None or self._opening:
             raise StoreClosed("this application is open already")
         self._opening = True
         try:
             for context in self.contexts:
                 context.load()
-            running = self._wired()
+            wired = self._wired()
             try:
-                await running.open()
+                await wired.open()
             except BaseException:
-                await running.close()
+                await wired.close()
                 raise
-            self._running = running
+            self._partitions = wired
         finally:
             self._opening = False
 
     async def close(self) -> None:
         """Commit what was submitted, finish the batch under way, and let go of the stores. May be called twice."""
-        running, self._running = self._running, None
-        if running is not None:
-            await running.close()
+        open_ones, self._partitions = self._partitions, None
+        if open_ones is not None:
+            await open_ones.close()
 
-    def _wired(self) -> Running:
-        connected = self._stores()
+    def _wired(self) -> Partitions:
+        urls = store_urls(self._partition_by, *self._urls)
+        compiled = compile_contexts(self.contexts, self._services)
+        self._compiled = compiled
+        parts = divided(compiled, self.contexts, self._partition_by, list(urls))
+        named = {name: self._partition(name, parts[name], urls[name]) for name in urls}
+        if self._partition_by is None:
+            return Partitions(named)
+        if self._partition_by == "context":
+            return ByContext(named, parts, compiled.query_handlers)
+        return ByIdentity(named, self._partition_by, compiled)
+
+    def _partition(self, name: str, compiled: Compiled, urls: StoreUrls) -> Partition:
+        connect = import_module("diptych.adapters.connect")
+        if urls.store is None:
+            _log.warning("no store was given: events are kept in memory, and gone with this process")
+        store = urls.store or "memory:"
+        read_url = urls.read_store or connect.default_read_store(store)
+        events: EventStore = connect.connect_event_store(store, self._clock)
+        rows: ReadStore = connect.connect_read_store(read_url)
+        source: QuerySource | None = None
+        if urls.read_replicas:
+            source = connect.connect_query_source(
+                read_url, rows, urls.read_replicas, self._replica_policy, events.place_at
+            )
         return wire(
-            self.contexts,
-            connected[0],
-            connected[1],
-            query_source=connected[2],
-            services=self._services,
+            compiled,
+            events,
+            rows,
+            name=name,
+            query_source=source,
             middleware=self._middleware,
             clock=self._clock,
             projecting=self._projecting,
             commands_waiting_max=self._commands_waiting_max,
         )
 
-    def _stores(self) -> tuple[EventStore, ReadStore, QuerySource | None]:
-        connect = import_module("diptych.adapters.connect")
-        store, read_store = self._urls
-        if store is None:
-            _log.warning("no store was given: events are kept in memory, and gone with this process")
-            store = "memory:"
-        read_url = read_store or connect.default_read_store(store)
-        events: EventStore = connect.connect_event_store(store, self._clock)
-        rows: ReadStore = connect.connect_read_store(read_url)
-        source: QuerySource | None = None
-        if self._read_replicas:
-            source = connect.connect_query_source(
-                read_url, rows, self._read_replicas, self._replica_policy, events.place_at
-            )
-        return events, rows, source
-
-    def _open_parts(self) -> Running:
-        if self._running is None:
+    def _opened(self) -> Partitions:
+        if self._partitions is None:
             raise StoreClosed("this application is not open: use it inside `async with Application(...) as app`")
-        return self._running
+        return self._partitions
+
+    def partition(self, name: str = "") -> Partition:
+        """A partition of the application: what is known of it, and what is done by hand.
+
+        Args:
+            name: as in `store`; empty for the only one.
+
+        Raises:
+            ConfigurationError: there is none of that name; or there are several, and none was named.
+        """
+        return self._opened().find(name)
 
     # ── the two panels ───────────────────────────────────────────────────────
 
@@ -202,7 +225,7 @@ class Application:
             Unavailable: not now; nothing was done, but for `OutcomeUnknown`.
         """
         sender = Sender(actor=actor, correlation_id=correlation_id, causation_id=causation_id, traceparent=traceparent)
-        return await self._open_parts().commands.execute(command, command_id, sender)
+        return await self._opened().of_command(command).commands.execute(command, command_id, sender)
 
     async def query(
         self,
@@ -242,91 +265,58 @@ class Application:
             Blocked: what was asked for waits behind an event that cannot be folded.
             HistoryDiverged: the token is of another history.
         """
-        running = self._open_parts()
-        requirement = await self._requirement(running.freshness, after, freshness, within_s)
-        return await running.queries.answer(query, requirement, wait_s)
-
-    async def _requirement(
-        self,
-        freshness: Freshness,
-        after: Receipt | Answer[Any] | str | None,
-        asked: str,
-        within_s: float | None,
-    ) -> Requirement:
-        if (after is not None) + (asked != "eventual") + (within_s is not None) > 1:
+        if (after is not None) + (freshness != "eventual") + (within_s is not None) > 1:
             raise InvalidMessage("query", [("$", "after, freshness and within_s: give one of them")])
-        if after is not None:
-            return await freshness.after(after if isinstance(after, str) else after.token)
-        if within_s is not None:
-            return freshness.within(within_s)
-        return await freshness.latest() if asked == "latest" else EVENTUAL
+        tokens = None if after is None else read_tokens(after if isinstance(after, str) else after.token)
+        return await self._opened().answer(query, Asked(tokens, freshness, within_s), wait_s)
 
     # ── what is known of it ──────────────────────────────────────────────────
 
     @property
     def commands(self) -> MessageTypes:
         """The commands, by name."""
-        return self._open_parts().command_types
+        self._opened()
+        return self._compiled.commands
 
     @property
     def queries(self) -> MessageTypes:
         """The queries, by name."""
-        return self._open_parts().query_types
-
-    async def events(
-        self, query: EventQuery, *, after: int = 0, limit: int | None = None, follow: bool = False
-    ) -> AsyncIterator[RecordedEvent]:
-        """The recorded events that match, ordered by position; with `follow`, those to come as well.
-
-        Raises:
-            HistoryDiverged: after a failover, other events may be where those were that it gave.
-        """
-        store = self._open_parts().store
-        position, left, forks = Position(after), limit, store.forks
-        while left is None or left > 0:
-            found = await store.read(query, position, READ_PAGE_EVENTS if left is None else min(left, READ_PAGE_EVENTS))
-            if store.forks != forks:
-                raise HistoryDiverged("what was read so far", "the history turned out to be another one; read it anew")
-            for recorded in found.events:
-                yield recorded
-            left = None if left is None else left - len(found.events)
-            position = found.through
-            if not found.more:
-                if not follow:
-                    return
-                await store.wait_for_events(position, FOLLOW_WAIT_S)
-
-    async def status(self) -> Status:
-        """How far the history is, and how far everything that follows it."""
-        return await self._open_parts().status()
+        self._opened()
+        return self._compiled.queries
 
     async def health(self) -> Health:
-        """Whether the store is reachable, and the projections run and keep up."""
-        return await self._open_parts().health()
+        """Whether the stores are reachable, and the projections run and keep up."""
+        return await self._opened().health()
 
     async def projected(self) -> None:
-        """Wait until every projection shows the history as it is now: for scripts and tests."""
-        await self._open_parts().projected()
+        """Wait until every projection shows its history as it is now: for scripts and tests."""
+        await self._opened().projected()
 
-    # ── by hand ──────────────────────────────────────────────────────────────
+    # ── of the only partition; where there are several, say `partition(name)` first ──
+
+    def events(
+        self, query: EventQuery, *, after: int = 0, limit: int | None = None, follow: bool = False
+    ) -> AsyncIterator[RecordedEvent]:
+        """See `Partition.events`."""
+        return self.partition().events(query, after=after, limit=limit, follow=follow)
+
+    async def status(self) -> Status:
+        """See `Partition.status`."""
+        return await self.partition().status()
 
     async def parked(self) -> list[BlockedKey]:
-        """The blocked keys of every projection, each with the event that could not be folded, and why."""
-        return await self._open_parts().blocked_keys.all()
+        """See `Partition.parked`."""
+        return await self.partition().parked()
 
     async def replay(self, projection: str, key: str) -> BlockedKey | None:
-        """Fold the waiting events of a blocked key; None when it goes on, else what blocks it now.
-
-        Raises:
-            ConfigurationError: no such projection, or the key (a JSON array, as listed) is not blocked.
-        """
-        return await self._open_parts().blocked_keys.replay(projection, key)
+        """See `Partition.replay`."""
+        return await self.partition().replay(projection, key)
 
     async def discard(self, projection: str, key: str) -> BlockedKey | None:
-        """Leave the event that blocks a key out of its row, for good, and fold the others; see `replay`."""
-        return await self._open_parts().blocked_keys.discard(projection, key)
+        """See `Partition.discard`."""
+        return await self.partition().discard(projection, key)
 
     @property
     def rebuilds(self) -> Rebuilds:
         """Builds read models anew, or compares them with a fresh fold."""
-        return self._open_parts().rebuilds
+        return self.partition().rebuilds

@@ -26,7 +26,15 @@ from diptych.write_side.command_handler import (
 )
 from diptych.write_side.decision_model import ModelFold, folded_events
 
-__all__ = ["command_handlers", "event_types", "handled_commands", "handled_queries", "projections", "subscribers"]
+__all__ = [
+    "check_decisions",
+    "command_handlers",
+    "event_types",
+    "handled_commands",
+    "handled_queries",
+    "projections",
+    "subscribers",
+]
 
 
 def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
@@ -163,3 +171,27 @@ def handled_queries(
     for query in queries:
         name = declared.get(query)
         yield name if name is not None else models[query].name.partition(".")[0], query
+
+
+def check_decisions(contexts: Sequence[BoundedContext], types: EventTypes) -> None:
+    """Make sure that no decision needs or makes events of another context than its own.
+
+    Raises:
+        ConfigurationError: one does; naming handler, event and both contexts.
+    """
+    for context in contexts:
+        for handler in context.command_handlers:
+            for cls in published_events(handler):
+                _check_own(handler.name, "gives", cls, context.name, types)
+            for model in decision_models(handler):
+                for cls in folded_events(model):
+                    _check_own(handler.name, f"decides on {model.__name__}, which folds", cls, context.name, types)
+
+
+def _check_own(handler: str, does: str, cls: type, context: str, types: EventTypes) -> None:
+    owner = types.of(cls).context
+    if owner != context:
+        raise ConfigurationError(
+            f"{handler} {does} {cls.__name__} of the partition {owner!r}: a decision is made in one partition, here "
+            f"{context!r}. Let a subscriber bring what happened there over as a command"
+        )

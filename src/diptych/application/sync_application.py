@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
-from diptych.application.running import Health, Status
+from diptych.application.dividing import PartitionBy, Replicas, Stores
+from diptych.application.status import Health, Status
 from diptych.clock import Clock
 from diptych.errors import StoreClosed
 from diptych.messages.command import Command
@@ -40,12 +41,13 @@ class SyncApplication:
     commands share transactions. See `Application` for the arguments and errors of every method.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 — by keyword, each of them
         self,
         *contexts: BoundedContext,
-        store: str | None = None,
-        read_store: str | None = None,
-        read_replicas: Sequence[str] = (),
+        store: Stores = None,
+        read_store: Stores = None,
+        read_replicas: Replicas = (),
+        partition_by: PartitionBy | None = None,
         replica_policy: ReplicaPolicy = "wait",
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
@@ -58,6 +60,7 @@ class SyncApplication:
             store=store,
             read_store=read_store,
             read_replicas=read_replicas,
+            partition_by=partition_by,
             replica_policy=replica_policy,
             services=services,
             command_middleware=command_middleware,

@@ -8,13 +8,14 @@ backup may go on as another history under the same id. So whatever carries a pos
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterable
 from typing import NewType
 
 import msgspec
 
 from diptych.errors import HistoryDiverged, InvalidMessage
 
-__all__ = ["NOWHERE", "START", "Place", "Position", "Token", "read_token"]
+__all__ = ["NOWHERE", "START", "Place", "Position", "Token", "read_tokens", "said"]
 
 Position = NewType("Position", int)
 """The place of an event in its history: 1, 2, 3 … without gaps, in commit order. 0 is before the first."""
@@ -73,15 +74,32 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
         return base64.urlsafe_b64encode(msgspec.msgpack.encode(self)).rstrip(b"=").decode()
 
 
+TOKENS_MAX = 1_000
+"""Histories that one text of tokens may name."""
+SEPARATOR = ","
+"""Between the tokens of several histories; in an HTTP field it makes a list, too (RFC 9110, section 5.6.1)."""
+
 _decoder = msgspec.msgpack.Decoder(Token)
 
 
-def read_token(text: str) -> Token:
-    """A token from its text.
+def said(tokens: Iterable[Token]) -> str:
+    """Tokens as one text, each of a history of its own."""
+    return SEPARATOR.join(map(str, tokens))
+
+
+def read_tokens(text: str) -> list[Token]:
+    """The tokens in a text, at least one: those of an answer, or of several, with commas between them.
 
     Raises:
-        InvalidMessage: it is no token.
+        InvalidMessage: they are no tokens, or more than `TOKENS_MAX`.
     """
+    parts = text.split(SEPARATOR, TOKENS_MAX)
+    if len(parts) > TOKENS_MAX:
+        raise InvalidMessage("consistency token", [("$", f"at most {TOKENS_MAX} tokens are read at once")])
+    return [_read(part.strip()) for part in parts]
+
+
+def _read(text: str) -> Token:
     try:
         raw = text.encode("ascii")
         token = _decoder.decode(base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from diptych.errors import ConfigurationError, UnknownMessage
+from diptych.errors import ConfigurationError, InvalidMessage, UnknownMessage
 from diptych.messages.codec import Codec
 from diptych.messages.event import Event
+from diptych.messages.identity import tag_name
 from diptych.messages.message import options_of
-from diptych.messages.tags import tag_reader
+from diptych.messages.tags import tag, tag_reader
 
 __all__ = ["EventType", "EventTypes", "MessageTypes"]
 
@@ -20,20 +21,39 @@ class EventType:
     Attributes:
         cls: the class.
         name: the stored name, qualified by context: "school.Enrolled".
+        context: the name of the context that it belongs to.
         version: the stored version.
         tags: reads the tags of one event.
         tag_names: the tag names of its fields, sorted; a stored fact.
     """
 
-    __slots__ = ("cls", "codec", "name", "tag_names", "tags", "version")
+    __slots__ = ("cls", "codec", "context", "name", "tag_names", "tags", "version")
 
     def __init__(self, cls: type[Event], context: str) -> None:
         options = options_of(cls)
         self.cls = cls
+        self.context = context
         self.name = options.name or f"{context}.{cls.__name__}"
         self.version = options.version
         self.codec = Codec(cls)
         self.tags, self.tag_names = tag_reader(cls)
+
+    def only_tagged(self, identity: type, value: str) -> EventType:
+        """The same type; reading the tags of an event that names another identity of that kind is `InvalidMessage`."""
+        found = EventType(self.cls, self.context)
+        found.tags = _only(self.tags, f"{tag_name(identity)}:", tag(identity, value))
+        return found
+
+
+def _only(tags: Callable[[Any], tuple[str, ...]], kind: str, mine: str) -> Callable[[Any], tuple[str, ...]]:
+    def read(event: Any) -> tuple[str, ...]:
+        found = tags(event)
+        for each in found:
+            if each.startswith(kind) and each != mine:
+                raise InvalidMessage(type(event).__name__, [("$", f"it is tagged {each}, in the partition of {mine}")])
+        return found
+
+    return read
 
 
 class EventTypes:

@@ -11,7 +11,7 @@ from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
-from diptych.event_store.position import START, Place, Position, Token, read_token
+from diptych.event_store.position import NOWHERE, START, Place, Position, Token
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_store import Generation
@@ -82,16 +82,17 @@ class Freshness:
         """The time by the clock, aware, in UTC."""
         return self._clock.now()
 
-    async def after(self, token: str) -> Requirement:
-        """At least what the token's command has written, or its answer has shown.
+    async def after(self, tokens: Sequence[Token]) -> Requirement:
+        """At least what the commands of these tokens have written, or the answers have shown.
 
         Raises:
-            InvalidMessage: it is no token.
-            HistoryDiverged: it is of another history; it is never waited for.
+            HistoryDiverged: one is of another history; it is never waited for.
         """
-        read: Token = read_token(token)
-        await self._check(read.high, "the consistency token")
-        return Requirement(read.high.position, place=read.high)
+        last = Place(self._store.history_id, START, NOWHERE)
+        for token in tokens:
+            await self._check(token.high, "the consistency token")
+            last = max(last, token.high, key=_position)
+        return Requirement(last.position, place=last)
 
     async def _check(self, place: Place, what: str) -> None:
         """Make sure that a place is in the history.
@@ -178,6 +179,10 @@ class Freshness:
         elif behind.live:
             reason = "its rows are of other code; those of this code are not built yet, or were replaced"
         return NotFresh(behind.projection.name, requirement.wanted or head, reached, reason)
+
+
+def _position(place: Place) -> Position:
+    return place.position
 
 
 def check_wait(wait_s: float) -> float:

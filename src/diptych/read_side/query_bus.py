@@ -11,7 +11,7 @@ import asyncio
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -25,7 +25,7 @@ from diptych.errors import (
     UnknownMessage,
 )
 from diptych.event_store.event_store import EventStore
-from diptych.event_store.position import Token
+from diptych.event_store.position import Token, said
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
 from diptych.messages.codec import Codec
 from diptych.messages.message import field_types
@@ -37,7 +37,19 @@ from diptych.read_side.read_model import ReadModel
 from diptych.read_side.reader import Page, Reader
 from diptych.read_side.snapshot_reader import SnapshotReader
 
-__all__ = ["Answer", "QueryBus", "QueryDeclaration", "compile_query_handlers", "query_of"]
+__all__ = [
+    "HANDLER_S_MAX",
+    "Answer",
+    "Handle",
+    "QueryBus",
+    "QueryDeclaration",
+    "QueryHandlers",
+    "ReadPanel",
+    "TellingReader",
+    "compile_query_handlers",
+    "handled",
+    "query_of",
+]
 
 HANDLER_S_MAX = 60
 """Seconds that one run of a query handler may hold its snapshot; past it, `Overloaded`."""
@@ -69,37 +81,73 @@ class Answer(msgspec.Struct, Generic[R], frozen=True, kw_only=True):
 
     Attributes:
         value: the answer.
-        shows: from which position on, and up to which, the history is in it.
+        shows: from which position on, and up to which, a history is in it: of each partition that it is from.
         incomplete: whether events of a blocked key are missing from it; a strict read raises `Blocked` instead.
     """
 
     value: R
-    shows: Token
+    shows: tuple[Token, ...]
     incomplete: bool = False
 
     @property
     def token(self) -> str:
         """The consistency token: give it to a later `query(after=...)`, which then never shows less."""
-        return str(self.shows)
+        return said(self.shows)
+
+
+class ReadPanel(NamedTuple):
+    """The read models of one history, as queries meet them.
+
+    Attributes:
+        projections: by read model, with the fingerprint of this process's code.
+        store: the history that they are folded from.
+        source: where queries are asked.
+        freshness: tells how fresh the rows are, and waits for them.
+    """
+
+    projections: Mapping[type, tuple[Projection, str]]
+    store: EventStore
+    source: QuerySource
+    freshness: Freshness
+
+
+class TellingReader(Reader, Protocol):
+    """A reader that tells what it met."""
+
+    @property
+    def behind(self) -> Behind | None:
+        """That something that was touched is behind, also where the handler caught it."""
+        ...
+
+
+class QueryHandlers:
+    """The compiled handler of each query."""
+
+    def __init__(self, handlers: Mapping[type, Handle], models: Mapping[type, object]) -> None:
+        self._handlers = handlers
+        self._codecs = {query: Codec(query) for query in handlers}
+        self._models = models
+
+    def find(self, query: Query[R]) -> tuple[Handle, Query[R]]:
+        """The query's handler, and the query as its codec settles it.
+
+        Raises:
+            InvalidMessage: a field is of the wrong type.
+            UnknownMessage: nothing answers this query.
+        """
+        handle = self._handlers.get(type(query))
+        if handle is None:
+            known = [found.__name__ for found in self._handlers]
+            raise UnknownMessage("query", type(query).__name__, known, _remedy(type(query), self._models))
+        return handle, self._codecs[type(query)].settle(query)[1]
 
 
 class QueryBus:
-    """Answers queries. Made by the application."""
+    """Answers queries from the read models of one history. Made by the application."""
 
-    def __init__(
-        self,
-        handlers: Mapping[type, Handle],
-        projections: Mapping[type, tuple[Projection, str]],
-        store: EventStore,
-        source: QuerySource,
-        freshness: Freshness,
-    ) -> None:
-        self._handlers = handlers
-        self._codecs = {query: Codec(query) for query in handlers}
-        self._projections = projections
-        self._store = store
-        self._source = source
-        self._freshness = freshness
+    def __init__(self, handlers: Mapping[type, Handle], panel: ReadPanel) -> None:
+        self._handlers = QueryHandlers(handlers, panel.projections)
+        self._panel = panel
 
     async def answer(self, query: Query[R], requirement: Requirement, wait_s: float) -> Answer[R]:
         """Answer a query from one snapshot that meets the requirement.
@@ -112,19 +160,15 @@ class QueryBus:
             InvalidMessage: a field is of the wrong type, or a limit or cursor is none.
             UnknownMessage: nothing answers this query.
         """
-        handle = self._handlers.get(type(query))
-        if handle is None:
-            known = [found.__name__ for found in self._handlers]
-            raise UnknownMessage("query", type(query).__name__, known, _remedy(type(query), self._projections))
-        _, settled = self._codecs[type(query)].settle(query)
+        handle, settled = self._handlers.find(query)
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
         missing: Behind | None = None
-        asking = self._source.asking(strict=requirement.strict)
+        asking = self._panel.source.asking(strict=requirement.strict)
         while True:
             try:
                 return await self._answer(asking, handle, settled, requirement, missing)
             except Behind as behind:
-                await self._freshness.wait(behind, requirement, deadline, asking)
+                await self._panel.freshness.wait(behind, requirement, deadline, asking)
                 missing = behind
             except (Blocked, StoreUnavailable) as error:
                 if not asking.refused(error):
@@ -140,19 +184,19 @@ class QueryBus:
         limit = asyncio.timeout(HANDLER_S_MAX)
         try:
             async with limit, asking.snapshot() as snapshot:
-                reader = SnapshotReader(snapshot, self._projections, self._freshness, requirement)
+                reader = SnapshotReader(snapshot, self._panel.projections, self._panel.freshness, requirement)
                 if missing is not None:
                     await reader.check(missing)
-                value = await _handled(handle, query, reader)
-                token = reader.token(self._store.history_id)
-                return Answer(value=value, shows=token, incomplete=reader.incomplete)
+                value = await handled(handle, query, reader)
+                token = reader.token(self._panel.store.history_id)
+                return Answer(value=value, shows=(token,), incomplete=reader.incomplete)
         except TimeoutError as error:
             if limit.expired():
                 raise Overloaded("HANDLER_S_MAX", HANDLER_S_MAX) from error
             raise
 
 
-async def _handled(handle: Handle, query: Query[Any], reader: SnapshotReader) -> Any:
+async def handled(handle: Handle, query: Query[Any], reader: TellingReader) -> Any:
     """What the handler gives; `Behind` where it met a read model that is, whatever it made of that itself."""
     try:
         value = await handle(query, reader)

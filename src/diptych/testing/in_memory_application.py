@@ -99,7 +99,7 @@ class InMemoryApplication(Application):
         if self._executed:
             raise RuntimeError("given() tells what was before the first command; this application has executed one")
         new = tuple(self._new_event(event) for event in events)
-        (result,) = await self._open_parts().store.append([Commit(events=new)])
+        (result,) = await self.partition().store.append([Commit(events=new)])
         assert isinstance(result, Appended), f"the store did not take {events!r}: {result!r}"
         await self.settled()
 
@@ -177,7 +177,7 @@ class InMemoryApplication(Application):
         if projection is None:
             raise ConfigurationError(f"{model.__name__} is fed by no projection of {self.contexts!r}")
         order = [Order(name) for name in projection.form.key_fields]
-        async with self._open_parts().read_store.snapshot() as snapshot:
+        async with self.partition().read_store.snapshot() as snapshot:
             slices = await snapshot.slices(projection.name)
             shown = projection.form.unexpired(moment_shown(slices, self.clock.now()))
             return [projection.form.model(row) for row in await snapshot.find(projection.name, shown, order, ROWS_MAX)]
@@ -211,7 +211,7 @@ class InMemoryApplication(Application):
                     raise AssertionError(f"the subscriber {subscriber.name} fails: {subscriber.stopped}")
             if not any(subscriber.lag_events for subscriber in status.subscribers):
                 return
-            seen = await self._open_parts().read_store.wait_for_change(seen, SUBSCRIBER_LOOK_S)
+            seen = await self.partition().read_store.wait_for_change(seen, SUBSCRIBER_LOOK_S)
 
     def _new_event(self, event: Event) -> NewEvent:
         found = self._types.of(type(event))

@@ -84,6 +84,7 @@ class CommandHandler:
 
     Attributes:
         name: where the function is, for messages.
+        context: the name of the context that has it.
         command: the command class.
         command_name: its name, qualified by context: "school.Enrol".
         pure: synchronous and without services: it may be run again at will, and on pending state.
@@ -94,6 +95,7 @@ class CommandHandler:
         self, declaration: Declaration, command: type[Command], arguments: Sequence[_Binding | Any], *, pure: bool
     ) -> None:
         self.name = declaration.name
+        self.context = declaration.context
         self.command = command
         self.command_name = f"{declaration.context}.{command.__name__}"
         self.pure = pure

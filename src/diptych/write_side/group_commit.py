@@ -369,10 +369,11 @@ class GroupCommit:
         found = self._types.of(type(event))
         try:
             data, settled = found.codec.settle(event)
+            tags = found.tags(settled)
         except InvalidMessage as error:
             raise InvalidEvent(attempt.handler.name, found.name, str(error)) from error
         self._batch_bytes += len(data)
-        new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), metadata)
+        new = NewEvent(unique_bytes(), found.name, found.version, data, tags, metadata)
         return RecentEvent(settled, found.name, new, attempt.envelope)
 
     # ── answering ────────────────────────────────────────────────────────────

@@ -20,7 +20,7 @@ from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 
 if TYPE_CHECKING:
-    from diptych.application.running import ProjectionStatus, Status
+    from diptych.application.status import ProjectionStatus, Status
     from diptych.read_side.query_source import ReplicaStatus
 
 __all__ = ["status"]
@@ -78,7 +78,7 @@ async def _of_application(settings: Settings) -> Status:
 
 
 async def _of_store(settings: Settings) -> Status:
-    from diptych.application.running import Status
+    from diptych.application.status import Status
     from diptych.entrypoints.cli.looking import opened_store
 
     async with opened_store(settings) as store:

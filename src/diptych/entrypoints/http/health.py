@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from diptych.application.application import Application
-from diptych.application.running import Health
+from diptych.application.status import Health
 from diptych.entrypoints.http.problems import NOT_READY, Problem
 from diptych.entrypoints.http.reply import Header, Reply
 from diptych.errors import DiptychError

@@ -21,7 +21,7 @@ __all__ = [
 
 # A key as it is, or as the structured-field string of draft-ietf-httpapi-idempotency-key-header: "k" and k are one key.
 IDEMPOTENCY_KEY_PATTERN = r'^(?:[!#-~][!-~]{0,127}|"(?:[!#-\[\]-~]|\\["\\]){1,128}")$'
-TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,512}$"  # noqa: S105  # how tokens look is no secret
+TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,512}(?:, ?[A-Za-z0-9_-]{1,512}){0,99}$"  # noqa: S105  # how tokens look is no secret
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""

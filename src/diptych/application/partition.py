@@ -1,38 +1,38 @@
-"""An application that is open: its parts, wired, started and stopped in order."""
+"""A partition: one history with its two panels, wired, started and stopped in order."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-import msgspec
-
-from diptych.application import registration
-from diptych.application.bounded_context import BoundedContext
+from diptych.application.status import Health, ProjectionStatus, Status
 from diptych.clock import Clock
-from diptych.errors import DiptychError, NotFresh
-from diptych.event_store.event_query import ALL_EVENTS
+from diptych.errors import DiptychError, HistoryDiverged, NotFresh
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import START, Position
-from diptych.messages.registry import MessageTypes
-from diptych.messages.unique_id import unique_id
+from diptych.event_store.position import START, Position, Token
+from diptych.event_store.recorded_event import RecordedEvent
 from diptych.read_side.blocked_keys import BlockedKeys
-from diptych.read_side.freshness import Freshness
+from diptych.read_side.freshness import EVENTUAL, Requirement
 from diptych.read_side.leases import Leases
 from diptych.read_side.projector import Projector
-from diptych.read_side.query_bus import QueryBus, compile_query_handlers
-from diptych.read_side.query_source import QuerySource, ReadStoreSource, ReplicaStatus
-from diptych.read_side.read_store import Generation, ReadStore
+from diptych.read_side.query_bus import QueryBus, ReadPanel
+from diptych.read_side.query_source import ReplicaStatus
+from diptych.read_side.read_store import BlockedKey, Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.slice import Slice
 from diptych.read_side.subscriber import Subscription
-from diptych.write_side.command_bus import CommandBus, CommandMiddleware
+from diptych.write_side.command_bus import CommandBus
 
-__all__ = ["Health", "ProjectionStatus", "Running", "Status", "wire"]
+__all__ = ["Partition"]
 
+READ_PAGE_EVENTS = 500
+"""Events that `Partition.events` reads at once."""
+FOLLOW_WAIT_S = 3600.0
+"""Seconds after which `Partition.events(follow=True)` looks again without having been woken."""
 READY_LAG_MAX = 100_000
 """Events that a projection may be behind before the application says that it is not ready."""
 REPLICA_LAG_S_MAX = 60.0
@@ -41,81 +41,28 @@ PROJECTED_WAIT_S = 5.0
 """Seconds after which `Application.projected` looks again without having been woken: the projector may have failed."""
 
 
-class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one projection, or subscriber, is.
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """One history of an open application, and all that works on it: the two panels, and what follows the history.
+
+    An application has one, unless it is partitioned. Made by the application; the methods are for everyone.
 
     Attributes:
-        name: "school.Seats".
-        checkpoint: every event up to this position is folded.
-        lag_events: how many positions the history is ahead.
-        lag_s: for how many seconds the first event that is not folded has been in the history; 0 at the head.
-        slices: into how many its rows are split; the checkpoint is that of the one furthest behind.
-        blocked: how many keys are blocked.
-        live: whether its rows answer queries; those of a build that has not caught up, or was not begun, do not.
-        other_code: whether rows are live that other code folded. They answer where that code still runs.
-        stopped: why it cannot go on; empty while it can.
+        name: of the partition; empty where it is the only one.
     """
 
     name: str
-    checkpoint: int
-    lag_events: int
-    lag_s: float
-    slices: int = 1
-    blocked: int = 0
-    live: bool = True
-    other_code: bool = False
-    stopped: str = ""
-
-
-class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an application stands.
-
-    Attributes:
-        head: the position of the last event.
-        history_id: 32 hexadecimal digits that name the history.
-        projections: by name.
-        subscribers: by name.
-        replicas: that queries are asked on, in the order given, as they were when they were looked at last.
-    """
-
-    head: int
-    history_id: str
-    projections: list[ProjectionStatus]
-    subscribers: list[ProjectionStatus]
-    replicas: list[ReplicaStatus] = []
-
-
-class Health(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether an application can do its work now; if not, why.
-
-    Attributes:
-        ready: whether it can.
-        reason: why not; empty where it can.
-        impaired: what is wrong though it can: replicas that are left out, or far behind.
-    """
-
-    ready: bool
-    reason: str = ""
-    impaired: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """The parts of an open application."""
 
     store: EventStore
     read_store: ReadStore
-    query_source: QuerySource
     history: History
     clock: Clock
     commands: CommandBus
     queries: QueryBus
-    freshness: Freshness
+    panel: ReadPanel
     projector: Projector
     subscriptions: Sequence[Subscription]
     leases: Leases
-    command_types: MessageTypes
-    query_types: MessageTypes
     projecting: bool
     context_names: frozenset[str]
     blocked_keys: BlockedKeys
@@ -125,7 +72,7 @@ class Running:
         """Open the stores, check that they fit the code and each other, and follow the history."""
         await self.store.open()
         await self.read_store.open()
-        await self.query_source.open()
+        await self.panel.source.open()
         await self.history.register(self.store, self.context_names)
         await self.commands.open()
         await self.projector.open(making=self.projecting)
@@ -142,12 +89,53 @@ class Running:
         async with AsyncExitStack() as closing:  # one that fails, or is cancelled, leaves none of the others open
             closing.push_async_callback(self.store.close)
             closing.push_async_callback(self.read_store.close)
-            closing.push_async_callback(self.query_source.close)
+            closing.push_async_callback(self.panel.source.close)
             closing.push_async_callback(self.leases.close)
             closing.push_async_callback(self.projector.close)
             for subscription in reversed(self.subscriptions):
                 closing.push_async_callback(subscription.close)
             closing.push_async_callback(self.commands.close)
+
+    async def requirement(
+        self, after: Sequence[Token] | None, asked: Literal["eventual", "latest"], within_s: float | None
+    ) -> Requirement:
+        """What an answer from this partition has to show, of the tokens, freshness or age that was asked for.
+
+        Raises:
+            HistoryDiverged: what a token tells of this history is not in it.
+            InvalidMessage: the age is no number of seconds.
+        """
+        freshness = self.panel.freshness
+        if after is not None:
+            return await freshness.after(after)
+        if within_s is not None:
+            return freshness.within(within_s)
+        return await freshness.latest() if asked == "latest" else EVENTUAL
+
+    # ── what is known of it ──────────────────────────────────────────────────
+
+    async def events(
+        self, query: EventQuery, *, after: int = 0, limit: int | None = None, follow: bool = False
+    ) -> AsyncIterator[RecordedEvent]:
+        """The recorded events that match, ordered by position; with `follow`, those to come as well.
+
+        Raises:
+            HistoryDiverged: after a failover, other events may be where those were that it gave.
+        """
+        store = self.store
+        position, left, forks = Position(after), limit, store.forks
+        while left is None or left > 0:
+            found = await store.read(query, position, READ_PAGE_EVENTS if left is None else min(left, READ_PAGE_EVENTS))
+            if store.forks != forks:
+                raise HistoryDiverged("what was read so far", "the history turned out to be another one; read it anew")
+            for recorded in found.events:
+                yield recorded
+            left = None if left is None else left - len(found.events)
+            position = found.through
+            if not found.more:
+                if not follow:
+                    return
+                await store.wait_for_events(position, FOLLOW_WAIT_S)
 
     async def status(self) -> Status:
         """How far the history is, and how far everything that follows it."""
@@ -186,7 +174,7 @@ class Running:
             history_id=self.store.history_id.hex(),
             projections=sorted(projections, key=lambda found: found.name),
             subscribers=sorted(subscribers, key=lambda found: found.name),
-            replicas=await self.query_source.replicas(),
+            replicas=await self.panel.source.replicas(),
         )
 
     async def _subscriber_status(
@@ -247,6 +235,24 @@ class Running:
         stored = [found for mine in followed for found in _going_on(_stored(mine, known))]
         return next((found for found in stored if _is_behind(found, head)), None)
 
+    # ── by hand ──────────────────────────────────────────────────────────────
+
+    async def parked(self) -> list[BlockedKey]:
+        """The blocked keys of every projection, each with the event that could not be folded, and why."""
+        return await self.blocked_keys.all()
+
+    async def replay(self, projection: str, key: str) -> BlockedKey | None:
+        """Fold the waiting events of a blocked key; None when it goes on, else what blocks it now.
+
+        Raises:
+            ConfigurationError: no such projection, or the key (a JSON array, as listed) is not blocked.
+        """
+        return await self.blocked_keys.replay(projection, key)
+
+    async def discard(self, projection: str, key: str) -> BlockedKey | None:
+        """Leave the event that blocks a key out of its row, for good, and fold the others; see `replay`."""
+        return await self.blocked_keys.discard(projection, key)
+
 
 def _impaired(replica: ReplicaStatus) -> str:
     """What is wrong with a replica; empty where nothing is."""
@@ -281,58 +287,3 @@ def _stored(mine: Sequence[Generation], known: Sequence[Generation]) -> Sequence
         return mine
     newest = max(same, key=lambda found: (found.number == mine[0].number, found.live, found.number))
     return [found for found in same if found.number == newest.number]
-
-
-def wire(
-    contexts: Sequence[BoundedContext],
-    store: EventStore,
-    read_store: ReadStore,
-    *,
-    services: Mapping[type[Any], object],
-    middleware: Sequence[CommandMiddleware],
-    clock: Clock,
-    projecting: bool,
-    commands_waiting_max: int,
-    query_source: QuerySource | None = None,
-) -> Running:
-    """Compile the contexts and give every part what it needs; nothing is opened yet.
-
-    Raises:
-        ConfigurationError: something in the contexts does not fit.
-    """
-    types = registration.event_types(contexts)
-    history = History(types)
-    handlers = registration.command_handlers(contexts, services, types)
-    projections = registration.projections(contexts, types)
-    query_handlers, answered = compile_query_handlers(
-        [found for context in contexts for found in context.query_handlers], projections, services
-    )
-    freshness = Freshness(store, clock)
-    source = query_source or ReadStoreSource(read_store)
-    projector = Projector(store, history, read_store, projections)
-    by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in projections}
-    subscriptions = [
-        Subscription(found, store, history, read_store)
-        for found in registration.subscribers(contexts, services, types, projections)
-    ]
-    return Running(
-        store=store,
-        read_store=read_store,
-        query_source=source,
-        history=history,
-        clock=clock,
-        commands=CommandBus(handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max),
-        queries=QueryBus(query_handlers, by_model, store, source, freshness),
-        freshness=freshness,
-        projector=projector,
-        subscriptions=subscriptions,
-        leases=Leases(
-            read_store, lambda: projector.wanted() + [found.lease_key for found in subscriptions], unique_id()
-        ),
-        command_types=MessageTypes("command", registration.handled_commands(contexts)),
-        query_types=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
-        projecting=projecting,
-        blocked_keys=BlockedKeys(projector, store, read_store),
-        rebuilds=Rebuilds(projector, read_store),
-        context_names=frozenset(context.name for context in contexts),
-    )

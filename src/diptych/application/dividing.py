@@ -1,0 +1,140 @@
+"""Dividing an application into partitions: which stores, and which of the compiled parts, each has (rule 38)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from diptych.application import registration
+from diptych.application.bounded_context import BoundedContext
+from diptych.application.wiring import Compiled
+from diptych.errors import ConfigurationError
+from diptych.event_store.event_query import EventQuery
+from diptych.messages.identity import Identity
+from diptych.messages.registry import EventTypes
+
+__all__ = ["WHOLE", "PartitionBy", "Replicas", "StoreUrls", "Stores", "divided", "store_urls"]
+
+PartitionBy: TypeAlias = type[Identity] | Literal["context"]
+"""What tells the partition of a message: the identity that it names, or the context that it belongs to."""
+Stores: TypeAlias = str | Mapping[Any, str] | None
+"""A URL, or one for each partition, by the name or identity of it."""
+Replicas: TypeAlias = Sequence[str] | Mapping[Any, Sequence[str]]
+"""URLs, or some for each partition."""
+WHOLE = ""
+"""The name of the only partition of an application that is not divided."""
+
+
+class StoreUrls(NamedTuple):
+    """Where a partition is kept; None where nothing was said."""
+
+    store: str | None
+    read_store: str | None
+    read_replicas: Sequence[str]
+
+
+def store_urls(
+    partition_by: PartitionBy | None, store: Stores, read_store: Stores, read_replicas: Replicas
+) -> dict[str, StoreUrls]:
+    """The URLs by partition.
+
+    Raises:
+        ConfigurationError: they are given for other partitions than there are, or twice the same.
+    """
+    if partition_by is None:
+        if isinstance(store, Mapping) or isinstance(read_store, Mapping) or isinstance(read_replicas, Mapping):
+            raise ConfigurationError(
+                "stores are named by partition: say what tells the partition of a message, partition_by=TenantId or "
+                'partition_by="context"'
+            )
+        return {WHOLE: StoreUrls(store, read_store, tuple(read_replicas))}
+    if not isinstance(store, Mapping) or not store:
+        raise ConfigurationError(
+            "partition_by needs a store for each partition: store={name: URL}, in one database (each in a schema or "
+            "file of its own) or in several"
+        )
+    reads = _by_partition("read_store", store, {} if read_store is None else read_store)
+    replicas = _by_partition("read_replicas", store, {} if read_replicas == () else read_replicas)
+    _check_distinct("store", store)
+    _check_distinct("read_store", reads)
+    return {name: StoreUrls(store[name], reads.get(name), tuple(replicas.get(name, ()))) for name in store}
+
+
+def _by_partition(argument: str, store: Mapping[str, str], given: object) -> Mapping[str, str]:
+    if not isinstance(given, Mapping):
+        raise ConfigurationError(f"{argument} is given by partition, as store is: {{name: ...}}")
+    unknown = sorted(given.keys() - store.keys())
+    if unknown:
+        raise ConfigurationError(f"{argument} names {unknown[0]!r}, which store does not: there are {_listed(store)}")
+    return given
+
+
+def _check_distinct(argument: str, urls: Mapping[str, str]) -> None:
+    kept: dict[str, str] = {}
+    for name, url in urls.items():
+        other = name if url == "memory:" else kept.setdefault(url, name)
+        if other != name:
+            raise ConfigurationError(f"{argument}: the partitions {other!r} and {name!r} cannot be kept in one place")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+# ── what works on each ───────────────────────────────────────────────────────
+
+
+def divided(
+    compiled: Compiled, contexts: Sequence[BoundedContext], partition_by: PartitionBy | None, names: Sequence[str]
+) -> dict[str, Compiled]:
+    """What works on each partition of an application, by name.
+
+    Raises:
+        ConfigurationError: a decision or a fold needs events of two partitions; or the names are not those of the
+            contexts.
+    """
+    if partition_by is None:
+        return {WHOLE: compiled}
+    if partition_by == "context":
+        if frozenset(names) != compiled.context_names:
+            raise ConfigurationError(
+                f"partitioned by context, there is a store for each: there are the contexts "
+                f"{_listed(sorted(compiled.context_names))}, and stores for {_listed(names)}"
+            )
+        registration.check_decisions(contexts, compiled.types)
+        return {name: _of_context(compiled, name) for name in names}
+    return {name: _of_identity(compiled, partition_by, name) for name in names}
+
+
+def _of_identity(compiled: Compiled, identity: type[Identity], name: str) -> Compiled:
+    """Everything; its events name no other identity of the kind."""
+    return compiled._replace(types=EventTypes(found.only_tagged(identity, name) for found in compiled.types))
+
+
+def _of_context(compiled: Compiled, name: str) -> Compiled:
+    """The context's decisions, and whatever follows its events."""
+    types = compiled.types
+    return compiled._replace(
+        context_names=frozenset((name,)),
+        types=EventTypes(found for found in types if found.context == name),
+        handlers={cls: found for cls, found in compiled.handlers.items() if found.context == name},
+        projections=[found for found in compiled.projections if _followed(found.name, found.query, types) == name],
+        subscribers=[found for found in compiled.subscribers if _followed(found.name, found.query, types) == name],
+        query_handlers={},
+    )
+
+
+def _followed(follower: str, query: EventQuery, types: EventTypes) -> str:
+    """The context whose events are followed.
+
+    Raises:
+        ConfigurationError: there are several.
+    """
+    stored = [found for found in types if any(found.name in item.types for item in query.items)]
+    contexts = sorted({found.context for found in stored})
+    if len(contexts) != 1:
+        raise ConfigurationError(
+            f"{follower} follows events of the partitions {_listed(contexts)}: what is folded is in one partition, "
+            "where its events have an order. Fold each into a read model of its own, and ask both"
+        )
+    return contexts[0]

@@ -1,0 +1,218 @@
+"""The partitions of an open application, and the way of every message to its own (rule 38).
+
+A partition is a history of its own: its own order, append section, outcomes and read models. Nothing is decided, and
+no row folded, across two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from diptych.application.partition import Partition
+from diptych.application.status import Health
+from diptych.application.wiring import Compiled
+from diptych.errors import ConfigurationError, DiptychError, HistoryDiverged, SpansPartitions, UnknownPartition
+from diptych.event_store.position import Token
+from diptych.messages.command import Command
+from diptych.messages.identity import Identity, tag_name
+from diptych.messages.message import Message, field_types
+from diptych.messages.query import Query
+from diptych.messages.tags import tag_reader
+from diptych.read_side.freshness import Requirement
+from diptych.read_side.query_bus import Answer, Handle, ReadPanel
+from diptych.read_side.spanning_queries import SpanningQueryBus
+
+__all__ = ["Asked", "ByContext", "ByIdentity", "Partitions"]
+
+R = TypeVar("R")
+
+
+class Asked(NamedTuple):
+    """How fresh an answer is asked to be.
+
+    Attributes:
+        after: tokens that it shows at least; None where none are given.
+        freshness: "latest" shows everything that is in the history now.
+        within_s: it lacks nothing that is older than so many seconds.
+    """
+
+    after: Sequence[Token] | None = None
+    freshness: Literal["eventual", "latest"] = "eventual"
+    within_s: float | None = None
+
+
+class Partitions:
+    """The only partition of an application, and what is the same where there are several."""
+
+    def __init__(self, named: Mapping[str, Partition]) -> None:
+        self._named = named
+        self._first = next(iter(named.values()))
+
+    async def open(self) -> None:
+        """Open every partition, or none.
+
+        Raises:
+            ConfigurationError: two partitions are one store.
+        """
+        histories: dict[bytes, str] = {}
+        for name, partition in self._named.items():
+            try:
+                await partition.open()
+            except DiptychError as error:
+                if name:
+                    error.add_note(f"It was opening the partition {name!r}.")
+                raise
+            other = histories.setdefault(partition.store.history_id, name)
+            if other != name:
+                raise ConfigurationError(f"the stores of the partitions {other!r} and {name!r} are one and the same")
+
+    async def close(self) -> None:
+        """Close every partition that is open."""
+        async with AsyncExitStack() as closing:
+            for partition in self._named.values():
+                closing.push_async_callback(partition.close)
+
+    def find(self, name: str) -> Partition:
+        """The partition of that name; of the empty name the only one.
+
+        Raises:
+            ConfigurationError: there is none, or none was named and there are several.
+        """
+        if not name and len(self._named) == 1:
+            return self._first
+        found = self._named.get(name)
+        if found is None:
+            what = f"there is no partition {name!r}" if name else "this application is partitioned: say which partition"
+            raise ConfigurationError(f"{what}; there are {', '.join(map(repr, filter(None, self._named))) or 'none'}")
+        return found
+
+    async def health(self) -> Health:
+        """Whether all of them can do their work; if not, why the first that cannot does not."""
+        impaired: list[str] = []
+        for name, partition in self._named.items():
+            of, found = f"partition {name!r}: " if name else "", await partition.health()
+            if not found.ready:
+                return Health(ready=False, reason=of + found.reason)
+            impaired += [of + each for each in found.impaired]
+        return Health(ready=True, impaired=tuple(impaired))
+
+    async def projected(self) -> None:
+        """Wait until every projection of each shows its history as it is now."""
+        for partition in self._named.values():
+            await partition.projected()
+
+    def of_command(self, command: Command) -> Partition:
+        """Where a command is decided."""
+        del command
+        return self._first
+
+    async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+        """Answer a query; errors as of `QueryBus.answer`."""
+        partition = self._first
+        requirement = await partition.requirement(asked.after, asked.freshness, asked.within_s)
+        return await partition.queries.answer(query, requirement, wait_s)
+
+    async def _required(self, partition: Partition, asked: Asked) -> Requirement:
+        """What is required of one of several partitions: of the tokens, those of its own history."""
+        after = None
+        if asked.after is not None:
+            known = {each.store.history_id for each in self._named.values()}
+            if any(token.high.history_id not in known for token in asked.after):
+                raise HistoryDiverged("the consistency token", "no partition has the history that it is of")
+            after = [token for token in asked.after if token.high.history_id == partition.store.history_id]
+        return await partition.requirement(after, asked.freshness, asked.within_s)
+
+
+class ByContext(Partitions):
+    """A partition for each context: its commands are decided there, and its events followed."""
+
+    def __init__(
+        self, named: Mapping[str, Partition], parts: Mapping[str, Compiled], query_handlers: Mapping[type, Handle]
+    ) -> None:
+        super().__init__(named)
+        self._of_command = {cls: named[name] for name, part in parts.items() for cls in part.handlers}
+        self._of_panel = {id(partition.panel): partition for partition in named.values()}
+        self._queries = SpanningQueryBus(query_handlers, [partition.panel for partition in named.values()])
+
+    def of_command(self, command: Command) -> Partition:
+        """Where a command is decided: in the partition of its context."""
+        return self._of_command.get(type(command), self._first)
+
+    async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+        """Answer a query, from the partitions of all the read models that its handler reads."""
+
+        async def require(panel: ReadPanel) -> Requirement:
+            return await self._required(self._of_panel[id(panel)], asked)
+
+        return await self._queries.answer(query, require, wait_s)
+
+
+class _Route(NamedTuple):
+    """How the partition of a message class is told, and where in it, for messages."""
+
+    tags: Callable[[Any], tuple[str, ...]]
+    path: str
+
+
+class ByIdentity(Partitions):
+    """A partition for each identity of a kind: a tenant, a country. Every message names one.
+
+    Args:
+        named: by identity.
+        identity: the kind.
+        compiled: whose commands and queries there are.
+
+    Raises:
+        ConfigurationError: a command or query has no field for the identity.
+    """
+
+    def __init__(self, named: Mapping[str, Partition], identity: type[Identity], compiled: Compiled) -> None:
+        super().__init__(named)
+        self._prefix = f"{tag_name(identity)}:"
+        messages = [*compiled.commands.names, *compiled.queries.names]
+        self._routes = {cls: _route(cls, identity) for cls in messages}
+
+    def of_command(self, command: Command) -> Partition:
+        """Where a command is decided: in the partition that it names."""
+        return self._of(command)
+
+    async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+        """Answer a query from the partition that it names."""
+        partition = self._of(query)
+        return await partition.queries.answer(query, await self._required(partition, asked), wait_s)
+
+    def _of(self, message: Message) -> Partition:
+        """The partition that a message names.
+
+        Raises:
+            UnknownPartition: there is none of that name.
+            SpansPartitions: it names several, or none.
+        """
+        cls = type(message)
+        route = self._routes.get(cls)
+        if route is None:
+            return self._first  # it knows this message no more than the others do, and says so
+        try:
+            tags = route.tags(message)
+        except (AttributeError, TypeError):
+            return self._first  # a field is of the wrong type: it says which
+        names = [tag.removeprefix(self._prefix) for tag in tags if tag.startswith(self._prefix)]
+        if len(names) != 1:
+            raise SpansPartitions(cls.__name__, route.path, names)
+        found = self._named.get(names[0])
+        if found is None:
+            raise UnknownPartition(cls.__name__, route.path, names[0])
+        return found
+
+
+def _route(cls: type, identity: type[Identity]) -> _Route:
+    reader = tag_reader(cls)
+    if tag_name(identity) not in reader.names:
+        raise ConfigurationError(
+            f"{cls.__name__} does not say which partition it is for: partitioned by {identity.__name__}, every command "
+            f"and query has a field of that type, which is not Untagged"
+        )
+    fields = [name for name, annotation in field_types(cls).items() if annotation is identity]
+    return _Route(reader.read, f"$.{fields[0]}" if len(fields) == 1 else "$")

@@ -1,0 +1,121 @@
+"""The wiring: what the contexts declare, compiled once, and put to work on the stores of a partition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from diptych.application import registration
+from diptych.application.bounded_context import BoundedContext
+from diptych.application.partition import Partition
+from diptych.clock import Clock
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.history import History
+from diptych.messages.command import Command
+from diptych.messages.registry import EventTypes, MessageTypes
+from diptych.messages.unique_id import unique_id
+from diptych.read_side.blocked_keys import BlockedKeys
+from diptych.read_side.freshness import Freshness
+from diptych.read_side.leases import Leases
+from diptych.read_side.projection import Projection
+from diptych.read_side.projector import Projector
+from diptych.read_side.query_bus import Handle, QueryBus, ReadPanel, compile_query_handlers
+from diptych.read_side.query_source import QuerySource, ReadStoreSource
+from diptych.read_side.read_store import ReadStore
+from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.subscriber import Subscriber, Subscription
+from diptych.write_side.command_bus import CommandBus, CommandMiddleware
+from diptych.write_side.command_handler import CommandHandler
+
+__all__ = ["Compiled", "compile_contexts", "wire"]
+
+
+class Compiled(NamedTuple):
+    """What contexts declare, checked and compiled: all of an application, or what works on one partition of it.
+
+    Attributes:
+        context_names: of the contexts whose events are in the history.
+        types: their events.
+        handlers: by command.
+        projections: that follow the history.
+        subscribers: that follow the history.
+        query_handlers: by query; one for each that a read model answers as well.
+        commands: by name.
+        queries: by name.
+    """
+
+    context_names: frozenset[str]
+    types: EventTypes
+    handlers: Mapping[type[Command], CommandHandler]
+    projections: Sequence[Projection]
+    subscribers: Sequence[Subscriber]
+    query_handlers: Mapping[type, Handle]
+    commands: MessageTypes
+    queries: MessageTypes
+
+
+def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[Any], object]) -> Compiled:
+    """Check the contexts' declarations against each other and against the services, and compile them.
+
+    Raises:
+        ConfigurationError: something in the contexts does not fit.
+    """
+    types = registration.event_types(contexts)
+    handlers = registration.command_handlers(contexts, services, types)
+    projections = registration.projections(contexts, types)
+    query_handlers, answered = compile_query_handlers(
+        [found for context in contexts for found in context.query_handlers], projections, services
+    )
+    return Compiled(
+        context_names=frozenset(context.name for context in contexts),
+        types=types,
+        handlers=handlers,
+        projections=projections,
+        subscribers=registration.subscribers(contexts, services, types, projections),
+        query_handlers=query_handlers,
+        commands=MessageTypes("command", registration.handled_commands(contexts)),
+        queries=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
+    )
+
+
+def wire(
+    compiled: Compiled,
+    store: EventStore,
+    read_store: ReadStore,
+    *,
+    clock: Clock,
+    middleware: Sequence[CommandMiddleware] = (),
+    projecting: bool,
+    commands_waiting_max: int,
+    query_source: QuerySource | None = None,
+    name: str = "",
+) -> Partition:
+    """Give every part of a partition what it needs; nothing is opened yet."""
+    history = History(compiled.types)
+    freshness = Freshness(store, clock)
+    source = query_source or ReadStoreSource(read_store)
+    projector = Projector(store, history, read_store, compiled.projections)
+    by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in compiled.projections}
+    panel = ReadPanel(by_model, store, source, freshness)
+    subscriptions = [Subscription(found, store, history, read_store) for found in compiled.subscribers]
+    return Partition(
+        name=name,
+        store=store,
+        read_store=read_store,
+        history=history,
+        clock=clock,
+        commands=CommandBus(
+            compiled.handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max
+        ),
+        queries=QueryBus(compiled.query_handlers, panel),
+        panel=panel,
+        projector=projector,
+        subscriptions=subscriptions,
+        leases=Leases(
+            read_store, lambda: projector.wanted() + [found.lease_key for found in subscriptions], unique_id()
+        ),
+        projecting=projecting,
+        blocked_keys=BlockedKeys(projector, store, read_store),
+        rebuilds=Rebuilds(projector, read_store),
+        context_names=compiled.context_names,
+    )

@@ -1,0 +1,207 @@
+"""Queries over several histories: each read model is asked where it is, and the answer tells what it shows of each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+
+from diptych.errors import Blocked, ConfigurationError, Overloaded, StoreUnavailable
+from diptych.event_store.position import NOWHERE, START, Place, Token
+from diptych.messages.query import Query
+from diptych.read_side.freshness import Behind, Requirement, check_wait
+from diptych.read_side.query_bus import HANDLER_S_MAX, Answer, Handle, QueryHandlers, ReadPanel, handled
+from diptych.read_side.query_source import Asking
+from diptych.read_side.read_model import ReadModel
+from diptych.read_side.reader import Page
+from diptych.read_side.snapshot_reader import SnapshotReader
+
+__all__ = ["SpanningQueryBus"]
+
+M = TypeVar("M", bound=ReadModel)
+R = TypeVar("R")
+S = TypeVar("S", bound=msgspec.Struct)
+Require = Callable[[ReadPanel], Awaitable[Requirement]]
+"""What an answer has to show of a history, told when it is first touched."""
+
+
+class _Visit(NamedTuple):
+    """What one query has to do with one history, over all its runs."""
+
+    panel: ReadPanel
+    requirement: Requirement
+    asking: Asking
+
+
+class SpanningQueryBus:
+    """Answers queries from read models of several histories. Made by the application.
+
+    Of each history that a query touches it sees one snapshot; those of two histories are of two moments.
+    """
+
+    def __init__(self, handlers: Mapping[type, Handle], panels: Sequence[ReadPanel]) -> None:
+        self._panels = {model: panel for panel in panels for model in panel.projections}
+        self._handlers = QueryHandlers(handlers, self._panels)
+        self._first = panels[0]
+
+    async def answer(self, query: Query[R], require: Require, wait_s: float) -> Answer[R]:
+        """Answer a query; errors as of `QueryBus.answer`."""
+        handle, settled = self._handlers.find(query)
+        deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
+        visits: dict[int, _Visit] = {}
+        missing: Behind | None = None
+        while True:
+            reader = SpanningReader(self._panels, visits, require)
+            try:
+                return await self._answer(handle, settled, reader, missing)
+            except Behind as behind:
+                visit = visits[id(self._panels[behind.projection.form.cls])]
+                await visit.panel.freshness.wait(behind, visit.requirement, deadline, visit.asking)
+                missing = behind
+            except (Blocked, StoreUnavailable) as error:
+                if reader.refused is None or not reader.refused.asking.refused(error):
+                    raise
+
+    async def _answer(
+        self, handle: Handle, query: Query[R], reader: SpanningReader, missing: Behind | None
+    ) -> Answer[R]:
+        limit = asyncio.timeout(HANDLER_S_MAX)
+        try:
+            async with limit, reader:
+                if missing is not None:
+                    await reader.check(missing)
+                value = await handled(handle, query, reader)
+                shown = reader.tokens() or (_nothing_of(self._first),)
+                return Answer(value=value, shows=shown, incomplete=reader.incomplete)
+        except TimeoutError as error:
+            if limit.expired():
+                raise Overloaded("HANDLER_S_MAX", HANDLER_S_MAX) from error
+            raise
+
+
+def _nothing_of(panel: ReadPanel) -> Token:
+    return Token(START, Place(panel.store.history_id, START, NOWHERE))
+
+
+class SpanningReader:
+    """Implements `Reader` over snapshots of several read stores, each opened when it is first touched.
+
+    Attributes:
+        refused: where an error came from, if one did.
+    """
+
+    def __init__(self, panels: Mapping[type, ReadPanel], visits: dict[int, _Visit], require: Require) -> None:
+        self.refused: _Visit | None = None
+        self._panels = panels
+        self._visits = visits
+        self._require = require
+        self._readers: dict[int, SnapshotReader] = {}
+        self._snapshots = AsyncExitStack()
+
+    async def __aenter__(self) -> None:
+        await self._snapshots.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._snapshots.__aexit__(kind, error, trace)
+
+    @property
+    def behind(self) -> Behind | None:
+        """See `TellingReader.behind`."""
+        return next((reader.behind for reader in self._readers.values() if reader.behind is not None), None)
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something that was touched waits behind a blocked key."""
+        return any(reader.incomplete for reader in self._readers.values())
+
+    def tokens(self) -> tuple[Token, ...]:
+        """What the answer shows of each history that was touched."""
+        return tuple(
+            reader.token(self._visits[place].panel.store.history_id) for place, reader in self._readers.items()
+        )
+
+    async def check(self, missing: Behind) -> None:
+        """See `SnapshotReader.check`."""
+        await self._of(missing.projection.form.cls, lambda reader: reader.check(missing))
+
+    # ── Reader ───────────────────────────────────────────────────────────────
+
+    async def get(self, model: type[M], /, *key: object) -> M | None:
+        """See `Reader.get`."""
+        return await self._of(model, lambda reader: reader.get(model, *key))
+
+    async def get_many(self, model: type[M], keys: Sequence[object], /) -> dict[Any, M]:
+        """See `Reader.get_many`."""
+        return await self._of(model, lambda reader: reader.get_many(model, keys))
+
+    async def find(self, model: type[M], /, *, order_by: str = "", limit: int = 100, **where: object) -> list[M]:
+        """See `Reader.find`."""
+        return await self._of(model, lambda reader: reader.find(model, order_by=order_by, limit=limit, **where))
+
+    async def page(
+        self, model: type[M], /, *, order_by: str = "", limit: int = 100, cursor: str | None = None, **where: object
+    ) -> Page[M]:
+        """See `Reader.page`."""
+        return await self._of(
+            model, lambda reader: reader.page(model, order_by=order_by, limit=limit, cursor=cursor, **where)
+        )
+
+    async def count(self, model: type[M], /, **where: object) -> int:
+        """See `Reader.count`."""
+        return await self._of(model, lambda reader: reader.count(model, **where))
+
+    async def search(self, model: type[M], text: str, /, *, limit: int = 100) -> list[M]:
+        """See `Reader.search`."""
+        return await self._of(model, lambda reader: reader.search(model, text, limit=limit))
+
+    async def sql(
+        self, result: type[S], statement: str, /, *parameters: object, touches: Sequence[type[ReadModel]]
+    ) -> list[S]:
+        """See `Reader.sql`; all that it touches is of one history.
+
+        Raises:
+            ConfigurationError: it touches read models of two, or none.
+        """
+        panels = {id(self._panel(model)) for model in touches}
+        if len(panels) != 1:
+            named = ", ".join(model.__name__ for model in touches) or "none"
+            raise ConfigurationError(f"one SQL statement reads one partition's read models; it touches {named}")
+        return await self._of(touches[0], lambda reader: reader.sql(result, statement, *parameters, touches=touches))
+
+    # ── where ────────────────────────────────────────────────────────────────
+
+    def _panel(self, model: type[ReadModel]) -> ReadPanel:
+        found = self._panels.get(model)
+        if found is None:
+            raise ConfigurationError(f"no projection of this application feeds {model.__name__}")
+        return found
+
+    async def _of(self, model: type[ReadModel], ask: Callable[[SnapshotReader], Awaitable[R]]) -> R:
+        visit = await self._visit(self._panel(model))
+        try:
+            return await ask(await self._reader(visit))
+        except (Blocked, StoreUnavailable):
+            self.refused = visit
+            raise
+
+    async def _visit(self, panel: ReadPanel) -> _Visit:
+        found = self._visits.get(id(panel))
+        if found is None:
+            requirement = await self._require(panel)
+            found = _Visit(panel, requirement, panel.source.asking(strict=requirement.strict))
+            self._visits[id(panel)] = found
+        return found
+
+    async def _reader(self, visit: _Visit) -> SnapshotReader:
+        place = id(visit.panel)
+        if place not in self._readers:
+            snapshot = await self._snapshots.enter_async_context(visit.asking.snapshot())
+            panel = visit.panel
+            self._readers[place] = SnapshotReader(snapshot, panel.projections, panel.freshness, visit.requirement)
+        return self._readers[place]
