@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import tomllib
 from collections import Counter as Tally
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +18,12 @@ import httpx2
 import pytest
 
 from diptych import Application
+from diptych.application.partition import Partition
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.messages.codec import decode
 from diptych.messages.envelope import Envelope
 from tests.faults.counting import CounterId, CountOf, Incremented, counting
+from tests.postgres_server import new_stores
 
 pytestmark = pytest.mark.anyio
 
@@ -72,11 +75,11 @@ class Load:
 
 
 @asynccontextmanager
-async def server(store: str, load: Load) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A server process that the load goes to while it lives; killed without notice at the end."""
+async def server(folder: Path, load: Load) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A server process that the load goes to while it lives, with the settings in a folder; killed at the end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "diptych", "run", "tests.faults.counting:counting", "--store", store, "--port", "0"),
-        cwd=ROOT,
+        *(sys.executable, "-m", "diptych", "run", "--port", "0"),
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
@@ -97,38 +100,65 @@ async def server(store: str, load: Load) -> AsyncIterator[asyncio.subprocess.Pro
         await process.communicate()
 
 
+UNDIVIDED = 'store = "sqlite:counting.db"'
+"""One history, in a file beside the settings."""
+
+
+async def in_partitions() -> str:
+    """A history for each counter: some in files beside the settings, some in one database of PostgreSQL."""
+    stores = {f"c{number}": f"sqlite:c{number}.db" for number in range(COUNTERS)}
+    stores |= {f"c{number}": await new_stores() for number in range(2)}
+    listed = "".join(f'{name} = "{url}"\n' for name, url in stores.items())
+    return f'partition_by = "tests.faults.counting:CounterId"\n[store]\n{listed}'
+
+
 @pytest.mark.timeout(300)
-async def test_g11_a_server_killed_a_dozen_times_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("divided", [False, True])
+async def test_g11_a_server_killed_a_dozen_times_loses_nothing_and_doubles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, divided: bool
+) -> None:
     """Acknowledged means durable; a repeated key has one effect; the read model equals the fold."""
     seed = random.randrange(1 << 32)
     print(f"seed {seed}")
     randomness = random.Random(seed)
-    store = f"sqlite:{tmp_path}/counting.db"
+    stores = await in_partitions() if divided else UNDIVIDED
+    (tmp_path / "diptych.toml").write_text(f'app = "tests.faults.counting:counting"\n{stores}')
     load = Load()
     clients = [asyncio.ensure_future(load.client()) for _ in range(CLIENTS)]
     for _ in range(KILLS):
-        async with server(store, load):
+        async with server(tmp_path, load):
             await load.more(randomness.randrange(1, 120))
-    async with server(store, load):
+    async with server(tmp_path, load):
         await load.more(CLIENTS)
         load.stopping = True
         await asyncio.gather(*clients)
 
-    async with Application(counting, store=store) as app:
+    monkeypatch.chdir(tmp_path)
+    found = tomllib.loads(stores)["store"]
+    app = Application(counting, store=found, partition_by=CounterId if divided else None)
+    async with app:
         await app.projected()
-        events = [event async for event in app.events(ALL_EVENTS)]
-        assert [event.position for event in events] == list(range(1, len(events) + 1))
-        keys = [decode(event.metadata, Envelope).command_id for event in events]
-        assert max(Tally(keys).values()) == 1
-        positions = {key: event.position for key, event in zip(keys, events, strict=True)}
-        assert {key: positions.get(key) for key in load.acknowledged} == load.acknowledged
-        tally: Tally[str] = Tally()
-        for event in events:
-            found = decode(event.data, Incremented)
-            tally[found.counter] += 1
-            assert found.to == tally[found.counter]
-        assert await app.rebuilds.verify("counting.Count") is None
-        for counter, value in tally.items():
-            row = await app.query(CountOf(counter=CounterId(counter)))
-            assert row is not None
-            assert (row.value, row.events) == (value, value)
+        kept = [await checked(app, app.partition(name)) for name in (found if divided else [""])]
+        assert len(kept) == (COUNTERS if divided else 1)
+        assert {
+            key: place for each in kept for key, place in each.items() if key in load.acknowledged
+        } == load.acknowledged
+
+
+async def checked(app: Application, partition: Partition) -> dict[str, int]:
+    """The position of each command in a history that is whole, and whose read model equals the fold."""
+    events = [event async for event in partition.events(ALL_EVENTS)]
+    assert [event.position for event in events] == list(range(1, len(events) + 1))
+    keys = [decode(event.metadata, Envelope).command_id for event in events]
+    assert max(Tally(keys).values()) == 1
+    tally: Tally[str] = Tally()
+    for event in events:
+        found = decode(event.data, Incremented)
+        tally[found.counter] += 1
+        assert found.to == tally[found.counter]
+    assert await partition.rebuilds.verify("counting.Count") is None
+    for counter, value in tally.items():
+        row = await app.query(CountOf(counter=CounterId(counter)))
+        assert row is not None
+        assert (row.value, row.events) == (value, value)
+    return {key: event.position for key, event in zip(keys, events, strict=True) if key is not None}

@@ -13,9 +13,11 @@ from pathlib import Path
 from types import ModuleType
 
 from diptych.application.bounded_context import BoundedContext
+from diptych.application.dividing import PartitionBy
 from diptych.errors import ConfigurationError
+from diptych.messages.identity import Identity
 
-__all__ = ["load_contexts"]
+__all__ = ["load_contexts", "load_partition_by"]
 
 CLOSE_NAMES_MAX = 3
 """Names that an error proposes."""
@@ -36,6 +38,21 @@ def load_contexts(names: Sequence[str]) -> list[BoundedContext]:
     if here not in sys.path:
         sys.path.insert(0, here)
     return [_load(name) for name in dict.fromkeys(names)]
+
+
+def load_partition_by(name: str | None) -> PartitionBy | None:
+    """What divides an application: "context", or the identity of the name `module:Identity`; None for None.
+
+    Raises:
+        ConfigurationError: it names something else, or nothing.
+    """
+    if name is None or name == "context":
+        return "context" if name else None
+    module, colon, attribute = name.partition(":")
+    found = getattr(_module(module), attribute, None) if colon and attribute else None
+    if not (isinstance(found, type) and issubclass(found, Identity)):
+        raise ConfigurationError(f'partition_by = {name!r} names no identity: write "context", or module:Identity')
+    return found
 
 
 def _load(name: str) -> BoundedContext:

@@ -13,7 +13,15 @@ from rich.text import Text
 
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import UsageError
-from diptych.entrypoints.cli.options import EVENT_STORE_UNSET, LOGS_UNSET, EventStoreOptions, LogOptions, at_least
+from diptych.entrypoints.cli.options import (
+    EVENT_STORE_UNSET,
+    LOGS_UNSET,
+    PARTITION_UNSET,
+    EventStoreOptions,
+    LogOptions,
+    PartitionOptions,
+    at_least,
+)
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 from diptych.event_store.position import Position
@@ -47,6 +55,7 @@ def events(
     follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="", show_default=False)] = False,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     stores: EventStoreOptions = EVENT_STORE_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Print events in the order of the history.
@@ -61,12 +70,15 @@ def events(
         follow: Go on with the events to come, until Ctrl-C.
         json: Print one JSON object a line.
         stores: which.
+        partition: which.
         log: how.
     """
     for given in tag or ():
         if not given.partition(":")[2]:
             raise UsageError(f"{given!r} is no tag: write it as name:value, course:python")
-    settings = settled(verbose=log.verbose, store=stores.store, log_format=log.log_format)
+    settings = settled(
+        verbose=log.verbose, store=stores.store, partition=partition.partition, log_format=log.log_format
+    )
     wanted = Wanted(tuple(tag or ()), tuple(type or ()), after, limit, follow)
     run_async(lambda: _print(settings, wanted, _in_json if json else _for_people()))
 

@@ -7,15 +7,18 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
+
 from diptych.adapters.connect import connect_event_store
 from diptych.application.application import Application
+from diptych.application.partition import Partition
 from diptych.clock import SystemClock
-from diptych.entrypoints.cli.contexts import load_contexts
+from diptych.entrypoints.cli.contexts import load_contexts, load_partition_by
 from diptych.entrypoints.cli.settings import Settings
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventStore
 
-__all__ = ["choose", "hint", "opened_application", "opened_store"]
+__all__ = ["choose", "hint", "opened_partition", "opened_store"]
 
 
 @asynccontextmanager
@@ -25,7 +28,7 @@ async def opened_store(settings: Settings) -> AsyncGenerator[EventStore]:
     Raises:
         ConfigurationError: none is named, or there is none.
     """
-    store = connect_event_store(_existing(settings.store), SystemClock())
+    store = connect_event_store(_existing(settings.looked_into().store), SystemClock())
     await store.open()
     try:
         yield store
@@ -34,26 +37,41 @@ async def opened_store(settings: Settings) -> AsyncGenerator[EventStore]:
 
 
 @asynccontextmanager
-async def opened_application(settings: Settings, *, replicas: bool = False) -> AsyncGenerator[Application]:
-    """The application of the contexts named, beside whichever process projects it: this one does not.
+async def opened_partition(settings: Settings, *, replicas: bool = False) -> AsyncGenerator[Partition]:
+    """What the contexts named have in a store, beside whichever process projects it: this one does not.
 
     Args:
         settings: which, and where.
         replicas: whether to look at the replicas as well.
 
     Raises:
-        ConfigurationError: no context or store is named, or there is none.
+        ConfigurationError: no context, store or partition is named, or there is none.
     """
-    store = _existing(settings.store)
+    places = settings.looked_into()
+    _existing(places.store)
     contexts = load_contexts(settings.app)
+    divided = load_partition_by(settings.partition_by)
+    name = settings.partition or ""
+    if isinstance(settings.store, dict) and isinstance(divided, type):  # one such knows nothing of the others
+        settings = msgspec.structs.replace(
+            settings,
+            store={name: settings.store[name]},
+            read_store=_only(settings.read_store, name),
+            read_replica=_only(settings.read_replica, name),
+        )
     async with Application(
         *contexts,
-        store=store,
+        store=settings.store,
         read_store=settings.read_store,
         read_replicas=settings.read_replicas if replicas else (),
+        partition_by=divided,
         projecting=False,
     ) as application:
-        yield application
+        yield application.partition(name)
+
+
+def _only(urls: str | dict[str, str] | None, name: str) -> str | dict[str, str] | None:
+    return {name: urls[name]} if isinstance(urls, dict) and name in urls else None
 
 
 def choose(what: str, wanted: str, known: Iterable[str]) -> str:

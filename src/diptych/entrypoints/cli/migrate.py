@@ -8,13 +8,20 @@ from cyclopts import Parameter
 
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import UsageError
-from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, LogOptions, StoreOptions
+from diptych.entrypoints.cli.options import (
+    LOGS_UNSET,
+    PARTITION_UNSET,
+    STORES_UNSET,
+    LogOptions,
+    PartitionOptions,
+    StoreOptions,
+)
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 from diptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from diptych.adapters.connect import Port
 
@@ -31,6 +38,7 @@ def migrate(
     grants: Annotated[bool, Parameter(name="--grants", negative="", show_default=False)] = False,
     role_prefix: Annotated[str | None, Parameter(name="--role-prefix", show_default=False)] = None,
     stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Make or upgrade the tables of stores on a server.
@@ -43,9 +51,16 @@ def migrate(
         grants: print what lets three roles do their part and no more (writer, reader, projector), and do nothing.
         role_prefix: what the names of these roles begin with; by default the schema of the events.
         stores: which.
+        partition: which; by default all of them.
         log: how.
     """
-    settings = settled(verbose=log.verbose, store=stores.store, read_store=stores.read_store, log_format=log.log_format)
+    settings = settled(
+        verbose=log.verbose,
+        store=stores.store,
+        read_store=stores.read_store,
+        partition=partition.partition,
+        log_format=log.log_format,
+    )
     if role_prefix is not None and not grants:
         raise UsageError("--role-prefix names the roles that --grants prints: give both")
     if sql:
@@ -56,42 +71,49 @@ def migrate(
         run_async(lambda: _migrated(settings))
 
 
-def _stores(settings: Settings) -> Mapping[Port, str]:
-    """The URL of each store."""
+def _stores(settings: Settings) -> Iterator[tuple[str, Mapping[Port, str]]]:
+    """The URL of each store, by partition; one without a name where there are none."""
     from diptych.adapters.connect import default_read_store
 
-    if settings.store is None:
-        raise ConfigurationError("which store? Say --store postgresql://user@host/database, or set DIPTYCH_STORE")
-    return {
-        "event_store": settings.store,
-        "read_store": settings.read_store or default_read_store(settings.store),
-    }
+    for each in settings.each():
+        places = each.looked_into()
+        if places.store is None:
+            raise ConfigurationError("which store? Say --store postgresql://user@host/database, or set DIPTYCH_STORE")
+        read_store = places.read_store or default_read_store(places.store)
+        yield each.partition or "", {"event_store": places.store, "read_store": read_store}
 
 
 def _print_sql(settings: Settings) -> None:
     from diptych.adapters.connect import migration_sql
 
-    for port, url in _stores(settings).items():
-        sql = migration_sql(url, port) or f"-- {_NAMES[port]}: {_BY_ITSELF}"
-        screen.write(sql.rstrip().encode())
+    for partition, stores in _stores(settings):
+        for port, url in stores.items():
+            sql = migration_sql(url, port) or f"-- {_named(partition, port)}: {_BY_ITSELF}"
+            screen.write(sql.rstrip().encode())
 
 
 def _print_grants(settings: Settings, prefix: str | None) -> None:
     from diptych.adapters.connect import check_grantable, default_role_prefix, grants_sql
 
-    stores = _stores(settings)
-    check_grantable(stores["event_store"], stores["read_store"])
-    if prefix is None:
-        prefix = default_role_prefix(stores["event_store"], stores["read_store"]) or ""
-    for port, url in stores.items():
-        sql = grants_sql(url, port, prefix) or f"-- {_NAMES[port]}: {_NO_ROLES}"
-        screen.write(sql.rstrip().encode())
+    for partition, stores in _stores(settings):
+        check_grantable(stores["event_store"], stores["read_store"])
+        roles = prefix
+        if roles is None:
+            roles = default_role_prefix(stores["event_store"], stores["read_store"]) or ""
+        for port, url in stores.items():
+            sql = grants_sql(url, port, roles) or f"-- {_named(partition, port)}: {_NO_ROLES}"
+            screen.write(sql.rstrip().encode())
 
 
 async def _migrated(settings: Settings) -> None:
     from diptych.adapters.connect import migrate
 
-    for port, url in _stores(settings).items():
-        steps = await migrate(url, port)
-        done = _BY_ITSELF if steps is None else f"migrated: {', '.join(steps)}" if steps else "nothing was missing"
-        screen.output().print(f"{_NAMES[port]}: {done}", soft_wrap=True)
+    for partition, stores in _stores(settings):
+        for port, url in stores.items():
+            steps = await migrate(url, port)
+            done = _BY_ITSELF if steps is None else f"migrated: {', '.join(steps)}" if steps else "nothing was missing"
+            screen.output().print(f"{_named(partition, port)}: {done}", soft_wrap=True)
+
+
+def _named(partition: str, port: Port) -> str:
+    return f"partition {partition}, {_NAMES[port]}" if partition else _NAMES[port]

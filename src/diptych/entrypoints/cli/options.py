@@ -24,11 +24,13 @@ __all__ = [
     "ADDRESS_UNSET",
     "EVENT_STORE_UNSET",
     "LOGS_UNSET",
+    "PARTITION_UNSET",
     "REPLICAS_UNSET",
     "STORES_UNSET",
     "AppNames",
     "EventStoreOptions",
     "LogOptions",
+    "PartitionOptions",
     "ReplicaOptions",
     "ServeOptions",
     "StoreOptions",
@@ -88,6 +90,13 @@ _REPLICA_POLICY = Parameter(
     show_default=lambda _: DEFAULT_POLICY,
     group=_STORES,
 )
+_PARTITION = Parameter(
+    name="--partition",
+    env_var="DIPTYCH_PARTITION",
+    metavar="NAME",
+    show_default=lambda _: "the only one",
+    group=_STORES,
+)
 _HOST = Parameter(
     name="--host", env_var="DIPTYCH_HOST", metavar="ADDRESS", show_default=lambda _: DEFAULT_HOST, group=_HTTP
 )
@@ -120,6 +129,15 @@ class StoreOptions(EventStoreOptions):
 
     read_store: Annotated[str | None, _READ_STORE] = None
     """The read models' store."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class PartitionOptions:
+    """Which partition."""
+
+    partition: Annotated[str | None, _PARTITION] = None
+    """Of a store that diptych.toml divides into partitions, the one to look into."""
 
 
 @Parameter(name="*")
@@ -168,5 +186,6 @@ class LogOptions:
 EVENT_STORE_UNSET = EventStoreOptions()
 STORES_UNSET = StoreOptions()
 REPLICAS_UNSET = ReplicaOptions()
+PARTITION_UNSET = PartitionOptions()
 ADDRESS_UNSET = ServeOptions()
 LOGS_UNSET = LogOptions()

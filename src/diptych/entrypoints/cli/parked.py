@@ -9,7 +9,15 @@ from cyclopts import Parameter
 
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import FAILED, UsageError
-from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, AppNames, LogOptions, StoreOptions
+from diptych.entrypoints.cli.options import (
+    LOGS_UNSET,
+    PARTITION_UNSET,
+    STORES_UNSET,
+    AppNames,
+    LogOptions,
+    PartitionOptions,
+    StoreOptions,
+)
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import decode, encode
@@ -17,7 +25,7 @@ from diptych.messages.codec import decode, encode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diptych.application.application import Application
+    from diptych.application.partition import Partition
     from diptych.read_side.read_store import BlockedKey
 
 __all__ = ["discard", "list_parked", "replay"]
@@ -35,6 +43,7 @@ def list_parked(
     *app: AppNames,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """List parked keys, each with the event that could not be folded, and why.
@@ -43,9 +52,10 @@ def list_parked(
         app: whose.
         json: Print one JSON object a line.
         stores: which.
+        partition: which.
         log: how.
     """
-    found = run_async(lambda: _listed(_settings(app, stores, log)))
+    found = run_async(lambda: _listed(_settings(app, stores, partition, log)))
     if json:
         for blocked in found:
             screen.write(encode(blocked))
@@ -62,6 +72,7 @@ def replay(
     /,
     *app: AppNames,
     stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> int:
     """Fold the waiting events of a key, once the projection is mended.
@@ -73,9 +84,12 @@ def replay(
         key: The key as a JSON array, as listed.
         app: whose.
         stores: which.
+        partition: which.
         log: how.
     """
-    return run_async(lambda: _dealt_with(_settings(app, stores, log), read_model, key, discarding=False, ask=False))
+    return run_async(
+        lambda: _dealt_with(_settings(app, stores, partition, log), read_model, key, discarding=False, ask=False)
+    )
 
 
 def discard(
@@ -85,6 +99,7 @@ def discard(
     *app: AppNames,
     yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="", show_default=False)] = False,
     stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> int:
     """Leave the event that blocks a key out of its row, for good, and fold the others.
@@ -97,36 +112,44 @@ def discard(
         app: whose.
         yes: Do not ask.
         stores: which.
+        partition: which.
         log: how.
     """
     if not yes and not sys.stdin.isatty():
         raise UsageError("a discard is for good: answer on a terminal, or give --yes")
-    return run_async(lambda: _dealt_with(_settings(app, stores, log), read_model, key, discarding=True, ask=not yes))
+    return run_async(
+        lambda: _dealt_with(_settings(app, stores, partition, log), read_model, key, discarding=True, ask=not yes)
+    )
 
 
-def _settings(app: Sequence[str], stores: StoreOptions, log: LogOptions) -> Settings:
+def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
     return settled(
-        verbose=log.verbose, app=app, store=stores.store, read_store=stores.read_store, log_format=log.log_format
+        verbose=log.verbose,
+        app=app,
+        store=stores.store,
+        read_store=stores.read_store,
+        partition=partition.partition,
+        log_format=log.log_format,
     )
 
 
 async def _listed(settings: Settings) -> list[BlockedKey]:
-    from diptych.entrypoints.cli.looking import opened_application
+    from diptych.entrypoints.cli.looking import opened_partition
 
-    async with opened_application(settings) as application:
-        return await application.parked()
+    async with opened_partition(settings) as partition:
+        return await partition.parked()
 
 
 async def _dealt_with(settings: Settings, read_model: str, key: str, *, discarding: bool, ask: bool) -> int:
-    from diptych.entrypoints.cli.looking import opened_application
+    from diptych.entrypoints.cli.looking import opened_partition
 
     canonical = _canonical(key)
-    async with opened_application(settings) as application:
-        blocked = await _blocked(application, read_model, canonical)
+    async with opened_partition(settings) as partition:
+        blocked = await _blocked(partition, read_model, canonical)
         if discarding and ask and not _confirmed(blocked):
             screen.output().print("Nothing was changed.")
             return FAILED
-        deal = application.discard if discarding else application.replay
+        deal = partition.discard if discarding else partition.replay
         still = await deal(blocked.name, blocked.key)
     if still is None:
         done = f"event {blocked.position} is left out" if discarding else "every event is folded"
@@ -148,18 +171,18 @@ def _canonical(key: str) -> str:
         raise UsageError(f"{key!r} is no key: write it as a JSON array, as in diptych parked list") from error
 
 
-async def _blocked(application: Application, read_model: str, key: str) -> BlockedKey:
+async def _blocked(partition: Partition, read_model: str, key: str) -> BlockedKey:
     from diptych.entrypoints.cli.looking import choose
     from diptych.errors import ConfigurationError
 
-    known = {found.name: found for found in (await application.status()).projections}
+    known = {found.name: found for found in (await partition.status()).projections}
     name = choose("read model", read_model, known)
     if not known[name].live:
         raise ConfigurationError(
             f"{name} has no live rows of this code, whose keys could be parked: run the application, or "
             f"diptych rebuild {name}, and see what is still parked then"
         )
-    found = {blocked.key: blocked for blocked in await application.parked() if blocked.name == name}
+    found = {blocked.key: blocked for blocked in await partition.parked() if blocked.name == name}
     if key not in found:
         listed = ", ".join(found) or "none"
         raise ConfigurationError(f"{name} has no parked key {key}; parked are: {listed}")

@@ -74,9 +74,12 @@ def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
 
 
 def _stores(settings: Settings) -> dict[str, str]:
-    """The environment of one server says where its stores are: a command line, with a password in it, all can see."""
+    """The environment of one server says where its stores are: a command line, with a password in it, all can see.
+
+    Those of partitions it reads as this process did, from the settings file.
+    """
     stores = {"STORE": settings.store, "READ_STORE": settings.read_store, "READ_REPLICA": settings.read_replica}
-    return {f"{ENVIRONMENT_PREFIX}{name}": url for name, url in stores.items() if url is not None}
+    return {f"{ENVIRONMENT_PREFIX}{name}": url for name, url in stores.items() if isinstance(url, str)}
 
 
 async def _kept_alive(

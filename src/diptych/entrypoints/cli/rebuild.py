@@ -9,7 +9,15 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from diptych.entrypoints.cli import screen
-from diptych.entrypoints.cli.options import LOGS_UNSET, STORES_UNSET, AppNames, LogOptions, StoreOptions
+from diptych.entrypoints.cli.options import (
+    LOGS_UNSET,
+    PARTITION_UNSET,
+    STORES_UNSET,
+    AppNames,
+    LogOptions,
+    PartitionOptions,
+    StoreOptions,
+)
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 
@@ -23,6 +31,7 @@ def rebuild(
     /,
     *app: AppNames,
     stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Build a read model anew, and switch to it when it has caught up.
@@ -34,19 +43,25 @@ def rebuild(
         read_model: "school.Seats" or "Seats".
         app: whose.
         stores: which.
+        partition: which.
         log: how.
     """
     settings = settled(
-        verbose=log.verbose, app=app, store=stores.store, read_store=stores.read_store, log_format=log.log_format
+        verbose=log.verbose,
+        app=app,
+        store=stores.store,
+        read_store=stores.read_store,
+        partition=partition.partition,
+        log_format=log.log_format,
     )
     run_async(lambda: _rebuilt(settings, read_model))
 
 
 async def _rebuilt(settings: Settings, read_model: str) -> None:
-    from diptych.entrypoints.cli.looking import choose, opened_application
+    from diptych.entrypoints.cli.looking import choose, opened_partition
 
-    async with opened_application(settings) as application:
-        known = {found.name: found for found in (await application.status()).projections}
+    async with opened_partition(settings) as partition:
+        known = {found.name: found for found in (await partition.status()).projections}
         name = choose("read model", read_model, known)
         others = known[name].other_code
         if others:
@@ -57,7 +72,7 @@ async def _rebuilt(settings: Settings, read_model: str) -> None:
             )
         started = time.perf_counter()
         with screen.progress(f"Rebuilding {name}") as bar:
-            position = await application.rebuilds.rebuild(name, bar)
+            position = await partition.rebuilds.rebuild(name, bar)
         took_s = time.perf_counter() - started
     done = f"{name} is rebuilt up to position {screen.count(position)}, in {took_s:.1f} s."
     restart = " Restart with this code what still runs the other: it has lost these rows." if others else ""

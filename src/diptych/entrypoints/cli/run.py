@@ -67,7 +67,7 @@ def run(
 
 async def _served(settings: Settings) -> None:
     from diptych.application.application import Application
-    from diptych.entrypoints.cli.contexts import load_contexts
+    from diptych.entrypoints.cli.contexts import load_contexts, load_partition_by
     from diptych.entrypoints.cli.http_server import serve
 
     if settings.role != DEFAULT_ROLE:
@@ -80,6 +80,7 @@ async def _served(settings: Settings) -> None:
         store=settings.store,
         read_store=settings.read_store,
         read_replicas=settings.read_replicas if messages else (),  # a worker answers no queries
+        partition_by=load_partition_by(settings.partition_by),
         replica_policy=settings.replica_policy,
         projecting=projecting,
     ) as application:
@@ -109,5 +110,6 @@ async def _shared(settings: Settings, *, verbose: bool) -> None:
 
 
 def _check_is_shared(settings: Settings, option: str) -> None:
-    if settings.store is None or settings.store.startswith("memory:"):
+    stores = settings.store.values() if isinstance(settings.store, dict) else [settings.store]
+    if any(store is None or store.startswith("memory:") for store in stores):
         raise ConfigurationError(f"{option} shares its stores with other processes: say which with --store")

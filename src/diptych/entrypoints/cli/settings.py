@@ -12,12 +12,15 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
 from diptych.entrypoints.cli import logs
 from diptych.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from diptych.application.dividing import Replicas
 
 __all__ = [
     "DEFAULT_HOST",
@@ -31,6 +34,7 @@ __all__ = [
     "PROCESSES_MAX",
     "SERVER_VARIABLE",
     "SETTINGS_FILE",
+    "Places",
     "Policy",
     "Role",
     "Settings",
@@ -61,14 +65,24 @@ ENVIRONMENT_PREFIX = "DIPTYCH_"
 _log = logging.getLogger("diptych.cli")
 
 
+class Places(NamedTuple):
+    """Where one event store is, its read models, and their replicas."""
+
+    store: str | None
+    read_store: str | None
+    read_replicas: tuple[str, ...]
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a command goes by.
 
     Attributes:
         app: bounded contexts, each as `module:context`.
-        store: the event store's URL.
-        read_store: the read models' URL; beside the event store where there is none.
-        read_replica: URLs of replicas of the read store, with commas between them; none where there is none.
+        partition_by: what divides the application into partitions: "context", or an identity as `module:Identity`.
+        partition: the one to look into.
+        store: the event store's URL; where there are partitions, that of each by name.
+        read_store: the read models' URL, likewise; beside the event store where there is none.
+        read_replica: URLs of replicas of the read store, with commas between them, likewise.
         replica_policy: what becomes of a query that has to show more than a replica has replayed.
         host: the address to serve at.
         port: the port to serve at, 0 to 65,535; 0 takes a free one.
@@ -78,9 +92,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     app: tuple[str, ...] = ()
-    store: str | None = None
-    read_store: str | None = None
-    read_replica: str | None = None
+    partition_by: str | None = None
+    partition: str | None = None
+    store: str | dict[str, str] | None = None
+    read_store: str | dict[str, str] | None = None
+    read_replica: str | dict[str, str] | None = None
     replica_policy: Policy = DEFAULT_POLICY
     host: str = DEFAULT_HOST
     port: Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)] = DEFAULT_PORT
@@ -88,11 +104,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     processes: Annotated[int, msgspec.Meta(ge=1, le=PROCESSES_MAX)] = DEFAULT_PROCESSES
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
 
+    def looked_into(self) -> Places:
+        """Where the store is that is looked into: the only one, or that of the partition named.
+
+        Raises:
+            ConfigurationError: none is named where there are partitions, or one that there is not.
+        """
+        if not isinstance(self.store, dict):
+            if self.partition is not None:
+                raise ConfigurationError("--partition: there are none; store in diptych.toml is one URL, no table")
+            if isinstance(self.read_store, dict) or isinstance(self.read_replica, dict):
+                raise ConfigurationError("diptych.toml names read stores by partition, and store is one URL")
+            return Places(self.store, self.read_store, _urls(self.read_replica))
+        if self.partition not in self.store:
+            what = f"there is no partition {self.partition!r}" if self.partition else "which --partition?"
+            raise ConfigurationError(f"{what}; there are {', '.join(self.store)}")
+        name = self.partition
+        return Places(self.store[name], _of(self.read_store, name), _urls(_of(self.read_replica, name)))
+
+    def each(self) -> list[Settings]:
+        """Settings that look into one partition, for each that there is; only these where one is named, or none is."""
+        if not isinstance(self.store, dict) or self.partition is not None:
+            return [self]
+        return [msgspec.structs.replace(self, partition=name) for name in self.store]
+
     @property
-    def read_replicas(self) -> tuple[str, ...]:
-        """The URLs in `read_replica`; a comma inside of one, between hosts with or without ports, parts nothing."""
-        found = re.split(r",(?=\s*postgres(?:ql)?://)", self.read_replica or "")
-        return tuple(url.strip() for url in found if url.strip())
+    def read_replicas(self) -> Replicas:
+        """The URLs in `read_replica`."""
+        if isinstance(self.read_replica, dict):
+            return {name: _urls(urls) for name, urls in self.read_replica.items()}
+        return _urls(self.read_replica)
+
+
+def _of(urls: str | dict[str, str] | None, partition: str) -> str | None:
+    return urls.get(partition) if isinstance(urls, dict) else urls
+
+
+def _urls(text: str | None) -> tuple[str, ...]:
+    """The URLs in a text; a comma inside of one, between hosts with or without ports, parts nothing."""
+    found = re.split(r",(?=\s*postgres(?:ql)?://)", text or "")
+    return tuple(url.strip() for url in found if url.strip())
 
 
 def settled(*, verbose: bool, **given: Any) -> Settings:

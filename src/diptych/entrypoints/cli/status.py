@@ -9,10 +9,12 @@ from cyclopts import Parameter
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.options import (
     LOGS_UNSET,
+    PARTITION_UNSET,
     REPLICAS_UNSET,
     STORES_UNSET,
     AppNames,
     LogOptions,
+    PartitionOptions,
     ReplicaOptions,
     StoreOptions,
 )
@@ -31,16 +33,19 @@ def status(
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     stores: StoreOptions = STORES_UNSET,
     replicas: ReplicaOptions = REPLICAS_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Show the head of the history, and how far each projection is.
 
-    Without APP it shows what the event store alone tells: the head and the history.
+    Without APP it shows what the event store alone tells: the head and the history. Of a store in partitions it shows
+    one after the other.
 
     Args:
         app: whose projections to show.
-        json: Print one JSON object.
+        json: Print one JSON object; of a store in partitions one a line.
         stores: which.
+        partition: which.
         replicas: which.
         log: how.
     """
@@ -49,11 +54,19 @@ def status(
         app=app,
         store=stores.store,
         read_store=stores.read_store,
+        partition=partition.partition,
         read_replica=replicas.read_replica,
         replica_policy=replicas.replica_policy,
         log_format=log.log_format,
     )
-    run_async(lambda: _status(settings, json=json))
+    run_async(lambda: _statuses(settings, json=json))
+
+
+async def _statuses(settings: Settings, *, json: bool) -> None:
+    for number, each in enumerate(settings.each()):
+        if number and not json:
+            screen.output().print()
+        await _status(each, json=json)
 
 
 async def _status(settings: Settings, *, json: bool) -> None:
@@ -63,18 +76,19 @@ async def _status(settings: Settings, *, json: bool) -> None:
     from diptych.messages.codec import encode
 
     found = await (_of_application(settings) if settings.app else _of_store(settings))
-    survive = await commits_survive(settings.store or "")
+    survive = await commits_survive(settings.looked_into().store or "")
     if json:
-        screen.write(encode(msgspec.structs.asdict(found) | {"commits_survive": survive}))
+        partition = {"partition": settings.partition} if settings.partition else {}
+        screen.write(encode(partition | msgspec.structs.asdict(found) | {"commits_survive": survive}))
     else:
         _show(settings, found, survive)
 
 
 async def _of_application(settings: Settings) -> Status:
-    from diptych.entrypoints.cli.looking import opened_application
+    from diptych.entrypoints.cli.looking import opened_partition
 
-    async with opened_application(settings, replicas=True) as application:
-        return await application.status()
+    async with opened_partition(settings, replicas=True) as partition:
+        return await partition.status()
 
 
 async def _of_store(settings: Settings) -> Status:
@@ -90,7 +104,9 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
     from diptych.adapters.connect import without_password
 
     output = screen.output()
-    store = without_password(settings.store or "")
+    store = without_password(settings.looked_into().store or "")
+    if settings.partition:
+        output.print(f"partition {settings.partition}", style="bold")
     output.print(f"store    {store}\nhistory  {found.history_id}\nhead     {screen.count(found.head)}")
     output.print(f"commits  survive {survive}")
     for title, listed in (("Projections", found.projections), ("Subscribers", found.subscribers)):
