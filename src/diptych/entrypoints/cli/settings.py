@@ -198,7 +198,7 @@ def _placed(error: msgspec.ValidationError) -> str:
 
 def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
     """Say which variable was probably meant; others that begin with the prefix are somebody's own."""
-    known = [name.upper() for name in Settings.__struct_fields__]
+    known = [name.upper() for name in Settings.__struct_fields__ if name != "partition_by"]  # goes with tables
     for variable in environment:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         close = difflib.get_close_matches(name, known, n=1)
