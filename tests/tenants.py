@@ -125,3 +125,27 @@ class Places:
 
 def by_tenant(places: Places, *names: str) -> Application:
     return Application(warehouse(), partition_by=TenantId, store=places(*(names or (ACME, GLOBEX))))
+
+
+class OnAllShelves(ReadModel):
+    """Of all tenants."""
+
+    sku: Key[Sku]
+    units: int = 0
+
+
+class UnitsEverywhere(Query[OnAllShelves | None]):
+    """Names no tenant."""
+
+    sku: Sku
+
+
+def warehouses() -> BoundedContext:
+    """A warehouse with a read model across tenants."""
+    context = warehouse()
+
+    @context.projection(commutative=True)
+    def on_all_shelves(row: OnAllShelves, event: Stocked) -> OnAllShelves:
+        return replace(row, units=row.units + event.units)
+
+    return context

@@ -47,3 +47,21 @@ def count(row: Count, event: Incremented) -> Count:
 
 class CountOf(Query[Count | None]):
     counter: CounterId
+
+
+totals = BoundedContext("totals")
+"""Follows the counters of all partitions."""
+
+
+class Total(ReadModel):
+    name: Key[str]
+    events: int = 0
+
+
+@totals.projection(key=lambda event: "all", commutative=True)
+def total(row: Total, event: Incremented) -> Total:
+    return replace(row, events=row.events + 1)
+
+
+class TotalOf(Query[Total | None]):
+    name: str

@@ -22,7 +22,7 @@ from diptych.application.partition import Partition
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.messages.codec import decode
 from diptych.messages.envelope import Envelope
-from tests.faults.counting import CounterId, CountOf, Incremented, counting
+from tests.faults.counting import CounterId, CountOf, Incremented, TotalOf, counting, totals
 from tests.postgres_server import new_stores
 
 pytestmark = pytest.mark.anyio
@@ -100,16 +100,17 @@ async def server(folder: Path, load: Load) -> AsyncIterator[asyncio.subprocess.P
         await process.communicate()
 
 
-UNDIVIDED = 'store = "sqlite:counting.db"'
+UNDIVIDED = 'app = "tests.faults.counting:counting"\nstore = "sqlite:counting.db"'
 """One history, in a file beside the settings."""
+APPS = '["tests.faults.counting:counting", "tests.faults.counting:totals"]'
 
 
 async def in_partitions() -> str:
-    """A history for each counter: some in files beside the settings, some in one database of PostgreSQL."""
+    """A history for each counter, in files beside the settings or one database of PostgreSQL; and a row of them all."""
     stores = {f"c{number}": f"sqlite:c{number}.db" for number in range(COUNTERS)}
     stores |= {f"c{number}": await new_stores() for number in range(2)}
-    listed = "".join(f'{name} = "{url}"\n' for name, url in stores.items())
-    return f'partition_by = "tests.faults.counting:CounterId"\n[store]\n{listed}'
+    listed = "".join(f'"{name}" = "{url}"\n' for name, url in {**stores, "*": "sqlite:across.db"}.items())
+    return f'app = {APPS}\npartition_by = "tests.faults.counting:CounterId"\n[store]\n{listed}'
 
 
 @pytest.mark.timeout(300)
@@ -122,7 +123,7 @@ async def test_g11_a_server_killed_a_dozen_times_loses_nothing_and_doubles_nothi
     print(f"seed {seed}")
     randomness = random.Random(seed)
     stores = await in_partitions() if divided else UNDIVIDED
-    (tmp_path / "diptych.toml").write_text(f'app = "tests.faults.counting:counting"\n{stores}')
+    (tmp_path / "diptych.toml").write_text(stores)
     load = Load()
     clients = [asyncio.ensure_future(load.client()) for _ in range(CLIENTS)]
     for _ in range(KILLS):
@@ -135,11 +136,18 @@ async def test_g11_a_server_killed_a_dozen_times_loses_nothing_and_doubles_nothi
 
     monkeypatch.chdir(tmp_path)
     found = tomllib.loads(stores)["store"]
-    app = Application(counting, store=found, partition_by=CounterId if divided else None)
-    async with app:
+    contexts = (counting, totals) if divided else (counting,)
+    async with Application(*contexts, store=found, partition_by=CounterId if divided else None) as app:
         await app.projected()
-        kept = [await checked(app, app.partition(name)) for name in (found if divided else [""])]
-        assert len(kept) == (COUNTERS if divided else 1)
+        kept = [
+            await checked(app, app.partition(name))
+            for name in ([f"c{n}" for n in range(COUNTERS)] if divided else [""])
+        ]
+        if divided:
+            row = await app.query(TotalOf(name="all"))
+            assert row is not None
+            assert row.events == sum(map(len, kept))
+            assert await app.across.rebuilds.verify("totals.Total") is None
         assert {
             key: place for each in kept for key, place in each.items() if key in load.acknowledged
         } == load.acknowledged

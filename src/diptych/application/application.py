@@ -12,15 +12,17 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from diptych.application.across import Across
 from diptych.application.bounded_context import BoundedContext
-from diptych.application.dividing import PartitionBy, Replicas, Stores, StoreUrls, divided, store_urls
+from diptych.application.dividing import ACROSS, PartitionBy, Replicas, Stores, StoreUrls, divided, store_urls
 from diptych.application.partition import Partition
 from diptych.application.partitions import Asked, ByContext, ByIdentity, Partitions
 from diptych.application.status import Health, Status
-from diptych.application.wiring import Compiled, compile_contexts, wire
+from diptych.application.wiring import Compiled, compile_contexts, wire, wire_across
 from diptych.clock import Clock, SystemClock
 from diptych.errors import ConfigurationError, InvalidMessage, StoreClosed
 from diptych.event_store.event_query import EventQuery
+from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import read_tokens
 from diptych.messages.command import Command
 from diptych.messages.query import Query
@@ -35,7 +37,7 @@ from diptych.write_side.idempotency import Receipt
 if TYPE_CHECKING:
     from typing import Self
 
-    from diptych.event_store.event_store import EventStore
+    from diptych.event_store.event_store import EventLog, EventStore
     from diptych.event_store.recorded_event import RecordedEvent
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import BlockedKey, ReadStore
@@ -143,40 +145,60 @@ class Application:
 
     def _wired(self) -> Partitions:
         urls = store_urls(self._partition_by, *self._urls)
-        compiled = compile_contexts(self.contexts, self._services)
-        self._compiled = compiled
+        compiled = self._compiled = compile_contexts(self.contexts, self._services)
         parts = divided(compiled, self.contexts, self._partition_by, list(urls))
-        named = {name: self._partition(name, parts[name], urls[name]) for name in urls}
+        named = {name: self._partition(name, parts[name], urls[name]) for name in urls if name != ACROSS}
         if self._partition_by is None:
             return Partitions(named)
+        across = self._across(parts[ACROSS], urls[ACROSS], list(named.values())) if ACROSS in urls else None
         if self._partition_by == "context":
-            return ByContext(named, parts, compiled.query_handlers)
-        return ByIdentity(named, self._partition_by, compiled)
+            return ByContext(named, across, parts, compiled.query_handlers)
+        return ByIdentity(named, across, self._partition_by, compiled)
 
     def _partition(self, name: str, compiled: Compiled, urls: StoreUrls) -> Partition:
-        connect = import_module("diptych.adapters.connect")
         if urls.store is None:
             _log.warning("no store was given: events are kept in memory, and gone with this process")
-        store = urls.store or "memory:"
-        read_url = urls.read_store or connect.default_read_store(store)
-        events: EventStore = connect.connect_event_store(store, self._clock)
-        rows: ReadStore = connect.connect_read_store(read_url)
-        source: QuerySource | None = None
-        if urls.read_replicas:
-            source = connect.connect_query_source(
-                read_url, rows, urls.read_replicas, self._replica_policy, events.place_at
-            )
+        events, rows = self._connected(urls)
         return wire(
             compiled,
             events,
             rows,
             name=name,
-            query_source=source,
+            query_source=self._query_source(urls, rows, events),
             middleware=self._middleware,
             clock=self._clock,
             projecting=self._projecting,
             commands_waiting_max=self._commands_waiting_max,
         )
+
+    def _across(self, compiled: Compiled, urls: StoreUrls, partitions: Sequence[Partition]) -> Across:
+        order, rows = self._connected(urls)
+        log = MergedLog(order, [partition.store for partition in partitions])
+        return wire_across(
+            compiled,
+            log,
+            rows,
+            name=ACROSS,
+            query_source=self._query_source(urls, rows, log),
+            clock=self._clock,
+            projecting=self._projecting,
+        )
+
+    def _connected(self, urls: StoreUrls) -> tuple[EventStore, ReadStore]:
+        connect = import_module("diptych.adapters.connect")
+        store = urls.store or "memory:"
+        read_store = urls.read_store or connect.default_read_store(store)
+        return connect.connect_event_store(store, self._clock), connect.connect_read_store(read_store)
+
+    def _query_source(self, urls: StoreUrls, rows: ReadStore, log: EventLog) -> QuerySource | None:
+        if not urls.read_replicas:
+            return None
+        connect = import_module("diptych.adapters.connect")
+        url = urls.read_store or connect.default_read_store(urls.store or "memory:")
+        found: QuerySource = connect.connect_query_source(
+            url, rows, urls.read_replicas, self._replica_policy, log.place_at
+        )
+        return found
 
     def _opened(self) -> Partitions:
         if self._partitions is None:
@@ -193,6 +215,18 @@ class Application:
             ConfigurationError: there is none of that name; or there are several, and none was named.
         """
         return self._opened().find(name)
+
+    @property
+    def across(self) -> Across:
+        """What follows all partitions at once: the rows that are folded across them.
+
+        Raises:
+            ConfigurationError: nothing does.
+        """
+        found = self._opened().across
+        if found is None:
+            raise ConfigurationError(f"nothing is folded across partitions here: store has no {ACROSS!r}")
+        return found
 
     # ── the two panels ───────────────────────────────────────────────────────
 

@@ -117,19 +117,38 @@ class BoundedContext:
         key: Callable[[I], object] | None = None,
         version: int = 1,
         partitions: int | None = None,
+        commutative: bool = False,
     ) -> Callable[[Callable[Concatenate[M, E, I, P], M | None]], Callable[Concatenate[M, E, I, P], M | None]]: ...
     @overload
     def projection(
-        self, /, *, key: Callable[[E], object], version: int = 1, partitions: int | None = None
+        self,
+        /,
+        *,
+        key: Callable[[E], object],
+        version: int = 1,
+        partitions: int | None = None,
+        commutative: bool = False,
     ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
     @overload
     def projection(
-        self, /, *, keys: Callable[[E], Iterable[object]], version: int = 1, partitions: int | None = None
+        self,
+        /,
+        *,
+        keys: Callable[[E], Iterable[object]],
+        version: int = 1,
+        partitions: int | None = None,
+        commutative: bool = False,
     ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
     @overload
-    def projection(self, /, *, version: int, partitions: int | None = None) -> Callable[[Fold], Fold]: ...
+    def projection(
+        self, /, *, version: int, partitions: int | None = None, commutative: bool = False
+    ) -> Callable[[Fold], Fold]: ...
     @overload
-    def projection(self, /, *, partitions: int, version: int = 1) -> Callable[[Fold], Fold]: ...
+    def projection(
+        self, /, *, partitions: int, version: int = 1, commutative: bool = False
+    ) -> Callable[[Fold], Fold]: ...
+    @overload
+    def projection(self, /, *, commutative: bool, version: int = 1) -> Callable[[Fold], Fold]: ...
     def projection(
         self,
         function: Any = None,
@@ -140,6 +159,7 @@ class BoundedContext:
         keys: Any = None,
         version: int = 1,
         partitions: int | None = None,
+        commutative: bool = False,
     ) -> Any:
         """Declare a fold of events into the rows of the read model that it returns.
 
@@ -156,11 +176,14 @@ class BoundedContext:
             version: raise it to rebuild the read model where the change of the code cannot be seen.
             partitions: splits the rows by key into so many slices, 1 to 256, that as many processes can fold at once;
                 a change takes effect when an application that projects is opened, without a rebuild.
+            commutative: says that the rows come out the same whatever the order of events of two partitions; those of
+                one come in their order. Only such a fold may follow several partitions (Application(partition_by=));
+                try it with `diptych.testing.check_commutative`.
         """
         scope = scope_of_caller()
 
         def declare(function: Fold) -> Fold:
-            declaration = ProjectionDeclaration(function, scope, each, key, keys, version, partitions)
+            declaration = ProjectionDeclaration(function, scope, each, key, keys, version, partitions, commutative)
             self.projections.append(declaration)
             return function
 

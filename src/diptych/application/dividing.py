@@ -12,8 +12,9 @@ from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import EventQuery
 from diptych.messages.identity import Identity
 from diptych.messages.registry import EventTypes
+from diptych.read_side.projection import Projection
 
-__all__ = ["WHOLE", "PartitionBy", "Replicas", "StoreUrls", "Stores", "divided", "store_urls"]
+__all__ = ["ACROSS", "WHOLE", "PartitionBy", "Replicas", "StoreUrls", "Stores", "divided", "store_urls"]
 
 PartitionBy: TypeAlias = type[Identity] | Literal["context"]
 """What tells the partition of a message: the identity that it names, or the context that it belongs to."""
@@ -21,6 +22,8 @@ Stores: TypeAlias = str | Mapping[Any, str] | None
 """A URL, or one for each partition, by the name or identity of it."""
 Replicas: TypeAlias = Sequence[str] | Mapping[Any, Sequence[str]]
 """URLs, or some for each partition."""
+ACROSS = "*"
+"""What stands for all partitions at once, among their stores: where the rows that are folded across them are kept."""
 WHOLE = ""
 """The name of the only partition of an application that is not divided."""
 
@@ -87,7 +90,7 @@ def _listed(names: Iterable[str]) -> str:
 def divided(
     compiled: Compiled, contexts: Sequence[BoundedContext], partition_by: PartitionBy | None, names: Sequence[str]
 ) -> dict[str, Compiled]:
-    """What works on each partition of an application, by name.
+    """What works on each partition of an application, by name, and on all of them at once.
 
     Raises:
         ConfigurationError: a decision or a fold needs events of two partitions; or the names are not those of the
@@ -95,15 +98,47 @@ def divided(
     """
     if partition_by is None:
         return {WHOLE: compiled}
+    own = [name for name in names if name != ACROSS]
     if partition_by == "context":
-        if frozenset(names) != compiled.context_names:
+        parts = _by_context(compiled, contexts, own)
+    else:
+        one = compiled._replace(projections=[found for found in compiled.projections if not found.commutative])
+        parts = {name: _of_identity(one, partition_by, name) for name in own}
+    placed = {found.name for part in parts.values() for found in part.projections}
+    across = [found for found in compiled.projections if found.name not in placed]
+    _check_across(across, kept=ACROSS in names)
+    if across:
+        parts[ACROSS] = compiled._replace(projections=across, handlers={}, subscribers=[])
+    return parts
+
+
+def _by_context(compiled: Compiled, contexts: Sequence[BoundedContext], names: Sequence[str]) -> dict[str, Compiled]:
+    if frozenset(names) != compiled.context_names:
+        raise ConfigurationError(
+            f"partitioned by context, there is a store for each: there are the contexts "
+            f"{_listed(sorted(compiled.context_names))}, and stores for {_listed(names)}"
+        )
+    registration.check_decisions(contexts, compiled.types)
+    return {name: _of_context(compiled, name) for name in names}
+
+
+def _check_across(projections: Sequence[Projection], *, kept: bool) -> None:
+    if projections and not kept:
+        raise ConfigurationError(
+            f"{projections[0].name} is folded across partitions: say where its rows, and the order of the events, are "
+            f"kept: store={{..., {ACROSS!r}: URL}}"
+        )
+    if kept and not projections:
+        raise ConfigurationError(
+            f"store names {ACROSS!r}, for rows across partitions, and no projection that follows several of them is "
+            "declared commutative=True"
+        )
+    for found in projections:
+        if found.form.expiry is not None:
             raise ConfigurationError(
-                f"partitioned by context, there is a store for each: there are the contexts "
-                f"{_listed(sorted(compiled.context_names))}, and stores for {_listed(names)}"
+                f"{found.name} is folded across partitions, and its rows expire: the times of several histories have "
+                "no order to expire by. Leave ExpiresAt to read models of one partition"
             )
-        registration.check_decisions(contexts, compiled.types)
-        return {name: _of_context(compiled, name) for name in names}
-    return {name: _of_identity(compiled, partition_by, name) for name in names}
 
 
 def _of_identity(compiled: Compiled, identity: type[Identity], name: str) -> Compiled:
@@ -112,29 +147,38 @@ def _of_identity(compiled: Compiled, identity: type[Identity], name: str) -> Com
 
 
 def _of_context(compiled: Compiled, name: str) -> Compiled:
-    """The context's decisions, and whatever follows its events."""
+    """The context's decisions, and whatever follows its events alone."""
     types = compiled.types
     return compiled._replace(
         context_names=frozenset((name,)),
         types=EventTypes(found for found in types if found.context == name),
         handlers={cls: found for cls, found in compiled.handlers.items() if found.context == name},
-        projections=[found for found in compiled.projections if _followed(found.name, found.query, types) == name],
-        subscribers=[found for found in compiled.subscribers if _followed(found.name, found.query, types) == name],
+        projections=[
+            found
+            for found in compiled.projections
+            if _followed(found.name, found.query, types, several=found.commutative) == [name]
+        ],
+        subscribers=[
+            found
+            for found in compiled.subscribers
+            if _followed(found.name, found.query, types, several=False) == [name]
+        ],
         query_handlers={},
     )
 
 
-def _followed(follower: str, query: EventQuery, types: EventTypes) -> str:
-    """The context whose events are followed.
+def _followed(follower: str, query: EventQuery, types: EventTypes, *, several: bool) -> list[str]:
+    """The contexts whose events are followed.
 
     Raises:
-        ConfigurationError: there are several.
+        ConfigurationError: there are several, and may not be.
     """
     stored = [found for found in types if any(found.name in item.types for item in query.items)]
     contexts = sorted({found.context for found in stored})
-    if len(contexts) != 1:
+    if len(contexts) > 1 and not several:
         raise ConfigurationError(
-            f"{follower} follows events of the partitions {_listed(contexts)}: what is folded is in one partition, "
-            "where its events have an order. Fold each into a read model of its own, and ask both"
+            f"{follower} follows events of the partitions {_listed(contexts)}, which have no order among each other. "
+            "Fold each into a read model of its own and ask both; or, where the rows come out the same whatever that "
+            "order, declare the projection commutative=True"
         )
-    return contexts[0]
+    return contexts

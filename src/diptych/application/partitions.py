@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from diptych.application.across import Across
+from diptych.application.follower import Follower
 from diptych.application.partition import Partition
 from diptych.application.status import Health
 from diptych.application.wiring import Compiled
@@ -44,11 +46,20 @@ class Asked(NamedTuple):
 
 
 class Partitions:
-    """The only partition of an application, and what is the same where there are several."""
+    """The only partition of an application, and what is the same where there are several.
 
-    def __init__(self, named: Mapping[str, Partition]) -> None:
+    Attributes:
+        across: what follows all of them at once; None where nothing does.
+    """
+
+    def __init__(self, named: Mapping[str, Partition], across: Across | None = None) -> None:
+        self.across = across
         self._named = named
         self._first = next(iter(named.values()))
+
+    @property
+    def _followers(self) -> Sequence[Follower]:
+        return [*self._named.values(), *([] if self.across is None else [self.across])]
 
     async def open(self) -> None:
         """Open every partition, or none.
@@ -57,22 +68,23 @@ class Partitions:
             ConfigurationError: two partitions are one store.
         """
         histories: dict[bytes, str] = {}
-        for name, partition in self._named.items():
+        for follower in self._followers:  # what follows all of them is the last
+            name = follower.name
             try:
-                await partition.open()
+                await follower.open()
             except DiptychError as error:
                 if name:
                     error.add_note(f"It was opening the partition {name!r}.")
                 raise
-            other = histories.setdefault(partition.store.history_id, name)
+            other = histories.setdefault(follower.log.history_id, name)
             if other != name:
                 raise ConfigurationError(f"the stores of the partitions {other!r} and {name!r} are one and the same")
 
     async def close(self) -> None:
         """Close every partition that is open."""
         async with AsyncExitStack() as closing:
-            for partition in self._named.values():
-                closing.push_async_callback(partition.close)
+            for follower in self._followers:
+                closing.push_async_callback(follower.close)
 
     def find(self, name: str) -> Partition:
         """The partition of that name; of the empty name the only one.
@@ -91,8 +103,8 @@ class Partitions:
     async def health(self) -> Health:
         """Whether all of them can do their work; if not, why the first that cannot does not."""
         impaired: list[str] = []
-        for name, partition in self._named.items():
-            of, found = f"partition {name!r}: " if name else "", await partition.health()
+        for follower in self._followers:
+            of, found = f"partition {follower.name!r}: " if follower.name else "", await follower.health()
             if not found.ready:
                 return Health(ready=False, reason=of + found.reason)
             impaired += [of + each for each in found.impaired]
@@ -100,8 +112,8 @@ class Partitions:
 
     async def projected(self) -> None:
         """Wait until every projection of each shows its history as it is now."""
-        for partition in self._named.values():
-            await partition.projected()
+        for follower in self._followers:
+            await follower.projected()
 
     def of_command(self, command: Command) -> Partition:
         """Where a command is decided."""
@@ -114,27 +126,39 @@ class Partitions:
         requirement = await partition.requirement(asked.after, asked.freshness, asked.within_s)
         return await partition.queries.answer(query, requirement, wait_s)
 
-    async def _required(self, partition: Partition, asked: Asked) -> Requirement:
-        """What is required of one of several partitions: of the tokens, those of its own history."""
+    async def _required(self, follower: Follower, asked: Asked) -> Requirement:
+        """What is required of one of several: of the tokens, those of its own history; across all, each of them."""
         after = None
         if asked.after is not None:
-            known = {each.store.history_id for each in self._named.values()}
+            known = {each.log.history_id for each in self._followers}
             if any(token.high.history_id not in known for token in asked.after):
                 raise HistoryDiverged("the consistency token", "no partition has the history that it is of")
-            after = [token for token in asked.after if token.high.history_id == partition.store.history_id]
-        return await partition.requirement(after, asked.freshness, asked.within_s)
+            own = [token for token in asked.after if token.high.history_id == follower.log.history_id]
+            after = asked.after if follower is self.across else own
+        return await follower.requirement(after, asked.freshness, asked.within_s)
+
+    async def _spanning(self, queries: SpanningQueryBus, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+        of_panel = {id(follower.panel): follower for follower in self._followers}
+
+        async def require(panel: ReadPanel) -> Requirement:
+            return await self._required(of_panel[id(panel)], asked)
+
+        return await queries.answer(query, require, wait_s)
 
 
 class ByContext(Partitions):
     """A partition for each context: its commands are decided there, and its events followed."""
 
     def __init__(
-        self, named: Mapping[str, Partition], parts: Mapping[str, Compiled], query_handlers: Mapping[type, Handle]
+        self,
+        named: Mapping[str, Partition],
+        across: Across | None,
+        parts: Mapping[str, Compiled],
+        queries: Mapping[type, Handle],
     ) -> None:
-        super().__init__(named)
-        self._of_command = {cls: named[name] for name, part in parts.items() for cls in part.handlers}
-        self._of_panel = {id(partition.panel): partition for partition in named.values()}
-        self._queries = SpanningQueryBus(query_handlers, [partition.panel for partition in named.values()])
+        super().__init__(named, across)
+        self._of_command = {cls: named[name] for name in named for cls in parts[name].handlers}
+        self._queries = SpanningQueryBus(queries, [follower.panel for follower in self._followers])
 
     def of_command(self, command: Command) -> Partition:
         """Where a command is decided: in the partition of its context."""
@@ -142,11 +166,7 @@ class ByContext(Partitions):
 
     async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
         """Answer a query, from the partitions of all the read models that its handler reads."""
-
-        async def require(panel: ReadPanel) -> Requirement:
-            return await self._required(self._of_panel[id(panel)], asked)
-
-        return await self._queries.answer(query, require, wait_s)
+        return await self._spanning(self._queries, query, asked, wait_s)
 
 
 class _Route(NamedTuple):
@@ -157,29 +177,34 @@ class _Route(NamedTuple):
 
 
 class ByIdentity(Partitions):
-    """A partition for each identity of a kind: a tenant, a country. Every message names one.
+    """A partition for each identity of a kind: a tenant, a country. Every command names one.
 
-    Args:
-        named: by identity.
-        identity: the kind.
-        compiled: whose commands and queries there are.
+    A query that names none is of rows across partitions.
 
     Raises:
-        ConfigurationError: a command or query has no field for the identity.
+        ConfigurationError: a command has no field for the identity; or a query has none, and there are no rows across.
     """
 
-    def __init__(self, named: Mapping[str, Partition], identity: type[Identity], compiled: Compiled) -> None:
-        super().__init__(named)
+    def __init__(
+        self, named: Mapping[str, Partition], across: Across | None, identity: type[Identity], compiled: Compiled
+    ) -> None:
+        super().__init__(named, across)
         self._prefix = f"{tag_name(identity)}:"
-        messages = [*compiled.commands.names, *compiled.queries.names]
-        self._routes = {cls: _route(cls, identity) for cls in messages}
+        queries = [query for query in compiled.queries.names if across is None or _names(query, identity)]
+        self._routes = {cls: _route(cls, identity) for cls in [*compiled.commands.names, *queries]}
+        self._across: SpanningQueryBus | None = None
+        if across is not None:
+            handlers = {cls: handle for cls, handle in compiled.query_handlers.items() if cls not in self._routes}
+            self._across = SpanningQueryBus(handlers, [across.panel])
 
     def of_command(self, command: Command) -> Partition:
         """Where a command is decided: in the partition that it names."""
         return self._of(command)
 
     async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
-        """Answer a query from the partition that it names."""
+        """Answer a query from the partition that it names; from rows across all where it names none."""
+        if self._across is not None and type(query) not in self._routes:
+            return await self._spanning(self._across, query, asked, wait_s)
         partition = self._of(query)
         return await partition.queries.answer(query, await self._required(partition, asked), wait_s)
 
@@ -207,12 +232,16 @@ class ByIdentity(Partitions):
         return found
 
 
+def _names(cls: type, identity: type[Identity]) -> bool:
+    """Whether a message class has a field for the identity."""
+    return tag_name(identity) in tag_reader(cls).names
+
+
 def _route(cls: type, identity: type[Identity]) -> _Route:
-    reader = tag_reader(cls)
-    if tag_name(identity) not in reader.names:
+    if not _names(cls, identity):
         raise ConfigurationError(
             f"{cls.__name__} does not say which partition it is for: partitioned by {identity.__name__}, every command "
             f"and query has a field of that type, which is not Untagged"
         )
     fields = [name for name, annotation in field_types(cls).items() if annotation is identity]
-    return _Route(reader.read, f"$.{fields[0]}" if len(fields) == 1 else "$")
+    return _Route(tag_reader(cls).read, f"$.{fields[0]}" if len(fields) == 1 else "$")

@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diptych.application import registration
+from diptych.application.across import Across
 from diptych.application.bounded_context import BoundedContext
+from diptych.application.follower import Follower
 from diptych.application.partition import Partition
 from diptych.clock import Clock
-from diptych.event_store.event_store import EventStore
+from diptych.event_store.event_store import EventLog, EventStore
 from diptych.event_store.history import History
+from diptych.event_store.merged_log import MergedLog
 from diptych.messages.command import Command
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.messages.unique_id import unique_id
@@ -27,7 +30,7 @@ from diptych.read_side.subscriber import Subscriber, Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
 from diptych.write_side.command_handler import CommandHandler
 
-__all__ = ["Compiled", "compile_contexts", "wire"]
+__all__ = ["Compiled", "compile_contexts", "wire", "wire_across"]
 
 
 class Compiled(NamedTuple):
@@ -92,21 +95,60 @@ def wire(
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet."""
     history = History(compiled.types)
-    freshness = Freshness(store, clock)
-    source = query_source or ReadStoreSource(read_store)
-    projector = Projector(store, history, read_store, compiled.projections)
-    by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in compiled.projections}
-    panel = ReadPanel(by_model, store, source, freshness)
-    subscriptions = [Subscription(found, store, history, read_store) for found in compiled.subscribers]
+    follower = follow(
+        compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
+    )
     return Partition(
-        name=name,
+        **vars(follower),
         store=store,
-        read_store=read_store,
         history=history,
-        clock=clock,
         commands=CommandBus(
             compiled.handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max
         ),
+        context_names=compiled.context_names,
+    )
+
+
+def wire_across(
+    compiled: Compiled,
+    log: MergedLog,
+    read_store: ReadStore,
+    *,
+    clock: Clock,
+    projecting: bool,
+    query_source: QuerySource | None = None,
+    name: str,
+) -> Across:
+    """Give every part of what follows all partitions what it needs; nothing is opened yet."""
+    follower = follow(
+        compiled, log, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
+    )
+    return Across(**vars(follower))
+
+
+def follow(
+    compiled: Compiled,
+    log: EventLog,
+    read_store: ReadStore,
+    *,
+    clock: Clock,
+    projecting: bool,
+    query_source: QuerySource | None = None,
+    name: str,
+) -> Follower:
+    """Give every part of what follows a log what it needs; nothing is opened yet."""
+    history = History(compiled.types)
+    source = query_source or ReadStoreSource(read_store)
+    projector = Projector(log, history, read_store, compiled.projections)
+    by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in compiled.projections}
+    holds = log.shown if isinstance(log, MergedLog) else None
+    panel = ReadPanel(by_model, log, source, Freshness(log, clock), holds)
+    subscriptions = [Subscription(found, log, history, read_store) for found in compiled.subscribers]
+    return Follower(
+        name=name,
+        log=log,
+        read_store=read_store,
+        clock=clock,
         queries=QueryBus(compiled.query_handlers, panel),
         panel=panel,
         projector=projector,
@@ -115,7 +157,6 @@ def wire(
             read_store, lambda: projector.wanted() + [found.lease_key for found in subscriptions], unique_id()
         ),
         projecting=projecting,
-        blocked_keys=BlockedKeys(projector, store, read_store),
+        blocked_keys=BlockedKeys(projector, log, read_store),
         rebuilds=Rebuilds(projector, read_store),
-        context_names=compiled.context_names,
     )

@@ -24,6 +24,7 @@ __all__ = [
     "Commit",
     "Conflicting",
     "Duplicate",
+    "EventLog",
     "EventStore",
     "HistoryPart",
     "KeptOutcome",
@@ -182,23 +183,12 @@ class HistoryPart(msgspec.Struct, frozen=True):
         return {place.position: place.event_id for place in places if START < place.position < self.after.position}
 
 
-class EventStore(Protocol):
-    """Keeps one history.
+class EventLog(Protocol):
+    """One history, to be read and followed: what the read side needs of an event store.
 
-    Every implementation guarantees
-
-    - positions 1, 2, 3 … without gaps, in commit order, and no reader ever sees n+1 before n (G2);
-    - a commit's events and outcome, all or nothing, durable when `append` returns (G1, G11);
-    - the conditions of every commit judged exactly, in the section that assigns its positions (G3).
-
-    It need not order batches of two callers in the order of their calls. All methods raise `StoreClosed` before
-    `open` and after `close`, and `StoreUnavailable` where the store cannot be reached.
+    Positions are 1, 2, 3 … without gaps, and no reader ever sees n+1 before n (G2). All methods raise `StoreClosed`
+    before it is open and after it is closed, and `StoreUnavailable` where it cannot be reached.
     """
-
-    @property
-    def durable(self) -> bool:
-        """Whether the history outlives the process."""
-        ...
 
     @property
     def history_id(self) -> bytes:
@@ -218,6 +208,46 @@ class EventStore(Protocol):
         Whoever keeps something of the history compares the number with the one that it had before it read: where they
         differ, what it keeps is verified, or forgotten. Always 0 in a store that refuses to go on instead.
         """
+        ...
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """Matching events after a position (and up to `until`, included), forward, at most `limit` of them."""
+        ...
+
+    async def head(self) -> Place:
+        """The place of the last event; position 0 while there is none."""
+        ...
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place at a position; None past the head."""
+        ...
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        """Wait until the head is past a position. False when the time is over first.
+
+        Woken without polling by appends through this instance; those of other processes are noticed within
+        a named interval.
+        """
+        ...
+
+
+class EventStore(EventLog, Protocol):
+    """Keeps one history.
+
+    Every implementation guarantees
+
+    - positions 1, 2, 3 … without gaps, in commit order, and no reader ever sees n+1 before n (G2);
+    - a commit's events and outcome, all or nothing, durable when `append` returns (G1, G11);
+    - the conditions of every commit judged exactly, in the section that assigns its positions (G3).
+
+    It need not order batches of two callers in the order of their calls.
+    """
+
+    @property
+    def durable(self) -> bool:
+        """Whether the history outlives the process."""
         ...
 
     async def open(self) -> None:
@@ -252,22 +282,8 @@ class EventStore(Protocol):
         """
         ...
 
-    async def read(
-        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
-    ) -> ReadResult:
-        """Matching events after a position (and up to `until`, included), forward, at most `limit` of them."""
-        ...
-
     async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
         """Matching events before a position (by default from the head), the last first, at most `limit` of them."""
-        ...
-
-    async def head(self) -> Place:
-        """The place of the last event; position 0 while there is none."""
-        ...
-
-    async def place_at(self, position: Position) -> Place | None:
-        """The place at a position; None past the head."""
         ...
 
     async def outcome(self, command_id: str) -> KeptOutcome | None:
@@ -279,14 +295,6 @@ class EventStore(Protocol):
 
         The order is that of their code points; `""` is before the first. One that is kept while pages are read is in
         a later page, or in none.
-        """
-        ...
-
-    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
-        """Wait until the head is past a position. False when the time is over first.
-
-        Woken without polling by appends through this instance; those of other processes are noticed within
-        a named interval.
         """
         ...
 

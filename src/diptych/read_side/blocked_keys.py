@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from diptych.errors import ConfigurationError, Unavailable
-from diptych.event_store.event_store import EventStore
+from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import Position
 from diptych.read_side.batch import FoldedBatch, Reached, fold_steps, plan_steps, slice_write
 from diptych.read_side.projection import Step
@@ -29,7 +29,7 @@ REPLAY_ATTEMPTS_MAX = 20
 class BlockedKeys:
     """Lists, replays and discards what is blocked."""
 
-    def __init__(self, projector: Projector, store: EventStore, read_store: ReadStore) -> None:
+    def __init__(self, projector: Projector, store: EventLog, read_store: ReadStore) -> None:
         self._projector = projector
         self._store = store
         self._read_store = read_store

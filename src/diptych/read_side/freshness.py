@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import EventStore
+from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import NOWHERE, START, Place, Position, Token
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
@@ -73,7 +73,7 @@ class Behind(Exception):
 class Freshness:
     """Turns what a caller asks for into requirements, and waits until they are met."""
 
-    def __init__(self, store: EventStore, clock: Clock) -> None:
+    def __init__(self, store: EventLog, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._verified: dict[tuple[str, int], tuple[int, Place]] = {}

@@ -59,6 +59,7 @@ class ProjectionDeclaration(NamedTuple):
     keys: Callable[[Any], Iterable[object]] | None
     version: int
     partitions: int | None
+    commutative: bool = False
 
     @property
     def name(self) -> str:
@@ -165,6 +166,7 @@ class Projection:
         functions: what was declared to fold into it, for messages.
         takes_context: whether its steps need the `EventContext`: a function asks for it, or rows expire.
         partitions: into how many slices its rows are split by key, so that as many processes can fold them.
+        commutative: whether it may fold events of several histories, in whatever order those are merged.
     """
 
     def __init__(
@@ -178,6 +180,7 @@ class Projection:
         self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
         self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
         self.partitions = partitions
+        self.commutative = any(fold.declaration.commutative for fold in folds.values())
 
     def fingerprint(self) -> str:
         """What tells rows of this fold from those of another: its code and schema, see `read_side/fingerprint.py`.
@@ -244,10 +247,17 @@ def compile_projections(
     forms: dict[type, RowForm] = {}
     folds: dict[type, dict[type, _Fold]] = {}
     declared: dict[type, ProjectionDeclaration] = {}
+    begun: dict[type, ProjectionDeclaration] = {}
     for declaration in declarations:
         compiler = _Compiler(declaration)
         form = forms.setdefault(compiler.model, RowForm(compiler.model, context))
         known = folds.setdefault(compiler.model, {})
+        first = begun.setdefault(compiler.model, declaration)
+        if declaration.commutative != first.commutative:
+            raise ConfigurationError(
+                f"of {first.name} and {declaration.name}, which feed one read model, one says commutative=True: say it "
+                "at both or at none"
+            )
         if declaration.partitions is not None:
             _check_partitions(declaration, declared.setdefault(compiler.model, declaration))
         for event in compiler.events:

@@ -19,7 +19,7 @@ from functools import partial
 from diptych.clock import pause
 from diptych.errors import HistoryDiverged, NotGranted, Unavailable, UnreadableEvent
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
-from diptych.event_store.event_store import EventStore
+from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -71,7 +71,7 @@ class Projector:
     """Follows the history with those projections of an application that its process has on lease."""
 
     def __init__(
-        self, store: EventStore, history: History, read_store: ReadStore, projections: Sequence[Projection]
+        self, store: EventLog, history: History, read_store: ReadStore, projections: Sequence[Projection]
     ) -> None:
         self.lock = asyncio.Lock()
         """Held for every batch: who changes slices by hand takes it, and no batch is under way."""

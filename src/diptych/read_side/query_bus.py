@@ -24,8 +24,8 @@ from diptych.errors import (
     StoreUnavailable,
     UnknownMessage,
 )
-from diptych.event_store.event_store import EventStore
-from diptych.event_store.position import Token, said
+from diptych.event_store.event_store import EventLog
+from diptych.event_store.position import Place, Position, Token, said
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
 from diptych.messages.codec import Codec
 from diptych.messages.message import field_types
@@ -103,12 +103,14 @@ class ReadPanel(NamedTuple):
         store: the history that they are folded from.
         source: where queries are asked.
         freshness: tells how fresh the rows are, and waits for them.
+        holds: of a log that is merged from histories, tells up to where it holds each, at a position of its own.
     """
 
     projections: Mapping[type, tuple[Projection, str]]
-    store: EventStore
+    store: EventLog
     source: QuerySource
     freshness: Freshness
+    holds: Callable[[Position], Awaitable[Sequence[Place]]] | None = None
 
 
 class TellingReader(Reader, Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -75,7 +76,7 @@ class SpanningQueryBus:
                 if missing is not None:
                     await reader.check(missing)
                 value = await handled(handle, query, reader)
-                shown = reader.tokens() or (_nothing_of(self._first),)
+                shown = await reader.tokens() or (_nothing_of(self._first),)
                 return Answer(value=value, shows=shown, incomplete=reader.incomplete)
         except TimeoutError as error:
             if limit.expired():
@@ -85,6 +86,16 @@ class SpanningQueryBus:
 
 def _nothing_of(panel: ReadPanel) -> Token:
     return Token(START, Place(panel.store.history_id, START, NOWHERE))
+
+
+async def _merged_from(panel: ReadPanel, token: Token) -> Sequence[Token]:
+    """What a token of a merged log is in the histories that it is merged from."""
+    if panel.holds is None:
+        return ()
+    highs = await panel.holds(token.high.position)
+    lows = highs if token.low == token.high.position else await panel.holds(token.low)
+    low = {place.history_id: place.position for place in lows}
+    return [Token(low.get(place.history_id, START), place) for place in highs]
 
 
 class SpanningReader:
@@ -120,11 +131,17 @@ class SpanningReader:
         """Whether something that was touched waits behind a blocked key."""
         return any(reader.incomplete for reader in self._readers.values())
 
-    def tokens(self) -> tuple[Token, ...]:
-        """What the answer shows of each history that was touched."""
-        return tuple(
-            reader.token(self._visits[place].panel.store.history_id) for place, reader in self._readers.items()
-        )
+    async def tokens(self) -> tuple[Token, ...]:
+        """What the answer shows of each history that was touched, or that one which was is merged from."""
+        found: dict[bytes, Token] = {}
+        for place, reader in self._readers.items():
+            panel = self._visits[place].panel
+            token = reader.token(panel.store.history_id)
+            for each in (token, *await _merged_from(panel, token)):
+                other = found.get(each.high.history_id, each)
+                high = max(each.high, other.high, key=attrgetter("position"))
+                found[high.history_id] = Token(min(each.low, other.low), high)
+        return tuple(found.values())
 
     async def check(self, missing: Behind) -> None:
         """See `SnapshotReader.check`."""

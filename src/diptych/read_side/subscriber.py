@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from diptych.clock import pause
 from diptych.errors import ConfigurationError, MissingService
 from diptych.event_store.event_query import EventQuery, QueryItem
-from diptych.event_store.event_store import EventStore
+from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.messages.annotations import Scope, parameter_types, unwrap
@@ -112,7 +112,7 @@ class Subscription:
         failure: what it failed with last; empty while deliveries succeed.
     """
 
-    def __init__(self, subscriber: Subscriber, store: EventStore, history: History, read_store: ReadStore) -> None:
+    def __init__(self, subscriber: Subscriber, store: EventLog, history: History, read_store: ReadStore) -> None:
         self.subscriber = subscriber
         self.failure = ""
         self._store = store

@@ -7,11 +7,10 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
-
 from diptych.adapters.connect import connect_event_store
 from diptych.application.application import Application
-from diptych.application.partition import Partition
+from diptych.application.dividing import ACROSS
+from diptych.application.follower import Follower
 from diptych.clock import SystemClock
 from diptych.entrypoints.cli.contexts import load_contexts, load_partition_by
 from diptych.entrypoints.cli.settings import Settings
@@ -37,7 +36,7 @@ async def opened_store(settings: Settings) -> AsyncGenerator[EventStore]:
 
 
 @asynccontextmanager
-async def opened_partition(settings: Settings, *, replicas: bool = False) -> AsyncGenerator[Partition]:
+async def opened_partition(settings: Settings, *, replicas: bool = False) -> AsyncGenerator[Follower]:
     """What the contexts named have in a store, beside whichever process projects it: this one does not.
 
     Args:
@@ -52,13 +51,8 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
     contexts = load_contexts(settings.app)
     divided = load_partition_by(settings.partition_by)
     name = settings.partition or ""
-    if isinstance(settings.store, dict) and isinstance(divided, type):  # one such knows nothing of the others
-        settings = msgspec.structs.replace(
-            settings,
-            store={name: settings.store[name]},
-            read_store=_only(settings.read_store, name),
-            read_replica=_only(settings.read_replica, name),
-        )
+    if isinstance(settings.store, dict) and isinstance(divided, type) and ACROSS not in settings.store:
+        settings = settings.narrowed()  # one such knows nothing of the others
     async with Application(
         *contexts,
         store=settings.store,
@@ -67,11 +61,7 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
         partition_by=divided,
         projecting=False,
     ) as application:
-        yield application.partition(name)
-
-
-def _only(urls: str | dict[str, str] | None, name: str) -> str | dict[str, str] | None:
-    return {name: urls[name]} if isinstance(urls, dict) and name in urls else None
+        yield application.across if name == ACROSS else application.partition(name)
 
 
 def choose(what: str, wanted: str, known: Iterable[str]) -> str:

@@ -25,7 +25,7 @@ from diptych.messages.codec import decode, encode
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diptych.application.partition import Partition
+    from diptych.application.follower import Follower
     from diptych.read_side.read_store import BlockedKey
 
 __all__ = ["discard", "list_parked", "replay"]
@@ -171,7 +171,7 @@ def _canonical(key: str) -> str:
         raise UsageError(f"{key!r} is no key: write it as a JSON array, as in diptych parked list") from error
 
 
-async def _blocked(partition: Partition, read_model: str, key: str) -> BlockedKey:
+async def _blocked(partition: Follower, read_model: str, key: str) -> BlockedKey:
     from diptych.entrypoints.cli.looking import choose
     from diptych.errors import ConfigurationError
 

@@ -128,6 +128,21 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             return [self]
         return [msgspec.structs.replace(self, partition=name) for name in self.store]
 
+    def narrowed(self) -> Settings:
+        """Settings with the stores of the partition named, and of no other."""
+
+        def only(urls: str | dict[str, str] | None) -> dict[str, str] | None:
+            return (
+                {name: url for name, url in urls.items() if name == self.partition} if isinstance(urls, dict) else None
+            )
+
+        return msgspec.structs.replace(
+            self,
+            store=only(self.store),
+            read_store=only(self.read_store),
+            read_replica=only(self.read_replica),
+        )
+
     @property
     def read_replicas(self) -> Replicas:
         """The URLs in `read_replica`."""

@@ -1,0 +1,46 @@
+"""What follows all partitions at once: rows that are folded across them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+from diptych.application.follower import Follower
+from diptych.event_store.merged_log import MergedLog
+from diptych.event_store.position import START, Token
+from diptych.read_side.freshness import Requirement
+
+__all__ = ["Across"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Across(Follower):
+    """Follows the histories of all partitions, merged; they are open. Nothing is decided here."""
+
+    log: MergedLog
+
+    async def open(self) -> None:
+        """Open the order of what is merged, and follow it."""
+        await self.log.open()
+        await super().open()
+
+    async def close(self) -> None:
+        """Stop, and let go of the order."""
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(self.log.close)
+            closing.push_async_callback(super().close)
+
+    async def requirement(
+        self, after: Sequence[Token] | None, asked: Literal["eventual", "latest"], within_s: float | None
+    ) -> Requirement:
+        """As of one partition; a token of any of them asks for what it tells, wherever that is in the merged log."""
+        if after is None:
+            return await super().requirement(after, asked, within_s)
+        mine = [token for token in after if token.high.history_id == self.log.history_id]
+        found = await super().requirement(mine, asked, within_s)
+        for token in after:
+            if token not in mine and token.high.position > START:
+                found.wanted = max(found.wanted, await self.log.covering(token.high))
+        return found

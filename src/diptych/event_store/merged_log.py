@@ -1,0 +1,436 @@
+"""Several histories as one log: in the order in which they were taken in, which is kept.
+
+    histories ──▶ taken in, as far as they are ──▶ the order: a history of extents ──▶ one log, to be followed
+
+An *extent* says that so many events of one history come next. Extents are appended to an event store of their own,
+under the condition that nobody has appended others meanwhile, so that all processes have one order, and keep it. What
+follows the log needs to know nothing of it: positions are contiguous and stay what they are, and a rebuild reads what
+was read before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from operator import attrgetter
+
+import msgspec
+from msgspec.structs import replace
+
+from diptych.errors import HistoryDiverged, InvalidMessage, Overloaded, StoreClosed
+from diptych.event_store.append_condition import AppendCondition
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
+from diptych.event_store.event_store import Appended, Commit, EventStore, ReadResult
+from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.recorded_event import NewEvent, RecordedEvent
+from diptych.messages.codec import decode, encode
+from diptych.messages.unique_id import unique_bytes
+
+__all__ = ["MergedLog"]
+
+TAKE_IN_ATTEMPTS_MAX = 100
+"""How often a process tries to take in events while others take in others."""
+EXTENTS_KEPT = 4_096
+"""Of the last extents, how many are kept in memory; older ones are read from the order."""
+EXTENTS_PAGE = 500
+"""Extents read at once."""
+FEED_EVENTS = 500
+"""Events of one history read at once, to be merged."""
+EXTENT = "diptych.Extent"
+"""The type of the events in the order."""
+
+
+class _Extent(msgspec.Struct, frozen=True, gc=False):
+    """So many events of one history, in the order: those after one position, through another.
+
+    Attributes:
+        history: whose, in hexadecimal digits.
+        after: the position in it before the first.
+        through: the position in it of the last.
+        event_id: of the last, in hexadecimal digits.
+        before: the merged position before the first.
+    """
+
+    history: str
+    after: int
+    through: int
+    event_id: str
+    before: int
+
+    @property
+    def end(self) -> int:
+        """The merged position of the last."""
+        return self.before + self.through - self.after
+
+    @property
+    def place(self) -> Place:
+        """The place of the last in its history."""
+        return Place(bytes.fromhex(self.history), Position(self.through), bytes.fromhex(self.event_id))
+
+    def merged(self, position: int) -> Position:
+        """The merged position of one of its events."""
+        return Position(self.before + position - self.after)
+
+    def own(self, merged: int) -> Position:
+        """The position in its history of one of its events."""
+        return Position(self.after + merged - self.before)
+
+
+class _Numbered(msgspec.Struct, frozen=True, gc=False):
+    """An extent, and its position in the order."""
+
+    number: Position
+    extent: _Extent
+
+
+class MergedLog:
+    """Implements `EventLog` over several event stores, which their owners open and close.
+
+    Args:
+        order: keeps the extents, and nothing else; opened and closed with this.
+        histories: what is merged; at least one.
+
+    `recorded_at` is that of each history, and so need not grow along the positions.
+    """
+
+    def __init__(self, order: EventStore, histories: Sequence[EventStore]) -> None:
+        self._order = order
+        self._histories = histories
+        self._recent: deque[_Numbered] = deque(maxlen=EXTENTS_KEPT)
+        self._taken: dict[bytes, Place] = {}
+        self._last = START
+        self._end = START
+        self._forks = -1
+        self._turn = asyncio.Lock()
+        self._opened = False
+
+    @property
+    def history_id(self) -> bytes:
+        """Of the order."""
+        return self._order.history_id
+
+    @property
+    def may_fork(self) -> bool:
+        """Whether the order, or one of the histories, may turn out to be another one."""
+        return any(store.may_fork for store in self._stores)
+
+    @property
+    def forks(self) -> int:
+        """How often one of them did."""
+        return sum(store.forks for store in self._stores)
+
+    @property
+    def _stores(self) -> Sequence[EventStore]:
+        return (self._order, *self._histories)
+
+    async def open(self) -> None:
+        """Open the order, and find out how far it is. The histories are open.
+
+        Raises:
+            HistoryDiverged: a history is not the one any more that was taken in.
+        """
+        await self._order.open()
+        self._opened = True
+        async with self._turn:
+            await self._begin()
+
+    async def close(self) -> None:
+        """Close the order. May be called twice."""
+        self._opened = False
+        await self._order.close()
+
+    # ── EventLog ─────────────────────────────────────────────────────────────
+
+    async def head(self) -> Place:
+        """The place of the last event of all, after taking in those that are there."""
+        await self._take_in()
+        found = await self.place_at(self._end)
+        assert found is not None, "what was taken in is there"
+        return found
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place at a merged position: the event id is that of the event there; None past what is taken in."""
+        self._check_open()
+        if position > self._end:
+            await self._take_in()
+        if position > self._end or position < START:
+            return None
+        if position == START:
+            return Place(self.history_id, START, NOWHERE)
+        extent = (await self._at(position)).extent
+        there = await self._history(extent).place_at(extent.own(position))
+        return None if there is None else Place(self.history_id, position, there.event_id)
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """Matching events after a merged position, in the order kept; see `EventLog.read`."""
+        self._check_open()
+        if after >= self._end:
+            await self._take_in()
+        end = self._end if until is None else min(self._end, until)
+        if after >= end:
+            return ReadResult([], end, more=False)
+        events: list[RecordedEvent] = []
+        feeds: dict[str, _Feed] = {}
+        async for extent in self._from(after):
+            feed = feeds.get(extent.history)
+            if feed is None:
+                first = extent.own(max(after, extent.before))
+                feed = feeds[extent.history] = _Feed(self._history(extent), query, first, self._taken)
+            through = extent.own(min(end, extent.end))
+            taken = await feed.take(through, limit - len(events))
+            events += [replace(recorded, position=extent.merged(recorded.position)) for recorded in taken]
+            if len(events) == limit and events[-1].position < end:
+                return ReadResult(events, events[-1].position, more=True)
+            if extent.end >= end:
+                break
+        return ReadResult(events, end, more=False)
+
+    async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
+        """Wait until the log is past a merged position; whatever wakes those who wait for one of the histories does."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            await self._take_in()
+            remaining = deadline - asyncio.get_running_loop().time()
+            if self._end > after:
+                return True
+            if remaining <= 0:
+                return False
+            waiting = [asyncio.ensure_future(self._order.wait_for_events(self._last, remaining))]
+            for store in self._histories:
+                taken = self._taken_of(store).position
+                waiting.append(asyncio.ensure_future(store.wait_for_events(taken, remaining)))
+            try:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+            finally:
+                for one in waiting:
+                    one.cancel()
+                await asyncio.gather(*waiting, return_exceptions=True)
+
+    # ── what is of which history ─────────────────────────────────────────────
+
+    async def covering(self, place: Place) -> Position:
+        """The merged position up to which everything is that one history has up to a place.
+
+        Raises:
+            HistoryDiverged: that place is not in it.
+        """
+        store = next((store for store in self._histories if store.history_id == place.history_id), None)
+        if store is None:
+            raise HistoryDiverged("the consistency token", "it is of no history that is merged here")
+        there = await store.place_at(place.position)
+        place.check(store.history_id, None if there is None else there.event_id, "the consistency token")
+        if self._taken_of(store).position < place.position:
+            await self._take_in()
+        for known in reversed(self._recent):
+            extent = known.extent
+            if extent.history == place.history_id.hex() and extent.after < place.position <= extent.through:
+                return extent.merged(place.position)
+        return START if place.position == START else self._end  # it is long ago: more is asked for, never less
+
+    async def shown(self, position: Position) -> list[Place]:
+        """Up to where the log, up to a merged position, holds each history that it holds anything of."""
+        if position == START:
+            return []
+        last = await self._at(position)
+        found: list[Place] = []
+        for store in self._histories:
+            own = await self._shown_of(store, last, position)
+            place = None if own == START else await store.place_at(own)
+            if place is not None:
+                found.append(place)
+        return found
+
+    async def _shown_of(self, store: EventStore, last: _Numbered, position: Position) -> Position:
+        """Up to where the log up to a position, which is in the extent `last`, holds one history."""
+        history = store.history_id.hex()
+        if last.extent.history == history:
+            return last.extent.own(position)
+        first = self._recent[0].number if self._recent else Position(self._last + 1)
+        for known in reversed(self._recent):
+            if known.number < last.number and known.extent.history == history:
+                return Position(known.extent.through)
+        query = _of_history(history)
+        before = await self._order.read_backward(query, 1, before=min(last.number, first))
+        return Position(_read(before.events[0]).extent.through) if before.events else START
+
+    # ── taking in ────────────────────────────────────────────────────────────
+
+    async def _take_in(self) -> None:
+        """Put everything that the histories have, and the order has not, into the order.
+
+        Raises:
+            HistoryDiverged: a history is not the one any more that was taken in.
+            Overloaded: others were faster, again and again.
+        """
+        self._check_open()
+        heads = [await store.head() for store in self._histories]
+        async with self._turn:
+            for _ in range(TAKE_IN_ATTEMPTS_MAX):
+                if self._forks != self.forks:
+                    await self._begin()
+                await self._catch_up()
+                fresh = [head for head in heads if head.position > self._place_taken(head.history_id).position]
+                if not fresh or await self._append(fresh):
+                    return
+        raise Overloaded("TAKE_IN_ATTEMPTS_MAX", TAKE_IN_ATTEMPTS_MAX)
+
+    async def _append(self, heads: Sequence[Place]) -> bool:
+        """Append an extent up to each of these places; False where others have appended."""
+        extents: list[_Extent] = []
+        end = int(self._end)
+        for head in heads:
+            after = self._place_taken(head.history_id).position
+            extents.append(_Extent(head.history_id.hex(), after, head.position, head.event_id.hex(), end))
+            end = extents[-1].end
+        events = tuple(
+            NewEvent(unique_bytes(), EXTENT, 1, encode(extent), (f"history:{extent.history}",)) for extent in extents
+        )
+        nothing_else = AppendCondition(QueryItem(), self._last)
+        (result,) = await self._order.append([Commit(events=events, conditions=(nothing_else,))])
+        if not isinstance(result, Appended):
+            return False
+        first = result.place.position - len(extents) + 1
+        for number, extent in enumerate(extents, first):
+            self._note(_Numbered(Position(number), extent))
+        return True
+
+    async def _begin(self) -> None:
+        """Learn where the order ends, and make sure that it is of the histories that are there."""
+        forks = self.forks
+        self._recent.clear()
+        self._taken.clear()
+        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE)
+        self._last, self._end = START, START
+        for recorded in reversed(last.events):
+            self._note(_read(recorded))
+        for store in self._histories:
+            if store.history_id not in self._taken:
+                found = await self._order.read_backward(_of_history(store.history_id.hex()), 1)
+                if found.events:
+                    place = _read(found.events[0]).extent.place
+                    self._taken[place.history_id] = place
+            taken = self._taken_of(store)
+            there = await store.place_at(taken.position)
+            taken.check(
+                store.history_id, None if there is None else there.event_id, "the order of what is merged from it"
+            )
+        self._forks = forks  # only now: until all of it is verified, whoever asks next begins again
+
+    async def _catch_up(self) -> None:
+        """Learn what other processes have put into the order."""
+        more = True
+        while more:
+            found = await self._order.read(ALL_EVENTS, self._last, EXTENTS_PAGE)
+            for recorded in found.events:
+                self._note(_read(recorded))
+            more = found.more
+
+    def _note(self, found: _Numbered) -> None:
+        self._recent.append(found)
+        self._last, self._end = found.number, Position(found.extent.end)
+        self._taken[found.extent.place.history_id] = found.extent.place
+
+    def _taken_of(self, store: EventStore) -> Place:
+        return self._place_taken(store.history_id)
+
+    def _place_taken(self, history_id: bytes) -> Place:
+        return self._taken.get(history_id) or Place(history_id, START, NOWHERE)
+
+    def _history(self, extent: _Extent) -> EventStore:
+        for store in self._histories:
+            if store.history_id.hex() == extent.history:
+                return store
+        raise HistoryDiverged(
+            "the order of merged histories", f"it has events of the history {extent.history}, which is not here"
+        )
+
+    def _check_open(self) -> None:
+        if not self._opened:
+            raise StoreClosed("this log is not open")
+
+    # ── finding extents ──────────────────────────────────────────────────────
+
+    async def _at(self, position: Position) -> _Numbered:
+        """The extent that a merged position is in, from 1 to the end."""
+        if self._recent and position > self._recent[0].extent.before:
+            place = bisect_right(self._recent, position - 1, key=_before)
+            return self._recent[place - 1]
+        low, high = 1, int(self._recent[0].number) - 1 if self._recent else int(self._last)
+        while True:  # halved each time
+            middle = (low + high) // 2
+            found = await self._order.read(ALL_EVENTS, Position(middle - 1), 1)
+            known = _read(found.events[0])
+            if position <= known.extent.before:
+                high = middle - 1
+            elif position > known.extent.end:
+                low = middle + 1
+            else:
+                return known
+
+    async def _from(self, after: Position) -> AsyncIterator[_Extent]:
+        """The extents with the events behind a merged position, which there are, in order."""
+        first = await self._at(Position(after + 1))
+        yield first.extent
+        number = first.number
+        while number < self._last:
+            if self._recent and number >= self._recent[0].number - 1:
+                known = self._recent[number - self._recent[0].number + 1]
+                number = known.number
+                yield known.extent
+                continue
+            found = await self._order.read(ALL_EVENTS, number, EXTENTS_PAGE)
+            for recorded in found.events:
+                yield _read(recorded).extent
+            number = found.events[-1].position
+
+
+_before = attrgetter("extent.before")
+
+
+def _of_history(history: str) -> EventQuery:
+    return EventQuery((QueryItem(tags=frozenset((f"history:{history}",))),))
+
+
+def _read(recorded: RecordedEvent) -> _Numbered:
+    """An extent as it is kept.
+
+    Raises:
+        HistoryDiverged: it is none: this store keeps something else.
+    """
+    try:
+        if recorded.type == EXTENT:
+            return _Numbered(recorded.position, decode(recorded.data, _Extent))
+        reason = f"it has events of the type {recorded.type}"
+    except InvalidMessage as error:
+        reason = str(error)
+    raise HistoryDiverged("the order of merged histories", f"the store keeps something else: {reason}")
+
+
+class _Feed:
+    """The matching events of one history, read ahead page by page, and taken in order."""
+
+    def __init__(self, store: EventStore, query: EventQuery, after: Position, taken: Mapping[bytes, Place]) -> None:
+        self._store = store
+        self._query = query
+        self._read_through = after
+        self._until = taken[store.history_id].position
+        self._ahead: deque[RecordedEvent] = deque()
+
+    async def take(self, through: Position, limit: int) -> list[RecordedEvent]:
+        """The next events up to a position of the history, at most `limit` of them."""
+        while self._read_through < through and len(self._ahead) < limit:
+            found = await self._store.read(self._query, self._read_through, FEED_EVENTS, until=self._until)
+            if found.through <= self._read_through:
+                raise HistoryDiverged("what is merged", "a history ends before what was taken in of it")
+            self._ahead.extend(found.events)
+            self._read_through = found.through
+        taken: list[RecordedEvent] = []
+        while self._ahead and self._ahead[0].position <= through and len(taken) < limit:
+            taken.append(self._ahead.popleft())
+        return taken
