@@ -24,7 +24,7 @@ from benchmarks.measure import AsyncSide, Side, Turn, arguments, awaited_in_turn
 from benchmarks.pgbench import CLIENTS_MAX, find_pgbench, pgbench_turn
 from benchmarks.postgres_server import database
 from diptych import Application
-from diptych.adapters.postgres.event_store import migrate
+from diptych.adapters.postgres.deployment import migrate
 
 if TYPE_CHECKING:
     from benchmarks.bare_postgres import Link
@@ -125,7 +125,7 @@ async def measure(url: str, seconds: float, rounds: int) -> None:
     """Print a line per number of callers."""
     pgbench, peers = find_pgbench(), has_peers()
     left_out("emmett", "it is no library of Python")
-    await migrate(url)
+    await migrate(url, "event_store")
     link: Link = await asyncpg.connect(url)
     await link.execute(TABLES)
     for callers in CALLERS:

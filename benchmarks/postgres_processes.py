@@ -23,7 +23,7 @@ from benchmarks.pgbench import CLIENTS_MAX, find_pgbench, pgbench_turn
 from benchmarks.postgres import drive, drive_bare, first_caller
 from benchmarks.postgres_server import database
 from diptych import Application
-from diptych.adapters.postgres.event_store import migrate
+from diptych.adapters.postgres.deployment import migrate
 
 PROCESSES = (1, 2, 4)
 CALLERS = (16, 64, 256)
@@ -147,7 +147,7 @@ def report_processes(turns: dict[str, list[Turn]], callers: int) -> None:
 
 async def prepare(url: str) -> None:
     """Make the tables of all sides."""
-    await migrate(url)
+    await migrate(url, "event_store")
     link: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url)
     await link.execute(TABLES)
     await link.close()

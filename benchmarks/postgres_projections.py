@@ -38,7 +38,7 @@ from benchmarks.postgres import has_peers, in_thread
 from benchmarks.postgres_processes import READY_S_MAX, receive, start_together
 from benchmarks.postgres_server import database, in_schema
 from diptych import Application
-from diptych.adapters.postgres import event_store, read_store
+from diptych.adapters.postgres.deployment import migrate
 from diptych.clock import pause
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ class Bench(NamedTuple):
 
     async def prepare(self) -> None:
         """Make the tables, and append the events that backlogs are copies of: one of each account."""
-        await event_store.migrate(self.store)
-        await read_store.migrate(self.read_store)
+        await migrate(self.store, "event_store")
+        await migrate(self.read_store, "read_store")
         async with Application(write_side_only, store=self.store, read_store="memory:") as app:
             commands = (Credit(account=AccountId(f"a{n}"), amount=n % 97) for n in range(ACCOUNTS))
             await asyncio.gather(*(app.execute(command) for command in commands))

@@ -16,15 +16,15 @@ from benchmarks.bare_postgres import TABLES, raw_commits
 from benchmarks.measure import Side, Turn, arguments, in_turns, report
 from benchmarks.postgres_server import database, in_schema
 from benchmarks.queries import ACCOUNTS, Stores, fill, own_write_side, query_side
-from diptych.adapters.postgres import event_store, read_store
+from diptych.adapters.postgres.deployment import migrate
 
 READ_SCHEMA = "benchmark_read"
 
 
 async def prepare(url: str, stores: Stores) -> None:
     """Make the tables of all sides, and give every account a row."""
-    await event_store.migrate(stores.store)
-    await read_store.migrate(stores.read_store)
+    await migrate(stores.store, "event_store")
+    await migrate(stores.read_store, "read_store")
     link: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url)
     await link.execute(TABLES)
     await link.close()

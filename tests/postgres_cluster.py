@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from diptych.adapters.connect import default_read_store
-from diptych.adapters.postgres import event_store, read_store
+from diptych.adapters.postgres.deployment import migrate
 from tests.postgres_server import by_hand, run
 
 __all__ = ["Server", "cluster", "migrated"]
@@ -134,8 +134,8 @@ def cluster(*, tables: Path | None = None, log: Path | None = None) -> Generator
 
 async def migrated(url: str) -> str:
     """The URL, once the tables of both stores are there."""
-    await event_store.migrate(url)
-    await read_store.migrate(default_read_store(url))
+    await migrate(url, "event_store")
+    await migrate(default_read_store(url), "read_store")
     return url
 
 

@@ -22,9 +22,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import asyncpg
 
 from diptych.adapters.connect import Port, default_read_store, grants_sql
-from diptych.adapters.postgres import read_store
 from diptych.adapters.postgres.connection import Link, parse_url
-from diptych.adapters.postgres.event_store import migrate
+from diptych.adapters.postgres.deployment import migrate
 from diptych.adapters.postgres.grants import Role, role_name
 
 SETTING = "DIPTYCH_TEST_POSTGRES"
@@ -123,21 +122,21 @@ async def new_database() -> str:
 async def new_store() -> str:
     """The URL of a new, migrated and empty event store, in a schema of its own."""
     url = with_parameter(shared_database(), "schema", f"test_{next(_numbers)}")
-    await migrate(url)
+    await migrate(url, "event_store")
     return url
 
 
 async def new_read_store() -> str:
     """The URL of a new, migrated and empty read store, in a schema of its own."""
     url = with_parameter(shared_database(), "schema", f"test_{next(_numbers)}_read")
-    await read_store.migrate(url)
+    await migrate(url, "read_store")
     return url
 
 
 async def new_stores() -> str:
     """The URL of a new event store, beside which there is a new read store."""
     url = await new_store()
-    await read_store.migrate(default_read_store(url))
+    await migrate(default_read_store(url), "read_store")
     return url
 
 

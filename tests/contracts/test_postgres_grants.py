@@ -16,6 +16,7 @@ from diptych.adapters.postgres import read_store as postgres_read_store
 from diptych.adapters.postgres.append_function import CONTRADICTORY, PARAMETERS
 from diptych.adapters.postgres.append_section import Batch, append_statement
 from diptych.adapters.postgres.connection import Link, parse_url
+from diptych.adapters.postgres.deployment import migrate
 from diptych.adapters.postgres.event_store import connect
 from diptych.adapters.postgres.grants import Role, role_name
 from diptych.adapters.postgres.known_types import register_statement
@@ -432,7 +433,7 @@ async def test_the_script_may_be_run_again() -> None:
 async def test_stores_in_one_schema_get_no_roles(port: Port) -> None:
     """Whoever makes tables there could make functions beside the section: each script looks, and grants nothing."""
     url = await new_store()
-    await postgres_read_store.migrate(url)
+    await migrate(url, "read_store")
     before = await rights(url)
     with pytest.raises(asyncpg.RaiseError, match="Give read models a schema of their own"):
         await run(url, grants_sql(url, port, ROLE_PREFIX) or "")
@@ -451,7 +452,7 @@ async def test_an_administrator_who_is_no_superuser_may_run_it() -> None:
     if GIVEN:
         remove_at_exit(*(f'DROP ROLE IF EXISTS "{role_name(prefix, role)}"' for role in ROLES))
     url = url_as(database, admin)
-    await postgres_read_store.migrate(url)
+    await migrate(url, "read_store")
     async with reading(url) as owner:
         await build(owner, SEATS, [("a", 1)])
         for _ in range(2):
@@ -492,7 +493,7 @@ async def test_a_prefix_that_needs_escaping_is_refused(prefix: str) -> None:
 async def test_names_are_quoted() -> None:
     """A schema and roles in capitals are those, not their small namesakes."""
     url = with_parameter(await new_database(), "schema", "Select")
-    await postgres_read_store.migrate(url)
+    await migrate(url, "read_store")
     script = grants_sql(url, "read_store", f"{ROLE_PREFIX}_Order") or ""
     if GIVEN:
         remove_at_exit(*(f'DROP ROLE IF EXISTS "{ROLE_PREFIX}_Order_{role}"' for role in ROLES))

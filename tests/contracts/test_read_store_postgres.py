@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from diptych.adapters.connect import connect_read_store, default_read_store
 from diptych.adapters.postgres import read_catalog, read_changes, read_store, read_writes
+from diptych.adapters.postgres.deployment import migrate, migration_sql
 from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
 from diptych.errors import ConfigurationError, InvalidMessage, NewerStore, StoreUnavailable
@@ -98,13 +99,13 @@ async def test_a_schema_that_was_not_migrated_is_refused() -> None:
 async def test_migrating_twice_and_at_once_is_done_once() -> None:
     """Whoever comes second finds nothing to do; an event store may be in the same schema."""
     url = with_parameter(await new_database(), "schema", "both")
-    done = await asyncio.gather(*(read_store.migrate(url) for _ in range(4)))
+    done = await asyncio.gather(*(migrate(url, "read_store") for _ in range(4)))
     assert sorted(len(steps) for steps in done) == [0, 0, 0, READ_STORE_MIGRATIONS.newest]
     async with another(url) as store:
         await build(store, SEATS, [("a", 1)])
         assert await rows_of(store) == [("a", 1)]
-    assert await read_store.migrate(url) == []
-    assert 'CREATE TABLE "both".diptych_generations' in read_store.migration_sql(url)
+    assert await migrate(url, "read_store") == []
+    assert 'CREATE TABLE "both".diptych_generations' in migration_sql(url, "read_store")
 
 
 async def test_a_newer_schema_is_refused_and_left_alone(url: str, store: PostgresReadStore) -> None:
@@ -142,7 +143,7 @@ async def test_a_database_that_cannot_keep_all_text_is_refused(url: str) -> None
     latin = url.partition("?")[0] + "_latin?" + url.partition("?")[2]
     name = latin.partition("?")[0].rpartition("/")[2]
     await run(url, f"CREATE DATABASE {name} ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
-    await read_store.migrate(latin)
+    await migrate(latin, "read_store")
     store = connect(latin)
     with pytest.raises(ConfigurationError, match="LATIN1"):
         await store.open()

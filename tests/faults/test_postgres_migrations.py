@@ -8,7 +8,8 @@ import pytest
 
 from diptych.adapters.connect import connect_event_store
 from diptych.adapters.postgres.connection import HOSTS_MAX, parse_url
-from diptych.adapters.postgres.event_store import connect, migrate, migration_sql
+from diptych.adapters.postgres.deployment import migrate, migration_sql
+from diptych.adapters.postgres.event_store import connect
 from diptych.clock import SystemClock
 from diptych.errors import ConfigurationError, NewerStore
 from diptych.testing.contracts.event_store_case import append_one, event, history_of, opened
@@ -29,7 +30,7 @@ async def test_a_schema_that_was_not_migrated_says_so() -> None:
     with pytest.raises(ConfigurationError, match="run diptych migrate --store 'postgresql:") as raised:
         await connect(database, SystemClock()).open()
     assert "schema diptych" in str(raised.value)
-    assert await migrate(database)
+    assert await migrate(database, "event_store")
     async with opened(connect(database, SystemClock())) as store:
         assert await history_of(store) == []
 
@@ -43,7 +44,7 @@ async def test_a_newer_schema_is_left_alone() -> None:
         await connect(url, SystemClock()).open()
     assert raised.value.found == 99
     with pytest.raises(NewerStore):
-        await migrate(url)
+        await migrate(url, "event_store")
 
 
 async def test_migrating_again_changes_nothing() -> None:
@@ -51,14 +52,14 @@ async def test_migrating_again_changes_nothing() -> None:
     url = await new_store()
     async with opened(connect(url, SystemClock())) as store:
         await append_one(store, event("A"))
-        assert await migrate(url) == []
+        assert await migrate(url, "event_store") == []
         assert len(await history_of(store)) == 1
 
 
 async def test_migrating_at_the_same_time_is_done_once() -> None:
     """Of several that migrate one new database at once, one does each step, and all are content."""
     database = await new_database()
-    done = await asyncio.gather(*(migrate(database) for _ in range(5)))
+    done = await asyncio.gather(*(migrate(database, "event_store") for _ in range(5)))
     assert sorted(len(steps) for steps in done)[:4] == [0, 0, 0, 0]
     assert max(done, key=len)
     async with opened(connect(database, SystemClock())) as store:
@@ -68,8 +69,8 @@ async def test_migrating_at_the_same_time_is_done_once() -> None:
 async def test_the_printed_migrations_make_the_same_schema() -> None:
     """The script for psql makes a store that opens, and leaves nothing for migrate to do."""
     database = with_parameter(await new_database(), "schema", "printed")
-    await run(database, migration_sql(database))
-    assert await migrate(database) == []
+    await run(database, migration_sql(database, "event_store"))
+    assert await migrate(database, "event_store") == []
     async with opened(connect(database, SystemClock())) as store:
         await append_one(store, event("A"))
 

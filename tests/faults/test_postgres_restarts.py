@@ -21,7 +21,7 @@ import pytest
 
 from diptych import Application, Receipt
 from diptych.adapters.connect import default_read_store
-from diptych.adapters.postgres import event_store, read_store
+from diptych.adapters.postgres.deployment import migrate
 from diptych.adapters.postgres.event_store import PostgresEventStore, connect
 from diptych.clock import SystemClock
 from diptych.errors import OutcomeUnknown, StoreUnavailable
@@ -141,8 +141,8 @@ async def test_an_immediate_restart_loses_nothing_and_doubles_nothing(
     """What was acknowledged is there once, the same id tells the rest, and workers, leases and waits go on."""
     monkeypatch.setenv(TOLD, str(tmp_path))
     with own_server() as server:
-        await event_store.migrate(server.url)
-        await read_store.migrate(default_read_store(server.url))
+        await migrate(server.url, "event_store")
+        await migrate(default_read_store(server.url), "read_store")
         async with (
             opened(connect(server.url, SystemClock())) as watching,
             Application(warehouse, store=server.url, projecting=False) as app,

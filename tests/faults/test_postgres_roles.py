@@ -11,8 +11,8 @@ import pytest
 
 from diptych import Application, NotFresh
 from diptych.adapters.connect import default_read_store
-from diptych.adapters.postgres import read_store
 from diptych.adapters.postgres.connection import parse_url
+from diptych.adapters.postgres.deployment import migrate
 from diptych.adapters.postgres.event_store import connect
 from diptych.adapters.postgres.grants import Role, role_name
 from diptych.clock import SystemClock
@@ -95,7 +95,7 @@ async def test_an_api_and_a_worker_do_their_part_in_roles_of_their_own(url: str)
 async def test_events_and_rows_may_be_in_two_databases() -> None:
     """Each database gets what its URL prints, and the roles are the same."""
     events, rows = await new_store(), with_parameter(await new_database(), "schema", "rows")
-    await read_store.migrate(rows)
+    await migrate(rows, "read_store")
     await grant(events, "event_store")
     await grant(rows, "read_store")
     async with api_and_worker(events, rows) as (api, _):

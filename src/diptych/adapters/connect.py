@@ -34,9 +34,8 @@ __all__ = [
     "without_password",
 ]
 
-Port: TypeAlias = Literal["event_store", "read_store", "query_source"]
+Port: TypeAlias = Literal["event_store", "read_store"]
 """What a store is to the application; its adapter's module has that name."""
-
 
 _ADAPTERS = {
     "memory": "diptych.adapters.memory",
@@ -45,7 +44,7 @@ _ADAPTERS = {
     "postgres": "diptych.adapters.postgres",
 }
 _SERVERS = frozenset({"postgresql", "postgres"})
-"""Where stores have roles, and read stores can have replicas."""
+"""Where stores are deployed (an adapter's module `deployment` says how), and read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _EXTRAS = {"asyncpg": "postgres"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
@@ -59,7 +58,7 @@ def connect_event_store(url: str, clock: Clock) -> EventStore:
     Raises:
         ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
     """
-    return cast("EventStore", _adapter(url, "event_store").connect(url, clock))
+    return cast("EventStore", _module(url, "event_store").connect(url, clock))
 
 
 def connect_read_store(url: str) -> ReadStore:
@@ -70,7 +69,7 @@ def connect_read_store(url: str) -> ReadStore:
     Raises:
         ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
     """
-    return cast("ReadStore", _adapter(url, "read_store").connect(url))
+    return cast("ReadStore", _module(url, "read_store").connect(url))
 
 
 def connect_query_source(
@@ -100,13 +99,13 @@ def connect_query_source(
     for replica in replicas:
         if replica.partition(":")[0] not in _SERVERS:
             raise ConfigurationError("a replica of read models in PostgreSQL is postgresql://user@host/database")
-    return cast("QuerySource", _adapter(url, "query_source").connect(read_store, replicas, policy, place_at))
+    return cast("QuerySource", _module(url, "query_source").connect(read_store, replicas, policy, place_at))
 
 
 def default_read_store(store: str) -> str:
     """The read store's URL where none is given: beside the event store, in a file or schema of its own."""
     scheme, _, path = store.partition(":")
-    if scheme in {"postgresql", "postgres"}:
+    if scheme in _SERVERS:
         return _with_read_schema(store)
     if scheme != "sqlite":
         return "memory:"
@@ -120,8 +119,8 @@ def without_password(url: str) -> str:
     Raises:
         ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
     """
-    adapter = _adapter(url, "event_store")
-    return cast("str", adapter.shown(url)) if hasattr(adapter, "shown") else url
+    deployment = _deployment(url)
+    return cast("str", deployment.shown(url)) if deployment else url
 
 
 async def commits_survive(url: str) -> str:
@@ -131,10 +130,10 @@ async def commits_survive(url: str) -> str:
         StoreUnavailable: the server cannot be reached, or refuses.
         ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
     """
-    adapter = _adapter(url, "event_store")
-    if not hasattr(adapter, "commits_survive"):
+    deployment = _deployment(url)
+    if not deployment:
         return "a crash, not the loss of the machine or its disk: back it up"
-    return cast("str", await adapter.commits_survive(url))
+    return cast("str", await deployment.commits_survive(url))
 
 
 async def whereabouts(url: str) -> str:
@@ -144,8 +143,8 @@ async def whereabouts(url: str) -> str:
         StoreUnavailable: it cannot be reached, or refuses.
         ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
     """
-    adapter = _adapter(url, "event_store")
-    return cast("str", await adapter.whereabouts(url)) if hasattr(adapter, "whereabouts") else url
+    deployment = _deployment(url)
+    return cast("str", await deployment.whereabouts(url)) if deployment else url
 
 
 def _with_read_schema(url: str) -> str:
@@ -164,10 +163,10 @@ async def migrate(url: str, port: Port) -> list[str] | None:
         StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
         ConfigurationError: the URL cannot be read.
     """
-    adapter = _adapter(url, port)
-    if not hasattr(adapter, "migrate"):
+    deployment = _deployment(url)
+    if not deployment:
         return None
-    return [f"{step.number} {step.name}" for step in await adapter.migrate(url)]
+    return [f"{step.number} {step.name}" for step in await deployment.migrate(url, port)]
 
 
 def migration_sql(url: str, port: Port) -> str | None:
@@ -176,8 +175,8 @@ def migration_sql(url: str, port: Port) -> str | None:
     Raises:
         ConfigurationError: the URL cannot be read.
     """
-    adapter = _adapter(url, port)
-    return cast("str", adapter.migration_sql(url)) if hasattr(adapter, "migration_sql") else None
+    deployment = _deployment(url)
+    return cast("str", deployment.migration_sql(url, port)) if deployment else None
 
 
 def check_grantable(store: str, read_store: str) -> None:
@@ -186,9 +185,9 @@ def check_grantable(store: str, read_store: str) -> None:
     Raises:
         ConfigurationError: both are in one schema; or a URL cannot be read.
     """
-    adapter = _adapter(store, "event_store")
-    if hasattr(adapter, "check_grantable") and read_store.partition(":")[0] in _SERVERS:
-        adapter.check_grantable(store, read_store)
+    deployment = _deployment(store)
+    if deployment and _deployment(read_store):
+        deployment.check_grantable(store, read_store)
 
 
 def grants_sql(url: str, port: Port, prefix: str) -> str | None:
@@ -202,8 +201,8 @@ def grants_sql(url: str, port: Port, prefix: str) -> str | None:
     Raises:
         ConfigurationError: the URL cannot be read, or the prefix is no plain name.
     """
-    adapter = _adapter(url, port)
-    return cast("str", adapter.grants_sql(url, prefix)) if hasattr(adapter, "grants_sql") else None
+    deployment = _deployment(url)
+    return cast("str", deployment.grants_sql(url, port, prefix)) if deployment else None
 
 
 def default_role_prefix(store: str, read_store: str) -> str | None:
@@ -212,14 +211,27 @@ def default_role_prefix(store: str, read_store: str) -> str | None:
     Raises:
         ConfigurationError: a URL cannot be read.
     """
-    stores: tuple[tuple[str, Port], ...] = ((store, "event_store"), (read_store, "read_store"))
-    adapters = [(url, _adapter(url, port)) for url, port in stores]
-    return next(
-        (cast("str", adapter.role_prefix(url)) for url, adapter in adapters if hasattr(adapter, "role_prefix")), None
-    )
+    deployments = [(url, _deployment(url)) for url in (store, read_store)]
+    return next((cast("str", deployment.role_prefix(url)) for url, deployment in deployments if deployment), None)
 
 
-def _adapter(url: str, port: Port) -> Any:
+def _deployment(url: str) -> Any:
+    """What an adapter knows of its servers; None where a store is in a file or a process."""
+    return _module(url, "deployment") if _scheme(url) in _SERVERS else None
+
+
+def _module(url: str, name: str) -> Any:
+    scheme = _scheme(url)
+    try:
+        return import_module(f"{_ADAPTERS[scheme]}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name in _EXTRAS:
+            extra = _EXTRAS[error.name]
+            raise ConfigurationError(f"{scheme}: needs {error.name}: pip install 'diptych[{extra}]'") from error
+        raise
+
+
+def _scheme(url: str) -> str:
     scheme, colon, _ = url.partition(":")
     if not colon or scheme not in _ADAPTERS:
         known = ", ".join(f"{name}:" for name in _ADAPTERS)
@@ -227,10 +239,4 @@ def _adapter(url: str, port: Port) -> Any:
         begin = _SCHEME.match(url)
         shown = f"{begin[0] if begin else ''}…" if may_hold_password else url
         raise ConfigurationError(f"no store for the URL {shown!r}: it must begin with one of {known}")
-    try:
-        return import_module(f"{_ADAPTERS[scheme]}.{port}")
-    except ModuleNotFoundError as error:
-        if error.name in _EXTRAS:
-            extra = _EXTRAS[error.name]
-            raise ConfigurationError(f"{scheme}: needs {error.name}: pip install 'diptych[{extra}]'") from error
-        raise
+    return scheme

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
@@ -23,16 +22,13 @@ from diptych.adapters.postgres.connection import (
     parse_url,
     state_of,
 )
-from diptych.adapters.postgres.durability import commits_survive
 from diptych.adapters.postgres.event_rows import EventRows, decode_tags
-from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.event_watch import EventWatch
-from diptych.adapters.postgres.grants import check_apart
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import not_registrable, register_statement, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
-from diptych.adapters.postgres.whereabouts import whereabouts
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
@@ -49,21 +45,7 @@ from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
 from diptych.event_store.timestamp import to_microseconds
 
-if TYPE_CHECKING:
-    from diptych.adapters.postgres.migrations import Migration
-
-__all__ = [
-    "PostgresEventStore",
-    "check_grantable",
-    "commits_survive",
-    "connect",
-    "grants_sql",
-    "migrate",
-    "migration_sql",
-    "role_prefix",
-    "shown",
-    "whereabouts",
-]
+__all__ = ["PostgresEventStore", "connect"]
 
 READ_CONNECTIONS_MAX = 4
 """Connections of one process that read."""
@@ -86,61 +68,6 @@ def connect(url: str, clock: Clock) -> PostgresEventStore:
         ConfigurationError: the URL cannot be read.
     """
     return PostgresEventStore(parse_url(url), clock)
-
-
-async def migrate(url: str) -> list[Migration]:
-    """Make or upgrade the tables of the event store; safe to run twice, and by several at once.
-
-    Returns:
-        The migrations that were missing, in order; empty where none was.
-
-    Raises:
-        NewerStore: a newer Diptych migrated it; nothing was changed.
-        StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
-        ConfigurationError: the URL cannot be read.
-    """
-    return await EVENT_STORE_MIGRATIONS.apply(parse_url(url))
-
-
-def migration_sql(url: str) -> str:
-    """What `migrate` would do to an empty database, as one script for psql."""
-    return EVENT_STORE_MIGRATIONS.sql(parse_url(url))
-
-
-def grants_sql(url: str, prefix: str) -> str:
-    """A script for psql that lets three roles do their part, and no more.
-
-    Raises:
-        ConfigurationError: the URL cannot be read, or the prefix is no plain name.
-    """
-    return EVENT_STORE_GRANTS.sql(parse_url(url), prefix)
-
-
-def check_grantable(url: str, read_url: str) -> None:
-    """Make sure that the read models are not in the schema of the events.
-
-    Raises:
-        ConfigurationError: they are, or a URL cannot be read.
-    """
-    check_apart(parse_url(url), parse_url(read_url))
-
-
-def role_prefix(url: str) -> str:
-    """What the names of its roles begin with, unless said otherwise.
-
-    Raises:
-        ConfigurationError: the URL cannot be read.
-    """
-    return parse_url(url).schema
-
-
-def shown(url: str) -> str:
-    """The URL without its password.
-
-    Raises:
-        ConfigurationError: the URL cannot be read.
-    """
-    return parse_url(url).shown
 
 
 class PostgresEventStore:

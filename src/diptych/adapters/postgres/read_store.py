@@ -27,7 +27,6 @@ from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin,
 from diptych.adapters.postgres.read_changes import Changes
 from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.read_leases import lease, release
-from diptych.adapters.postgres.read_schema import READ_STORE_GRANTS, READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.postgres.read_tables import Builds
 from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
@@ -37,10 +36,9 @@ from diptych.event_store.position import Position
 from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
 
 if TYPE_CHECKING:
-    from diptych.adapters.postgres.migrations import Migration
     from diptych.event_store.position import Place
 
-__all__ = ["PostgresReadStore", "connect", "grants_sql", "migrate", "migration_sql", "role_prefix"]
+__all__ = ["PostgresReadStore", "connect"]
 
 WRITE_CONNECTIONS_MAX = 4
 """Connections of one process that write, or look at the catalog."""
@@ -63,43 +61,6 @@ def connect(url: str) -> PostgresReadStore:
         ConfigurationError: the URL cannot be read.
     """
     return PostgresReadStore(parse_url(url))
-
-
-async def migrate(url: str) -> list[Migration]:
-    """Make or upgrade the catalog of the read store; safe to run twice, and by several at once.
-
-    Returns:
-        The migrations that were missing, in order; empty where none was.
-
-    Raises:
-        NewerStore: a newer Diptych migrated it; nothing was changed.
-        StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
-        ConfigurationError: the URL cannot be read.
-    """
-    return await READ_STORE_MIGRATIONS.apply(parse_url(url))
-
-
-def migration_sql(url: str) -> str:
-    """What `migrate` would do to an empty database, as one script for psql."""
-    return READ_STORE_MIGRATIONS.sql(parse_url(url))
-
-
-def grants_sql(url: str, prefix: str) -> str:
-    """A script for psql that lets two roles do their part, and no more; the writer's role has none.
-
-    Raises:
-        ConfigurationError: the URL cannot be read, or the prefix is no plain name.
-    """
-    return READ_STORE_GRANTS.sql(parse_url(url), prefix)
-
-
-def role_prefix(url: str) -> str:
-    """What the names of its roles begin with, unless said otherwise.
-
-    Raises:
-        ConfigurationError: the URL cannot be read.
-    """
-    return parse_url(url).schema
 
 
 class PostgresReadStore:
