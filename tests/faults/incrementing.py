@@ -15,7 +15,7 @@ from diptych.messages.codec import decode
 from diptych.messages.envelope import Envelope
 from tests.faults.counting import CounterId, CountOf, Increment, Incremented
 
-__all__ = ["WAIT_S", "Load", "events_of", "execute", "prove"]
+__all__ = ["CALLERS", "WAIT_S", "Load", "events_of", "execute", "prove"]
 
 WAIT_S = 30.0
 CALLERS = 8
@@ -103,10 +103,10 @@ async def events_of(app: Application) -> list[RecordedEvent]:
 
 
 async def prove(app: Application, receipts: dict[int, Receipt]) -> None:
-    """Each command acknowledged is in the history once and says the same when it is sent again; rows equal the fold."""
+    """Each acknowledged command is where its receipt says, once; says it when it is sent again; rows equal the fold."""
     events = await events_of(app)
-    done = Tally(decode(recorded.metadata, Envelope).command_id for recorded in events)
-    assert done == Tally(f"n{number}" for number in receipts)
+    done = [(decode(recorded.metadata, Envelope).command_id, recorded.position) for recorded in events]
+    assert Tally(done) == Tally((f"n{number}", receipt.position) for number, receipt in receipts.items())
     assert {number: await execute(app, number) for number in receipts} == receipts
     last = max(receipts.values(), key=lambda receipt: receipt.position)
     for number in range(COUNTERS):
