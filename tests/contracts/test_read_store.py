@@ -14,6 +14,7 @@ from diptych.errors import Overloaded
 from diptych.read_side import change_count, snapshot_turns
 from diptych.testing.contracts.read_store import WAIT_S_MAX, ReadStoreContract
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, create, shown_generation
+from tests.contracts.read_store_sql import opened
 from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store, with_parameter
 
 if TYPE_CHECKING:
@@ -76,10 +77,8 @@ async def store(
         "sqlite": lambda: sqlite.connect(f"sqlite:{tmp_path / 'read.db'}"),
         "postgres": lambda: postgres.connect(url),
     }
-    store = made[request.param]()
-    await store.open()
-    yield store
-    await store.close()
+    async with opened(made[request.param]()) as store:
+        yield store
 
 
 async def number(store: ReadStore) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -41,10 +41,11 @@ from diptych.testing.contracts.read_store_cases import (
     shown_generation,
     write,
 )
+from tests.contracts.read_store_sql import opened, select
 from tests.postgres_server import by_hand, new_database, new_read_store, run, with_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
     from diptych.adapters.postgres.read_snapshot import PostgresReadSnapshot
 
@@ -61,25 +62,12 @@ async def url() -> str:
 
 @pytest.fixture
 async def store(url: str) -> AsyncGenerator[PostgresReadStore]:
-    store = connect(url)
-    await store.open()
-    yield store
-    await store.close()
+    async with opened(connect(url)) as store:
+        yield store
 
 
 def schema(url: str) -> str:
     return url.rpartition("schema=")[2]
-
-
-@asynccontextmanager
-async def another(url: str) -> AsyncIterator[PostgresReadStore]:
-    """A second store there, as in another process."""
-    other = connect(url)
-    await other.open()
-    try:
-        yield other
-    finally:
-        await other.close()
 
 
 # ── schemas ──────────────────────────────────────────────────────────────────
@@ -101,7 +89,7 @@ async def test_migrating_twice_and_at_once_is_done_once() -> None:
     url = with_parameter(await new_database(), "schema", "both")
     done = await asyncio.gather(*(migrate(url, "read_store") for _ in range(4)))
     assert sorted(len(steps) for steps in done) == [0, 0, 0, READ_STORE_MIGRATIONS.newest]
-    async with another(url) as store:
+    async with opened(connect(url)) as store:
         await build(store, SEATS, [("a", 1)])
         assert await rows_of(store) == [("a", 1)]
     assert await migrate(url, "read_store") == []
@@ -174,7 +162,7 @@ async def test_writes_of_others_wake_by_notification(
     monkeypatch.setattr(read_changes, "CHANGES_POLL_S", 1_000)
     monkeypatch.setattr(read_changes, "CHANGES_POLL_DEAF_S", 1_000)
     generation = await create(store, SEATS)
-    async with another(url) as other:
+    async with opened(connect(url)) as other:
         seen = await other.wait_for_change(0, 0.05)
         while not other._changes._wake_ups.is_listening:  # each wait sees to it that somebody listens
             seen = await other.wait_for_change(seen, 0.05)
@@ -187,7 +175,7 @@ async def test_writes_of_others_wake_by_notification(
 async def test_writes_of_others_are_noticed_without_notifications(url: str, store: PostgresReadStore) -> None:
     """Behind a pooler nobody can listen; the catalog is looked at instead."""
     generation = await create(store, SEATS)
-    async with another(with_parameter(url, "pgbouncer", "true")) as other:
+    async with opened(connect(with_parameter(url, "pgbouncer", "true"))) as other:
         waiting = asyncio.create_task(other.wait_for_change(0, WAIT_S_MAX * 2))
         await asyncio.wait([waiting], timeout=0)
         await write(store, generation, upserts=[("a", 1)])
@@ -226,7 +214,7 @@ async def test_a_change_by_others_during_an_own_write_is_counted(
     write_planned, changes = store._write_planned, store._changes
 
     async def come_late(plans: Any) -> Any:
-        async with another(url) as other:
+        async with opened(connect(url)) as other:
             await write(other, generation, upserts=[("a", 1)])
         changes._look_soon()
         return await write_planned(plans)
@@ -243,7 +231,7 @@ async def test_who_asks_for_leases_at_once_is_answered_one_by_one(url: str, stor
     made = [await store.create_generation(f"n{n}", "1", None, place(0), live=True) for n in range(4)]
     keys = [generation.lease_key for (generation,) in made]
     waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-    async with another(url) as other, by_hand(url) as look:
+    async with opened(connect(url)) as other, by_hand(url) as look:
         async with by_hand(url) as link, link.transaction():
             await link.execute(f"SELECT 1 FROM {schema(url)}.diptych_generations FOR UPDATE")
             asking = [asyncio.create_task(s.lease(name, keys, 3_600)) for s, name in ((store, "a"), (other, "b"))]
@@ -272,24 +260,6 @@ async def test_only_changes_by_hand_wait_for_the_disk(
 
 
 # ── tables and views ─────────────────────────────────────────────────────────
-
-
-async def test_names_that_sql_knows_are_names_like_others(store: PostgresReadStore) -> None:
-    """Columns and tables may be called as SQL's words, and hold what means something in a pattern."""
-    names = ["order", "select", "rowid", "rank", "words", "oid", "key", "value", "name", "t", "k", "r", "a{0}", 'q"q']
-    columns = [Column(name, ColumnKind.TEXT, indexed=True, searchable=True) for name in names]
-    table = Table("table", (Column("group", ColumnKind.TEXT), *columns), key=("group",))
-    rows = [(f"g{n}", *(f"{name} {n}" for name in names)) for n in range(3)]
-    await build(store, table, rows)
-    by = tuple(Order(name) for name in [*names, "group"])
-    assert await rows_of(store, order=by) == rows
-    assert await rows_of(store, *(Filter(name, Comparison.EQUAL, f"{name} 1") for name in names), order=by) == [rows[1]]
-    async with store.snapshot() as snapshot:
-        assert await snapshot.search(NAME, "rank 1", 10) == [rows[1]]
-        assert await snapshot.find(NAME, (), by, 10, [*rows[0][1:], "g0"]) == rows[1:]
-        assert await snapshot.get_many(NAME, [("g0",), ("g2",)]) == {("g0",): rows[0], ("g2",): rows[2]}
-        found = await snapshot.sql('SELECT "group" FROM "table"', (), {"group": (ColumnKind.TEXT, False)})
-        assert len(found) == 3
 
 
 async def test_long_names_fit(store: PostgresReadStore) -> None:
@@ -583,12 +553,8 @@ async def test_a_word_beyond_what_postgresql_keeps_is_found_by_its_beginning(sto
 
 async def test_a_cancelled_read_stops_and_gives_its_connection_back(url: str, store: PostgresReadStore) -> None:
     """Every connection is soon free again, and none is left in a transaction."""
-
-    async def endless() -> None:
-        async with store.snapshot() as snapshot:
-            await snapshot.sql("SELECT count(*) AS c FROM pg_sleep(100)", (), {"c": (ColumnKind.INTEGER, False)})
-
-    reads = [asyncio.create_task(endless()) for _ in range(SNAPSHOTS_MAX)]
+    endless = "SELECT count(*) AS c FROM pg_sleep(100)"
+    reads = [asyncio.create_task(select(store, endless, c=ColumnKind.INTEGER)) for _ in range(SNAPSHOTS_MAX)]
     async with by_hand(url) as link:
         sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'WITH%pg_sleep(100)%' AND state = 'active'"
         async with asyncio.timeout(WAIT_S_MAX):

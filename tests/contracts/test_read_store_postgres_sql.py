@@ -5,17 +5,15 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
-from diptych.adapters.postgres import read_snapshot
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
-from diptych.errors import ConfigurationError, Overloaded
+from diptych.errors import ConfigurationError
 from diptych.read_side.read_store import Column, ColumnKind, Table
 from diptych.testing.contracts.read_store_cases import (
-    BY_COURSE,
     LINES,
     NAME,
     SEATS,
@@ -26,6 +24,7 @@ from diptych.testing.contracts.read_store_cases import (
     rows_of,
     write,
 )
+from tests.contracts.read_store_sql import COUNTED, FUTURE, PAST, SESSIONS, opened, select
 from tests.postgres_server import by_hand, new_read_store, run
 
 if TYPE_CHECKING:
@@ -34,16 +33,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_S_MAX = 10
-COUNTED = {"c": (ColumnKind.INTEGER, False)}
-NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
-SESSIONS = Table(
-    "web_sessions",
-    (Column("id", ColumnKind.TEXT), Column("until", ColumnKind.DATETIME, nullable=True)),
-    key=("id",),
-    expires="until",
-)
-SESSION_ROWS = [("a", NOON), ("b", NOON + dt.timedelta(hours=1)), ("c", None)]
 
 
 @pytest.fixture
@@ -53,38 +42,18 @@ async def url() -> str:
 
 @pytest.fixture
 async def store(url: str) -> AsyncGenerator[PostgresReadStore]:
-    store = connect(url)
-    await store.open()
-    yield store
-    await store.close()
+    async with opened(connect(url)) as store:
+        yield store
 
 
 @pytest.fixture(params=["", "&pgbouncer=true"], ids=["", "pooled"])
 async def guarded(request: pytest.FixtureRequest, url: str) -> AsyncGenerator[PostgresReadStore]:
     """A store whose connections are read-only by the session's default, and one that says it in each transaction."""
-    store = connect(url + request.param)
-    await store.open()
-    yield store
-    await store.close()
-
-
-async def select(store: PostgresReadStore, statement: str, *parameters: Any, **columns: ColumnKind) -> list[Any]:
-    async with store.snapshot() as snapshot:
-        return await snapshot.sql(statement, parameters, {name: (kind, False) for name, kind in columns.items()})
+    async with opened(connect(url + request.param)) as store:
+        yield store
 
 
 # ── what it shows ────────────────────────────────────────────────────────────
-
-
-async def test_sql_reads_the_live_generation_by_the_name_of_its_table(store: PostgresReadStore) -> None:
-    """From a switch on, the other one."""
-    await build(store, SEATS, [("a", 1)])
-    text = "SELECT course, sum(taken) AS total FROM school_seats GROUP BY course"
-    assert await select(store, text, total=ColumnKind.INTEGER) == [{"total": 1}]
-    second = await write(store, await create(store, SEATS, live=False), upserts=[("b", 2)])
-    assert await select(store, text, course=ColumnKind.TEXT) == [{"course": "a"}]
-    await store.switch(NAME, second.number)
-    assert await select(store, text, course=ColumnKind.TEXT, total=ColumnKind.INTEGER) == [{"course": "b", "total": 2}]
 
 
 async def test_g8_sql_shows_the_moment_of_its_snapshot(store: PostgresReadStore) -> None:
@@ -99,37 +68,9 @@ async def test_g8_sql_shows_the_moment_of_its_snapshot(store: PostgresReadStore)
     assert await select(store, "SELECT note FROM school_seats", note=ColumnKind.TEXT) == [{"note": "new"}]
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "SELECT id FROM web_sessions ORDER BY id",
-        "\n  -- first\n /* then */ SELECT id FROM web_sessions ORDER BY id",
-        "-- with no word\nselect s.id FROM web_sessions AS s ORDER BY 1 -- the end",
-        "WITH mine AS (SELECT id FROM web_sessions) SELECT id FROM mine ORDER BY id",
-        "/* of */with recursive n (i) AS (SELECT 1) SELECT id FROM WEB_SESSIONS, n ORDER BY id",
-        'SELECT one.id FROM "web_sessions" AS one JOIN web_sessions AS two USING (id) ORDER BY id',
-        "SELECT id FROM (SELECT id FROM web_sessions WHERE id >= ?) AS q ORDER BY id",
-        "(SELECT id FROM web_sessions) ORDER BY id",
-    ],
-)
-async def test_sql_shows_what_has_not_expired_at_its_moment(store: PostgresReadStore, statement: str) -> None:
-    """By the table's name, wherever the statement names it; the machine's time does not matter."""
-    await build(store, SESSIONS, SESSION_ROWS)
-    parameters = ["a"] * statement.count("?")
-
-    async def ids(moment: dt.datetime) -> list[str]:
-        async with store.snapshot() as snapshot:
-            found = await snapshot.sql(statement, parameters, {"id": (ColumnKind.TEXT, False)}, {NAME: moment})
-        return [row["id"] for row in found]
-
-    assert await ids(NOON - dt.timedelta(microseconds=1)) == ["a", "b", "c"]
-    assert await ids(NOON) == ["b", "c"]
-    assert await ids(FUTURE) == ["c"]
-
-
 async def test_other_programs_see_what_has_not_expired_by_the_servers_time(url: str, store: PostgresReadStore) -> None:
     """So does SQL over a read model that it does not say it touches."""
-    await build(store, SESSIONS, [("gone", PAST), ("here", FUTURE), ("ever", None)])
+    await build(store, SESSIONS, [("gone", PAST, "FR"), ("here", FUTURE, "FR"), ("ever", None, "FR")])
     text = "SELECT id FROM web_sessions ORDER BY id"
     async with by_hand(url) as link:
         rows = await link.fetch(text.replace("web", f"{url.rpartition('schema=')[2]}.web"))
@@ -141,11 +82,10 @@ async def test_other_programs_see_what_has_not_expired_by_the_servers_time(url: 
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SORTED if kind is not ColumnKind.DOCUMENT], ids=lambda k: k.value)
-async def test_every_kind_goes_in_and_comes_out(store: PostgresReadStore, kind: ColumnKind) -> None:
+async def test_every_kind_goes_in_by_number(store: PostgresReadStore, kind: ColumnKind) -> None:
     """A parameter is of the type that keeps it, whichever way its placeholder is written."""
     for value in SORTED[kind]:
-        for text in ("SELECT ? AS v", "SELECT $1 AS v"):
-            assert await select(store, text, value, v=kind) == [{"v": value}]
+        assert await select(store, "SELECT $1 AS v", value, v=kind) == [{"v": value}]
 
 
 async def test_parameters_find_what_columns_hold(store: PostgresReadStore) -> None:
@@ -201,59 +141,6 @@ async def test_results_of_another_kind_are_refused(store: PostgresReadStore) -> 
     ):
         with pytest.raises(ConfigurationError, match=r"column v: .* is not of the kind"):
             await select(store, f"SELECT {text} AS v", v=kind)
-
-
-@pytest.mark.parametrize(
-    ("statement", "parameters", "reason"),
-    [
-        ("SELECT missing FROM school_seats", (), 'column "missing" does not exist'),
-        ("SELECT 1 AS c FROM missing", (), 'relation "missing" does not exist'),
-        ("SELEC 1", (), "syntax error"),
-        ("", (), "syntax error"),
-        ("SELECT 1 AS c; SELECT 2 AS c", (), "multiple commands"),
-        ("SELECT 1 AS c;", (7,), "0 placeholders, and 1 parameters"),
-        ("SELECT ? + ? AS c", (1,), "2 placeholders, and 1 parameters"),
-        ("SELECT $2 AS c", (1,), "2 placeholders, and 1 parameters"),
-        ("SELECT ? AS c", (), "syntax error"),
-        ("SELECT 1 AS other", (), "selects other, but not c"),
-        ("SELECT 1 / 0 AS c", (), "division by zero"),
-        ("SELECT ? AS c", (object(),), "cannot be <object"),
-        ("SELECT ? AS c", (dt.datetime(2026, 1, 1),), "cannot be datetime"),  # noqa: DTZ001
-        ("SELECT ? AS c", (float("nan"),), "cannot be nan"),
-        ("SELECT 1 AS c -- \0", (), "NUL"),
-        ("SELECT '\ud800' AS c", (), "surrogate"),
-    ],
-)
-async def test_sql_that_is_wrong_says_what(
-    store: PostgresReadStore, statement: str, parameters: tuple[Any, ...], reason: str
-) -> None:
-    """The reason is PostgreSQL's or ours; nothing is changed, and the snapshot goes on."""
-    await build(store, SEATS, [("a", 1)])
-    async with store.snapshot() as snapshot:
-        with pytest.raises(ConfigurationError, match=reason):
-            await snapshot.sql(statement, parameters, COUNTED)
-        assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
-
-
-# ── limits ───────────────────────────────────────────────────────────────────
-
-
-async def test_sql_that_runs_too_long_is_stopped(store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the limit it ends with the limit's name, and its snapshot and connection are fit for more."""
-    monkeypatch.setattr(read_snapshot, "READ_S_MAX", 0.05)
-    async with store.snapshot() as snapshot:
-        with pytest.raises(Overloaded, match="READ_S_MAX"):
-            await snapshot.sql("SELECT 1 AS c FROM pg_sleep(100)", (), COUNTED)
-        assert await snapshot.sql("SELECT 1 AS c", (), COUNTED) == [{"c": 1}]
-
-
-async def test_sql_with_too_many_rows_is_refused(store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays flat: what is past the limit is not fetched."""
-    monkeypatch.setattr(read_snapshot, "SQL_ROWS_MAX", 2)
-    text = "SELECT i AS c FROM generate_series(1, ?) AS s (i)"
-    assert len(await select(store, text, 2, c=ColumnKind.INTEGER)) == 2
-    with pytest.raises(Overloaded, match="SQL_ROWS_MAX=2"):
-        await select(store, text, 3, c=ColumnKind.INTEGER)
 
 
 # ── readers cannot write (G13) ───────────────────────────────────────────────

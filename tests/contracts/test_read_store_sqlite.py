@@ -1,4 +1,4 @@
-"""What the read stores say beyond their contract: SQL, limits, files, and that readers cannot write (G13)."""
+"""What SQLite's read store says beyond the contract, and memory's: files, tables, reads, no writes by readers (G13)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from diptych.adapters.sqlite import read_snapshot, read_tables, read_writes
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.adapters.sqlite.read_snapshot import SqliteReadSnapshot
 from diptych.adapters.sqlite.read_store import SqliteReadStore
-from diptych.errors import ConfigurationError, NewerStore, Overloaded, StoreUnavailable
+from diptych.errors import ConfigurationError, NewerStore, StoreUnavailable
 from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order, SliceWrite, Table
 from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from diptych.testing.contracts.read_store_cases import (
     ARTICLES,
-    BY_COURSE,
     LINES,
     NAME,
     SEATS,
@@ -31,6 +30,7 @@ from diptych.testing.contracts.read_store_cases import (
     rows_of,
     write,
 )
+from tests.contracts.read_store_sql import opened, select
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -41,20 +41,12 @@ pytestmark = pytest.mark.anyio
 WAIT_S_MAX = 10
 DAY = dt.date(2026, 3, 1)
 ENDLESS = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) AS c FROM n"
-COUNTED = {"c": (ColumnKind.INTEGER, False)}
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncGenerator[SqliteReadStore, None]:
-    store = sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")
-    await store.open()
-    yield store
-    await store.close()
-
-
-async def select(store: SqliteReadStore, statement: str, *parameters: Any, **columns: ColumnKind) -> list[Any]:
-    async with store.snapshot() as snapshot:
-        return await snapshot.sql(statement, parameters, {name: (kind, False) for name, kind in columns.items()})
+    async with opened(sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")) as store:
+        yield store
 
 
 # ── URLs and files ───────────────────────────────────────────────────────────
@@ -125,14 +117,12 @@ async def test_two_instances_make_one_file(tmp_path: Path) -> None:
 async def test_writes_of_other_instances_wake_who_waits(tmp_path: Path, store: SqliteReadStore) -> None:
     """A change by another connection, as by another process, is noticed without a write of one's own."""
     generation = await create(store, SEATS)
-    other = sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")
-    await other.open()
-    seen = await store.wait_for_change(0, 0)
-    waiting = asyncio.create_task(store.wait_for_change(seen, WAIT_S_MAX))
-    await asyncio.wait([waiting], timeout=0)
-    await write(other, generation, upserts=[("a", 1)])
-    assert await asyncio.wait_for(waiting, WAIT_S_MAX) != seen
-    await other.close()
+    async with opened(sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")) as other:
+        seen = await store.wait_for_change(0, 0)
+        waiting = asyncio.create_task(store.wait_for_change(seen, WAIT_S_MAX))
+        await asyncio.wait([waiting], timeout=0)
+        await write(other, generation, upserts=[("a", 1)])
+        assert await asyncio.wait_for(waiting, WAIT_S_MAX) != seen
 
 
 async def test_own_writes_wake_without_polling(store: SqliteReadStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,20 +170,6 @@ async def test_a_full_disk_changes_nothing(store: SqliteReadStore) -> None:
 
 
 # ── tables ───────────────────────────────────────────────────────────────────
-
-
-async def test_names_that_sql_knows_are_names_like_others(store: SqliteReadStore) -> None:
-    """Columns and tables may be called as SQL's words, its hidden columns and the search index's own columns."""
-    names = ["order", "select", "rowid", "rank", "words", "oid", "_rowid_", "key", "value", "name"]
-    columns = [Column(name, ColumnKind.TEXT, indexed=True, searchable=True) for name in names]
-    table = Table("table", (Column("group", ColumnKind.TEXT), *columns), key=("group",))
-    rows = [(f"g{n}", *(f"{name} {n}" for name in names)) for n in range(3)]
-    await build(store, table, rows)
-    by = tuple(Order(name) for name in [*names, "group"])
-    assert await rows_of(store, order=by) == rows
-    async with store.snapshot() as snapshot:
-        assert await snapshot.search(NAME, "rank 1", 10) == [rows[1]]
-        assert await snapshot.find(NAME, (), by, 10, [*rows[0][1:], "g0"]) == rows[1:]
 
 
 async def test_two_projections_cannot_share_a_table(store: SqliteReadStore) -> None:
@@ -289,23 +265,9 @@ def plan(snapshot: SqliteReadSnapshot, statement: str) -> str:
 
 async def test_memory_has_no_sql() -> None:
     """The error says which store has."""
-    store = memory.connect("memory:")
-    await store.open()
-    async with store.snapshot() as snapshot:
+    async with opened(memory.connect("memory:")) as store:
         with pytest.raises(ConfigurationError, match="sqlite:"):
-            await snapshot.sql("SELECT 1", (), {})
-    await store.close()
-
-
-async def test_sql_reads_the_live_generation_by_the_name_of_its_table(store: SqliteReadStore) -> None:
-    """The view follows a switch."""
-    await build(store, SEATS, [("a", 1)])
-    text = "SELECT course, sum(taken) AS total FROM school_seats GROUP BY course"
-    assert await select(store, text, total=ColumnKind.INTEGER) == [{"total": 1}]
-    second = await write(store, await create(store, SEATS, live=False), upserts=[("b", 2)])
-    assert await select(store, text, course=ColumnKind.TEXT) == [{"course": "a"}]
-    await store.switch(NAME, second.number)
-    assert await select(store, text, course=ColumnKind.TEXT, total=ColumnKind.INTEGER) == [{"course": "b", "total": 2}]
+            await select(store, "SELECT 1")
 
 
 async def test_sql_speaks_the_values_of_python(store: SqliteReadStore) -> None:
@@ -317,74 +279,11 @@ async def test_sql_speaks_the_values_of_python(store: SqliteReadStore) -> None:
     assert (str(row["price"]), row["day"]) == ("40.0", DAY)
     (row,) = await select(store, "SELECT max(price) AS price FROM shop_lines", **price)
     assert str(row["price"]) == "40"
-    instant = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
-    for kind, value in (
-        (ColumnKind.TEXT, "é"),
-        (ColumnKind.INTEGER, 2**62),
-        (ColumnKind.REAL, 0.1),
-        (ColumnKind.BOOLEAN, True),
-        (ColumnKind.DATETIME, instant),
-        (ColumnKind.DURATION, dt.timedelta(days=-1)),
-        (ColumnKind.BYTES, b"\0"),
-    ):
-        assert await select(store, "SELECT ? AS v", value, v=kind) == [{"v": value}]
     async with store.snapshot() as snapshot:
         assert await snapshot.sql("SELECT NULL AS v", (), {"v": (ColumnKind.DATE, True)}) == [{"v": None}]
         assert await snapshot.sql("SELECT 1 AS v WHERE ? IS NULL", [None], {"v": (ColumnKind.REAL, False)}) == [
             {"v": 1}
         ]
-
-
-@pytest.mark.parametrize(
-    ("statement", "parameters", "reason"),
-    [
-        ("SELECT missing FROM school_seats", (), "no such column: missing"),
-        ("SELEC 1", (), "syntax error"),
-        ("SELECT 1 AS c; SELECT 2 AS c", (), "one statement at a time"),
-        ("SELECT ? AS c", (), "bindings"),
-        ("SELECT 1 AS other", (), "selects other, but not c"),
-        ("", (), "not c"),
-        ("SELECT 'text' AS c", (), "column c: 'text' is not of the kind integer"),
-        ("SELECT NULL AS c", (), "column c: None"),
-        ("SELECT ? AS c", (object(),), "cannot be <object"),
-        ("SELECT ? AS c", (dt.datetime(2026, 1, 1),), "cannot be datetime"),  # noqa: DTZ001
-        ("SELECT load_extension('x') AS c", (), "not authorized"),
-        ("ROLLBACK", (), "not authorized"),
-        ("COMMIT", (), "not authorized"),
-        ("SAVEPOINT s", (), "not authorized"),
-        ("PRAGMA query_only = OFF", (), "not authorized"),
-        ("INSERT INTO school_seats__g1 VALUES ('x', 1) RETURNING 1 AS c", (), "not authorized"),
-        ("WITH x AS (SELECT 1) DELETE FROM school_seats__g1", (), "not authorized"),
-    ],
-)
-async def test_sql_that_is_wrong_says_what(
-    store: SqliteReadStore, statement: str, parameters: tuple[Any, ...], reason: str
-) -> None:
-    """The reason is SQLite's or ours; nothing is changed, and the snapshot goes on."""
-    await build(store, SEATS, [("a", 1)])
-    async with store.snapshot() as snapshot:
-        with pytest.raises(ConfigurationError, match=reason):
-            await snapshot.sql(statement, parameters, COUNTED)
-        assert snapshot.connection.in_transaction
-        assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
-    assert await rows_of(store) == [("a", 1)]
-
-
-async def test_sql_that_runs_too_long_is_stopped(store: SqliteReadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past the limit it ends with the limit's name, and its connection is fit for others."""
-    monkeypatch.setattr(read_snapshot, "READ_S_MAX", 0.05)
-    with pytest.raises(Overloaded, match="READ_S_MAX"):
-        await select(store, ENDLESS, c=ColumnKind.INTEGER)
-    assert await select(store, "SELECT 1 AS c", c=ColumnKind.INTEGER) == [{"c": 1}]
-
-
-async def test_sql_with_too_many_rows_is_refused(store: SqliteReadStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory stays flat: what is past the limit is not fetched."""
-    monkeypatch.setattr(read_snapshot, "SQL_ROWS_MAX", 2)
-    text = "SELECT value AS c FROM json_each(?)"
-    assert len(await select(store, text, "[1, 2]", c=ColumnKind.INTEGER)) == 2
-    with pytest.raises(Overloaded, match="SQL_ROWS_MAX=2"):
-        await select(store, text, "[1, 2, 3]", c=ColumnKind.INTEGER)
 
 
 async def test_a_cancelled_read_stops_and_gives_its_connection_back(
@@ -400,9 +299,6 @@ async def test_a_cancelled_read_stops_and_gives_its_connection_back(
     async with AsyncExitStack() as stack:
         for _ in range(SNAPSHOTS_MAX):
             await stack.enter_async_context(store.snapshot())
-
-
-# ── limits of snapshots ──────────────────────────────────────────────────────
 
 
 # ── readers cannot write (G13) ───────────────────────────────────────────────

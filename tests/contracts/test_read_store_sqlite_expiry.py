@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.adapters.sqlite import read_tables
 from diptych.adapters.sqlite.read_store import SqliteReadStore
-from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order, Table
+from diptych.read_side.read_store import Comparison, Filter, Order
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, build, create, rows_of, stored_generation, write
+from tests.contracts.read_store_sql import FUTURE, NOON, PAST, SESSION_ROWS, SESSIONS, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -21,19 +21,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.anyio
 
-SESSIONS = Table(
-    "web_sessions",
-    (
-        Column("id", ColumnKind.TEXT),
-        Column("until", ColumnKind.DATETIME, nullable=True),
-        Column("place", ColumnKind.TEXT, indexed=True),
-    ),
-    key=("id",),
-    expires="until",
-)
-NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)
-ROWS = [("a", NOON, "FR"), ("b", NOON + dt.timedelta(hours=1), "DE"), ("c", None, "FR")]
 CHANGES_SINCE_VERSION_1 = (
     "DROP INDEX diptych_live",
     "ALTER TABLE diptych_generations RENAME TO newer",
@@ -50,48 +37,8 @@ CHANGES_SINCE_VERSION_1 = (
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncGenerator[SqliteReadStore, None]:
-    store = sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")
-    await store.open()
-    yield store
-    await store.close()
-
-
-async def ids(store: SqliteReadStore, statement: str, moment: dt.datetime, *parameters: Any) -> list[str]:
-    async with store.snapshot() as snapshot:
-        found = await snapshot.sql(statement, parameters, {"id": (ColumnKind.TEXT, False)}, {NAME: moment})
-    return [row["id"] for row in found]
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "SELECT id FROM web_sessions ORDER BY id",
-        "\n  -- first\n /* then */ SELECT id FROM web_sessions ORDER BY id",
-        "-- with no word\nselect s.id FROM web_sessions AS s ORDER BY 1 -- the end",
-        "WITH mine AS (SELECT id FROM web_sessions) SELECT id FROM mine ORDER BY id",
-        "/* of */with recursive n (i) AS (SELECT 1) SELECT id FROM WEB_SESSIONS, n ORDER BY id",
-        'SELECT one.id FROM "web_sessions" AS one JOIN web_sessions AS two USING (id) ORDER BY id',
-        "SELECT id FROM (SELECT id FROM web_sessions WHERE id >= ?) ORDER BY id",
-    ],
-)
-async def test_sql_shows_what_has_not_expired_at_its_moment(store: SqliteReadStore, statement: str) -> None:
-    """By the table's name, wherever the statement names it; the machine's time does not matter."""
-    await build(store, SESSIONS, ROWS)
-    parameters = ["a"] * statement.count("?")
-    assert await ids(store, statement, NOON - dt.timedelta(microseconds=1), *parameters) == ["a", "b", "c"]
-    assert await ids(store, statement, NOON, *parameters) == ["b", "c"]
-    assert await ids(store, statement, FUTURE, *parameters) == ["c"]
-
-
-async def test_sql_over_several_expiring_tables(store: SqliteReadStore) -> None:
-    """Each by its own moment."""
-    other = Table("web_others", SESSIONS.columns, ("id",), "until")
-    await build(store, SESSIONS, ROWS)
-    await build(store, other, ROWS, "other")
-    text = "SELECT 'one ' || id AS id FROM web_sessions UNION ALL SELECT 'two ' || id FROM web_others ORDER BY 1"
-    async with store.snapshot() as snapshot:
-        found = await snapshot.sql(text, (), {"id": (ColumnKind.TEXT, False)}, {NAME: NOON, "other": FUTURE})
-    assert [row["id"] for row in found] == ["one b", "one c", "two c"]
+    async with opened(sqlite.connect(f"sqlite:{tmp_path / 'read.db'}")) as store:
+        yield store
 
 
 async def test_other_programs_see_what_has_not_expired_by_the_machines_time(
@@ -135,7 +82,7 @@ async def test_what_has_expired_is_found_by_an_index_that_others_do_not_use(stor
 async def test_a_table_that_does_not_expire_has_no_such_index(store: SqliteReadStore, tmp_path: Path) -> None:
     """Nor has its index entries for rows that never do."""
     await build(store, SEATS, [("a", 1)])
-    await build(store, SESSIONS, ROWS, "sessions")
+    await build(store, SESSIONS, SESSION_ROWS, "sessions")
     with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
         found = connection.execute("SELECT tbl_name, sql FROM sqlite_schema WHERE name LIKE '%__expiry'").fetchall()
     assert [name for name, _ in found] == ["web_sessions__g1"]
@@ -154,7 +101,7 @@ async def test_a_file_of_version_1_is_brought_up_to_date(store: SqliteReadStore,
     await store.open()
     assert await rows_of(store) == [("a", 1)]
     assert await stored_generation(store) == generation
-    later = await write(store, await build(store, SESSIONS, ROWS, "sessions"), recorded_at=NOON)
+    later = await write(store, await build(store, SESSIONS, SESSION_ROWS, "sessions"), recorded_at=NOON)
     assert await stored_generation(store, "sessions") == later
     assert later.recorded_at == NOON
     with closing(sqlite3.connect(tmp_path / "read.db")) as connection:
