@@ -63,7 +63,10 @@ CONTRADICTORY = "DP016"
 RECORDED_AT_US_MAX = 253_402_300_799_999_999
 """The last microsecond of the year 9999, in microseconds since 1970: no later moment can be read back."""
 RAREST_PROBE = 1_000
-"""Positions counted of each of several tags, to find the rarest one."""
+"""Positions counted of each of several tags to find the rarest, which the work then follows, here as in reads.
+
+Migrations that were released hold it: for another value, reads get a number of their own.
+"""
 
 _IN = (
     "known_position bigint, known_event bytea, known_history bytea, base bigint, now_us bigint, closely boolean, "

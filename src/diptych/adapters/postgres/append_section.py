@@ -21,6 +21,7 @@ from diptych.adapters.postgres.append_function import (
     REFUSED,
     REPEATED,
 )
+from diptych.adapters.postgres.kept_outcomes import kept_outcome
 from diptych.event_store.event_query import QueryItem
 from diptych.event_store.event_store import (
     Appended,
@@ -32,7 +33,7 @@ from diptych.event_store.event_store import (
     KeptOutcome,
     Refused,
 )
-from diptych.event_store.position import NOWHERE, Place, Position
+from diptych.event_store.position import Place, Position
 from diptych.event_store.refusal import is_storable
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ class Batch:
             elif code == REFUSED:
                 results.append(Refused(self._refusals[number - 1] or ""))
             elif code == KEPT:
-                results.append(Duplicate(_outcome(commit, history_id, *kept[number])))
+                assert commit.command_id is not None
+                results.append(Duplicate(kept_outcome(history_id, commit.command_id, *kept[number])))
             elif code == REPEATED:
                 results.append(Duplicate(self._outcome_in_batch(detail, results)))
             else:
@@ -359,17 +361,3 @@ def _kept(answer: asyncpg.Record) -> dict[int, tuple[bytes, int, int, bytes | No
     if numbers is None:
         return {}
     return dict(zip(numbers, zip(*(answer[name] for name in _KEPT_COLUMNS), strict=True), strict=True))
-
-
-def _outcome(
-    commit: Commit,
-    history_id: bytes,
-    payload_hash: bytes,
-    position: int,
-    event_count: int,
-    rejection: bytes | None,
-    event_id: bytes | None,
-) -> KeptOutcome:
-    assert commit.command_id is not None
-    place = Place(history_id, Position(position), NOWHERE if event_id is None else event_id)
-    return KeptOutcome(commit.command_id, payload_hash, place, event_count, rejection)

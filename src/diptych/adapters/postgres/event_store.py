@@ -25,10 +25,11 @@ from diptych.adapters.postgres.connection import (
 from diptych.adapters.postgres.event_rows import EventRows, decode_tags
 from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.event_watch import EventWatch
+from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcome, select_page
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import not_registrable, register_statement, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
-from diptych.adapters.postgres.restoring import kept_outcomes_statement, restore
+from diptych.adapters.postgres.restoring import restore
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
@@ -429,31 +430,14 @@ class PostgresEventStore:
         self._check_open()
         if not is_storable(command_id):
             return None
-        statement = (
-            "SELECT o.command_id, o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
-            f"FROM {self._schema}.outcomes AS o LEFT JOIN {self._schema}.events AS e ON e.position = o.position "
-            "WHERE o.command_id = $1"
-        )
-        rows = await self._fetch(statement, command_id)
-        return self._kept(*rows[0]) if rows else None
+        rows = await self._fetch(select_outcome(self._schema), command_id)
+        return kept_outcome(self._known.history_id, *rows[0]) if rows else None
 
     async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
         """Kept outcomes of the first command ids behind one."""
         self._check_open()
-        rows = await self._fetch(kept_outcomes_statement(self._schema), after, limit)
-        return [self._kept(*row) for row in rows]
-
-    def _kept(
-        self,
-        command_id: str,
-        payload_hash: bytes,
-        position: int,
-        event_count: int,
-        rejection: bytes | None,
-        event_id: bytes | None,
-    ) -> KeptOutcome:
-        place = Place(self._known.history_id, Position(position), event_id if event_id is not None else NOWHERE)
-        return KeptOutcome(command_id, payload_hash, place, event_count, rejection)
+        rows = await self._fetch(select_page(self._schema), after, limit)
+        return [kept_outcome(self._known.history_id, *row) for row in rows]
 
     # ── waiting ──────────────────────────────────────────────────────────────
 

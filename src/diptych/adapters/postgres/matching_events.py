@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeAlias
 
+from diptych.adapters.postgres.append_function import RAREST_PROBE
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.refusal import is_storable
 
@@ -20,8 +21,6 @@ STREAMS_MAX = 100
 """Streams in one statement; a query of more is asked as one statement for each such group, and merged."""
 SHAPES_MAX = 512
 """Statements kept as text, by the shape of their query."""
-RAREST_PROBE = 1_000
-"""Positions counted of each of several tags, to find the rarest one: the work then follows that one."""
 
 _Shape: TypeAlias = tuple[bool, int]
 """Whether a stream is of types, and how many tags it has."""

@@ -1,4 +1,4 @@
-"""Parts of another store's history, written into one schema as they are; and what is kept there, in pages.
+"""Parts of another store's history, written into one schema as they are.
 
 No function in the database as for appends: nothing is decided, and a copy has no one to wait for. One transaction holds
 the row of `history` from its first statement on, and the rows come by COPY.
@@ -14,15 +14,16 @@ import asyncpg
 import msgspec
 
 from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl
+from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcomes
 from diptych.adapters.postgres.known_types import register_statement
 from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
-from diptych.event_store.position import NOWHERE, Place, Position
+from diptych.event_store.position import Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.restoring import check_outcomes, check_part, check_places, refused
 from diptych.event_store.timestamp import to_microseconds
 
-__all__ = ["kept_outcomes_statement", "restore"]
+__all__ = ["restore"]
 
 RESTORE_S_MAX = 120.0
 """How long one part may take in all."""
@@ -31,15 +32,6 @@ _EVENT_COLUMNS = ("position", "recorded_at", "type", "version", "event_id", "dat
 _OUTCOME_COLUMNS = ("command_id", "payload_hash", "position", "event_count", "rejection")
 _encode_tags = msgspec.json.Encoder().encode
 _Row: TypeAlias = tuple[object, ...]
-
-
-def kept_outcomes_statement(schema: str) -> str:
-    """What is kept under the first `$2` command ids behind `$1`, in the order of their code points."""
-    return (
-        "SELECT o.command_id, o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
-        f"FROM (SELECT * FROM {schema}.outcomes WHERE command_id > $1 ORDER BY command_id LIMIT $2) AS o "
-        f"LEFT JOIN {schema}.events AS e ON e.position = o.position ORDER BY o.command_id"
-    )
 
 
 async def restore(link: Link, url: PostgresUrl, part: HistoryPart, *, lock_wait_s: float, channel: str) -> None:
@@ -132,24 +124,8 @@ class _Restoring:
         schema, part = self._schema, self._part
         if not part.outcomes:
             return {}
-        rows = await self._link.fetch(
-            "SELECT o.command_id, o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
-            "FROM unnest($1::text[]) AS u (command_id) CROSS JOIN LATERAL "
-            f"(SELECT * FROM {schema}.outcomes AS x WHERE x.command_id = u.command_id LIMIT 1) AS o "
-            f"LEFT JOIN {schema}.events AS e ON e.position = o.position",
-            [outcome.command_id for outcome in part.outcomes],
-        )
-        history_id = part.after.history_id
-        return {
-            command_id: KeptOutcome(
-                command_id,
-                payload_hash,
-                Place(history_id, Position(position), event_id if event_id is not None else NOWHERE),
-                event_count,
-                rejection,
-            )
-            for command_id, payload_hash, position, event_count, rejection, event_id in rows
-        }
+        rows = await self._link.fetch(select_outcomes(schema), [outcome.command_id for outcome in part.outcomes])
+        return {row["command_id"]: kept_outcome(part.after.history_id, *row) for row in rows}
 
     async def _register(self, types: Sequence[StoredType], lock_wait_s: float) -> None:
         if types:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
+from diptych.adapters.sqlite.kept_outcomes import kept_outcome
 from diptych.adapters.sqlite.matching_events import MatchingEvents
 from diptych.adapters.sqlite.name_ids import NameIds
 from diptych.adapters.sqlite.recent_positions import RecentPositions
@@ -31,7 +32,6 @@ from diptych.event_store.event_store import (
 from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import NewEvent
-from diptych.event_store.refusal import is_storable
 
 if TYPE_CHECKING:
     import sqlite3
@@ -43,7 +43,6 @@ __all__ = [
     "INSERT_OUTCOME",
     "AppendSection",
     "add_type",
-    "kept_outcome",
 ]
 
 INSERT_EVENT = (
@@ -58,10 +57,6 @@ HOLD_VERSION = """
     INSERT INTO event_versions (type, version, held) VALUES (?, ?, 1)
     ON CONFLICT (type, version) DO UPDATE SET held = 1
 """
-_SELECT_OUTCOME = (
-    "SELECT o.payload_hash, o.position, o.event_count, o.rejection, e.event_id "
-    "FROM outcomes AS o LEFT JOIN events AS e ON e.position = o.position WHERE o.command_id = ?"
-)
 _OutcomeRow: TypeAlias = tuple[str, bytes, Position, int, bytes | None]
 _encode_tags = msgspec.json.Encoder().encode
 
@@ -331,15 +326,3 @@ class _Batch:
 def add_type(connection: sqlite3.Connection, name: str) -> int:
     """Give an event type that the file does not know an id."""
     return int(connection.execute("INSERT INTO event_types (name) VALUES (?) RETURNING id", (name,)).fetchone()[0])
-
-
-def kept_outcome(connection: sqlite3.Connection, history_id: bytes, command_id: str) -> KeptOutcome | None:
-    """What the file holds under a command id."""
-    if not is_storable(command_id):
-        return None
-    row = connection.execute(_SELECT_OUTCOME, (command_id,)).fetchone()
-    if row is None:
-        return None
-    payload_hash, position, event_count, rejection, event_id = row
-    place = Place(history_id, Position(position), event_id if position else NOWHERE)
-    return KeptOutcome(command_id, payload_hash, place, event_count, rejection)

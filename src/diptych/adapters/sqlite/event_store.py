@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from diptych.adapters.sqlite.append_section import AppendSection, kept_outcome
+from diptych.adapters.sqlite.append_section import AppendSection
 from diptych.adapters.sqlite.connection import (
     LOCK_WAIT_S,
     CommitFailed,
@@ -20,9 +20,10 @@ from diptych.adapters.sqlite.connection import (
     open_reader,
 )
 from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
+from diptych.adapters.sqlite.kept_outcomes import kept_outcome, kept_outcomes
 from diptych.adapters.sqlite.matching_events import EventRow, MatchingEvents
 from diptych.adapters.sqlite.name_ids import NameIds
-from diptych.adapters.sqlite.restoring import kept_outcomes, register, restore
+from diptych.adapters.sqlite.restoring import register, restore
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed, StoreUnavailable
 from diptych.event_store.event_query import EventQuery

@@ -1,4 +1,4 @@
-"""Parts of another store's history, written into one SQLite file as they are; and what is kept there, in pages.
+"""Parts of another store's history, written into one SQLite file as they are.
 
 Ids of tags and types are the file's own: what stands for a name here need not stand for it in the original.
 """
@@ -16,8 +16,8 @@ from diptych.adapters.sqlite.append_section import (
     INSERT_EVENT_TAG,
     INSERT_OUTCOME,
     add_type,
-    kept_outcome,
 )
+from diptych.adapters.sqlite.kept_outcomes import kept_outcome
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -27,30 +27,9 @@ from diptych.event_store.timestamp import to_microseconds
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["kept_outcomes", "register", "restore"]
+__all__ = ["register", "restore"]
 
-_PAGE_OF_OUTCOMES = """
-    SELECT o.command_id, o.payload_hash, o.position, o.event_count, o.rejection, e.event_id
-    FROM (SELECT * FROM outcomes WHERE command_id > ? ORDER BY command_id LIMIT ?) AS o
-    LEFT JOIN events AS e ON e.position = o.position ORDER BY o.command_id
-"""
 _encode_tags = msgspec.json.Encoder().encode
-
-
-def kept_outcomes(connection: sqlite3.Connection, history_id: bytes, after: str, limit: int) -> list[KeptOutcome]:
-    """What is kept under the first command ids behind one."""
-    return [
-        KeptOutcome(
-            command_id,
-            payload_hash,
-            Place(history_id, Position(position), event_id if position else NOWHERE),
-            event_count,
-            rejection,
-        )
-        for command_id, payload_hash, position, event_count, rejection, event_id in connection.execute(
-            _PAGE_OF_OUTCOMES, (after, limit)
-        )
-    ]
 
 
 def register(connection: sqlite3.Connection, types: Sequence[StoredType]) -> None:

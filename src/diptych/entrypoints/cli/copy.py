@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -17,9 +15,6 @@ from diptych.entrypoints.cli.options import LOGS_UNSET, LogOptions
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import Terminated, run_async
 from diptych.errors import StoreUnavailable
-
-if TYPE_CHECKING:
-    from diptych.event_store.event_store import EventStore
 
 __all__ = ["CopyReport", "copy"]
 
@@ -124,8 +119,10 @@ async def _run(source_url: str, target_url: str, *, verify: bool) -> CopyReport:
     from diptych.event_store.copying import compare, copied_up_to, copy_history
 
     began = time.perf_counter()
-    opened_target = opened_store(Settings(store=target_url)) if verify else _opened_target(target_url)
-    async with opened_store(Settings(store=source_url)) as source, opened_target as target:
+    async with (
+        opened_store(Settings(store=source_url)) as source,
+        opened_store(Settings(store=target_url), or_new=not verify) as target,
+    ):
         if await whereabouts(source_url) == await whereabouts(target_url):
             raise UsageError(_SAME)
         before = await copied_up_to(source, target)
@@ -149,20 +146,6 @@ async def _run(source_url: str, target_url: str, *, verify: bool) -> CopyReport:
             took_s=time.perf_counter() - began,
             copy_s=copied - began,
         )
-
-
-@asynccontextmanager
-async def _opened_target(url: str) -> AsyncGenerator[EventStore]:
-    """The target, made where it is a file that is not there."""
-    from diptych.adapters.connect import connect_event_store
-    from diptych.clock import SystemClock
-
-    store = connect_event_store(url, SystemClock())
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
 
 
 def _show(report: CopyReport, *, verify: bool) -> None:

@@ -1,4 +1,4 @@
-"""Looking into stores that are there already: commands that do so never make a new, empty one."""
+"""Looking into stores that are there already: commands that do so never make a new, empty one unless told to."""
 
 from __future__ import annotations
 
@@ -21,13 +21,17 @@ __all__ = ["choose", "hint", "opened_partition", "opened_store"]
 
 
 @asynccontextmanager
-async def opened_store(settings: Settings) -> AsyncGenerator[EventStore]:
+async def opened_store(settings: Settings, *, or_new: bool = False) -> AsyncGenerator[EventStore]:
     """The event store alone, without the code that wrote it.
+
+    Args:
+        settings: where.
+        or_new: whether to make it where it is a file that is not there.
 
     Raises:
         ConfigurationError: none is named, or there is none.
     """
-    store = connect_event_store(_existing(settings.looked_into().store), SystemClock())
+    store = connect_event_store(_kept(settings.looked_into().store, or_new=or_new), SystemClock())
     await store.open()
     try:
         yield store
@@ -46,8 +50,7 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
     Raises:
         ConfigurationError: no context, store or partition is named, or there is none.
     """
-    places = settings.looked_into()
-    _existing(places.store)
+    _kept(settings.looked_into().store)
     contexts = load_contexts(settings.app)
     divided = load_partition_by(settings.partition_by)
     name = settings.partition or ""
@@ -86,14 +89,14 @@ def hint(wanted: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names) or 'none'}"
 
 
-def _existing(url: str | None) -> str:
+def _kept(url: str | None, *, or_new: bool = False) -> str:
     if url is None or url == "memory:":
         raise ConfigurationError(
             "which store? One in memory ends with its process; name a kept one with --store sqlite:<path>, "
             "DIPTYCH_STORE, or store in diptych.toml"
         )
     scheme, _, path = url.partition(":")
-    if scheme == "sqlite" and path and not Path(path).exists():
+    if not or_new and scheme == "sqlite" and path and not Path(path).exists():
         raise ConfigurationError(f"there is no store at {path}{_beside(Path(path))}; `diptych run` makes one")
     return url
 
