@@ -146,3 +146,15 @@ def a_split_is_silent(patch: pytest.MonkeyPatch) -> None:
             self._changes = changes
 
     patch.setattr(MemoryReadStore, "split", silent)
+
+
+@noticed_by("test_a_split_that_changes_nothing_wakes_nobody")
+def a_split_always_wakes(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.split
+
+    async def wake(self: Any, name: str, number: int, slices: int | None = None) -> bool:
+        done = await real(self, name, number, slices)
+        self._changes.note()
+        return done
+
+    patch.setattr(MemoryReadStore, "split", wake)

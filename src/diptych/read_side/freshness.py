@@ -59,13 +59,13 @@ class Behind(Exception):
 
     Attributes:
         projection: whose rows it is about.
-        live: the slices that are behind, of the generation that answers now; empty where there is none.
+        slices: those that are behind, of the generation that answers now; empty where there is none.
         same_code: whether that is of this process's code.
     """
 
-    def __init__(self, projection: Projection, live: Sequence[Generation], *, same_code: bool) -> None:
+    def __init__(self, projection: Projection, slices: Sequence[Generation], *, same_code: bool) -> None:
         self.projection = projection
-        self.live = live
+        self.slices = slices
         self.same_code = same_code
         super().__init__(projection.name)
 
@@ -158,25 +158,25 @@ class Freshness:
             Blocked: the projection has stopped, so that waiting is in vain.
         """
         name = behind.projection.name
-        if asking.lacks(name, behind.live):
+        if asking.lacks(name, behind.slices):
             return
-        stopped = [slice.stopped for slice in behind.live if slice.stopped]
+        stopped = [slice.stopped for slice in behind.slices if slice.stopped]
         if behind.same_code and stopped:
             raise Blocked(name, (), stopped[0])
         remaining = deadline - asyncio.get_running_loop().time()
         if remaining <= 0:
             raise await self._not_fresh(behind, requirement, asking.replica)
-        await asking.wait(name, behind.live, remaining)
+        await asking.wait(name, behind.slices, remaining)
         if requirement.place is not None:  # the history may have forked while it was waited for
             await self._check(requirement.place, "the consistency token")
 
     async def _not_fresh(self, behind: Behind, requirement: Requirement, replica: str) -> NotFresh:
         head = (await self._store.head()).position
         reached, reason = 0, "it is not built from the history yet"
-        if behind.live and behind.same_code:
-            reached = min(slice.checkpoint.position for slice in behind.live)
+        if behind.slices and behind.same_code:
+            reached = min(slice.checkpoint.position for slice in behind.slices)
             reason = f"so far on the replica {replica}" if replica else ""
-        elif behind.live:
+        elif behind.slices:
             reason = "its rows are of other code; those of this code are not built yet, or were replaced"
         return NotFresh(behind.projection.name, requirement.wanted or head, reached, reason)
 

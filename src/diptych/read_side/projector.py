@@ -109,7 +109,7 @@ class Projector:
 
     def wanted(self) -> list[LeaseKey]:
         """What to ask leases for: all but what cannot go on here, which another process with other code may."""
-        return [] if self.failure else [slice.lease_key for slice in self.slices if not slice.stopped]
+        return [] if self.failure else [slice.lease_key for slice in self.slices if slice.goes_on]
 
     async def start(self, leases: Leases) -> None:
         """Follow the history from now on, in a task of its own, with what is held at any time.
@@ -220,23 +220,23 @@ class Projector:
             slice.generation = found[mine.slice]
         elif slice in self.slices and found:
             following = [Slice(slice.projection, each, slice.target) for each in found]
-            self.put(following)
+            self.follow_instead(following)
         else:
             following = [slice]
-            if mine.number and not slice.stopped:
+            if mine.number and slice.goes_on:
                 self._stop(slice, "its generation was replaced by another process; open the application again")
         for each in following:
             each.blocked = {blocking.key: blocking for blocking in blocked if each.owns_text(blocking.key)}
             each.discards = discards
 
-    def put(self, following: Sequence[Slice]) -> None:
-        """Follow these slices of a projection instead of those that were followed."""
+    def follow_instead(self, following: Sequence[Slice]) -> None:
+        """Follow these slices of a projection, and retire those that were followed."""
         were = self.slices_of(following[0].projection.name)
         place = self.slices.index(were[0])
         self.slices = [each for each in self.slices if each not in were]
         self.slices[place:place] = following
         for each in were:
-            each.stopped = "others are followed instead"
+            each.retired = True
 
     def slices_of(self, name: str) -> list[Slice]:
         """The slices of a projection, in order; empty where there is no such projection."""
@@ -288,7 +288,7 @@ class Projector:
     async def _held(self, leases: Leases, *, anew: bool = False) -> list[Slice]:
         """The slices to work on now, each as it was left by whoever held it before; with `anew`, in any case."""
         for slice in list(self.slices):
-            if slice.stopped:
+            if not slice.goes_on:
                 continue
             epoch = leases.epoch(slice.lease_key)
             overtaken = epoch is not None and epoch > slice.generation.epoch
@@ -300,7 +300,7 @@ class Projector:
         given_up = {slice.lease_key for slice in self.slices if slice.stopped}
         if not leases.asked.issuperset(self.wanted()) or not leases.asked.isdisjoint(given_up):
             leases.ask()
-        return [slice for slice in self.slices if not slice.stopped and leases.epoch(slice.lease_key) is not None]
+        return [slice for slice in self.slices if slice.goes_on and leases.epoch(slice.lease_key) is not None]
 
     async def _retry_stopped(self, slice: Slice) -> None:
         found = slice.generation
@@ -311,7 +311,7 @@ class Projector:
 
     async def _idle(self, held: Sequence[Slice]) -> None:
         """Wait for an event past the slowest projection, if it is not there already."""
-        if any(slice.stopped for slice in held):
+        if not all(slice.goes_on for slice in held):
             return  # its lease is given up first
         following = [slice.position for slice in held if not slice.at_barrier]
         limit = IDLE_WAIT_S if len(following) == len(held) else LOOK_AGAIN_S
@@ -325,7 +325,7 @@ class Projector:
 
         False where they are at the head, at `until`, or at their barriers. The caller holds the lock.
         """
-        active = [slice for slice in slices if not slice.stopped and not slice.at_barrier]
+        active = [slice for slice in slices if slice.goes_on and not slice.at_barrier]
         if not active:
             return False
         position = min(slice.position for slice in active)
@@ -397,7 +397,7 @@ class Projector:
         async with self._read_store.snapshot() as snapshot:
             for slice in group:
                 if slice is not group[0]:
-                    await pause()  # between the folds of two projections, queries and commands go on
+                    await pause()  # between the folds of two slices, queries and commands go on
                 try:
                     if slice.projection.name not in plans:
                         plans[slice.projection.name] = plan_steps(slice.projection, events)
@@ -452,12 +452,12 @@ class Projector:
     async def _switch_late(self, slices: Sequence[Slice]) -> None:
         """Switch to what has caught up: whoever wrote its last batch may have died, or failed, before it switched."""
         for slice in slices:
-            if not slice.stopped and not slice.generation.live and slice.position >= slice.target:
+            if slice.goes_on and not slice.generation.live and slice.position >= slice.target:
                 await self.switch([slice])
 
     async def _split_late(self, slices: Sequence[Slice]) -> None:
         """Split anew what is to be, if all its slices have come to the barrier, wherever they are held."""
-        waiting = {slice.projection.name: slice for slice in slices if slice.at_barrier and not slice.stopped}
+        waiting = {slice.projection.name: slice for slice in slices if slice.at_barrier and slice.goes_on}
         for name, slice in waiting.items():
             if slice.is_due() and await self._read_store.split(name, slice.generation.number):
                 await self.reloaded(name)
@@ -472,7 +472,7 @@ class Projector:
             middle = len(events) // 2
             first, rest = events[:middle], events[middle:]
             await self._fold([slice], first, self._reached(first[-1]))
-            if not slice.stopped and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
+            if slice.goes_on and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
                 await self._fold([slice], rest, end)
             return
         keys = slice.blockable(events)

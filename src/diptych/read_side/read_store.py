@@ -176,7 +176,7 @@ class SliceWrite(msgspec.Struct, frozen=True):
         block: newly blocked keys.
         unblock: keys (as JSON arrays) that are blocked no more.
         discard: events to leave out from now on.
-        stopped: the new reason why the generation cannot go on; empty where it can.
+        stopped: the new reason why the slice cannot go on; empty where it can.
         by_hand: whether the epoch goes up, so that writers that do not know of this change are fenced.
         recorded_at: the new `Generation.recorded_at`; None leaves it as it is.
     """
@@ -200,11 +200,11 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Fenced(msgspec.Struct, frozen=True):
-    """Nothing done: someone else has moved this generation on. Load it anew."""
+    """Nothing done: someone else has moved this slice on. Load it anew."""
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """Nothing done for this generation: a row cannot be stored (a number too large for its column, NaN …)."""
+    """Nothing done for this slice: a row cannot be stored (a number too large for its column, NaN …)."""
 
     reason: str
 
@@ -407,6 +407,7 @@ class ReadStore(Protocol):
         epoch above all of theirs. Otherwise the furthest of these places becomes the barrier of all, and their epochs
         go up, so that whoever writes learns of it; ask again, without a number, when all have come there. A number
         that it has already takes a barrier away, and so does a slice that has stopped, which would hold up the others.
+        Wakes who waits for a change, unless there was nothing to change.
 
         Returns:
             Whether there is no barrier now; True as well where the generation is gone.
@@ -442,7 +443,7 @@ class ReadStore(Protocol):
 
         Args:
             worker: a name that no other process, and no later run of this one, has.
-            wanted: names and numbers; may be empty.
+            wanted: names, numbers and slices; may be empty.
             ttl_s: seconds for which the lease is valid unless it is renewed.
         """
         ...

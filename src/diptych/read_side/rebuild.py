@@ -63,7 +63,7 @@ class Rebuilds:
         while True:
             async with self._projector.lock:
                 if await self._read_store.switch(projection.name, fresh[0].generation.number):
-                    self._projector.put(fresh)
+                    self._projector.follow_instead(fresh)
                     return _position(await self._projector.reloaded(projection.name))
                 for slice in fresh:
                     await self._projector.loaded(slice)  # it may be gone, and then never switches
@@ -140,15 +140,20 @@ class Rebuilds:
 
     async def _advance(self, fresh: Sequence[Slice], until: Position) -> None:
         """Fold up to a position at one go; the caller holds the projector's lock."""
-        await self._check(fresh)
+        await self._drop_if_stopped(fresh)
         while _position(fresh) < until:
             await self._fold(fresh, until)
 
     async def _fold(self, fresh: Sequence[Slice], until: Position) -> None:
         await self._projector.advance(fresh, until)
-        await self._check(fresh)
+        await self._drop_if_stopped(fresh)
 
-    async def _check(self, fresh: Sequence[Slice]) -> None:
+    async def _drop_if_stopped(self, fresh: Sequence[Slice]) -> None:
+        """Remove what cannot be built to its end.
+
+        Raises:
+            StoreUnavailable: it was removed.
+        """
         stopped = [slice.stopped for slice in fresh if slice.stopped]
         if stopped:
             generation = fresh[0].generation

@@ -39,6 +39,7 @@ class Slice:
         generation: the slice as it was last written or loaded here.
         target: a generation that is being built answers queries from this position on.
         stopped: why it cannot go on; empty while it can.
+        retired: whether others are followed instead of it.
     """
 
     def __init__(self, projection: Projection, generation: Generation, target: Position = START) -> None:
@@ -46,9 +47,15 @@ class Slice:
         self.generation = generation
         self.target = target
         self.stopped = ""
+        self.retired = False
         self.blocked: dict[str, BlockedKey] = {}
         self.discards: set[tuple[str, int]] = set()
         self._look_at = 0.0
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether events are folded into it: it has neither stopped nor retired."""
+        return not self.stopped and not self.retired
 
     @property
     def position(self) -> Position:

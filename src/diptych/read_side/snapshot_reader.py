@@ -99,7 +99,7 @@ class SnapshotReader:
             Behind: it does not.
         """
         live = await self._answering(missing.projection)
-        were = {(slice.slice, slice.slices) for slice in missing.live}
+        were = {(slice.slice, slice.slices) for slice in missing.slices}
         await self._require(missing.projection, [slice for slice in live if (slice.slice, slice.slices) in were])
 
     # ── Reader ───────────────────────────────────────────────────────────────

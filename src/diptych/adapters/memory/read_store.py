@@ -203,9 +203,10 @@ class MemoryReadStore:
         if build is None:
             return True
         changed = tuple(split(build.slices, slices))
-        holders = build.last_holders if len(changed) == len(build.slices) else (None,) * len(changed)
-        self._builds[name, number] = replace(build, slices=changed, last_holders=holders)
-        self._changes.note()
+        if changed != build.slices:
+            holders = build.last_holders if len(changed) == len(build.slices) else (None,) * len(changed)
+            self._builds[name, number] = replace(build, slices=changed, last_holders=holders)
+            self._changes.note()
         return changed[0].barrier is None
 
     async def drop_generation(self, name: str, number: int) -> None:

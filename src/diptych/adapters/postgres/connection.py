@@ -40,8 +40,8 @@ __all__ = [
 
 DEFAULT_SCHEMA = "diptych"
 """The schema that holds the tables, unless the URL says `schema=`."""
-SCHEMA_CHARACTERS_MAX = 40
-"""Characters of a schema's name; names made from it have to fit into PostgreSQL's 63 bytes."""
+NAME_CHARACTERS_MAX = 40
+"""Characters of a schema's name, and of what roles' names begin with; names made from it have to fit into 63 bytes."""
 CONNECT_S_MAX = 10.0
 """How long connecting may take; of several hosts, each has its share of it."""
 HOSTS_MAX = 10
@@ -64,7 +64,7 @@ Link: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 """What the driver raises: the server's no, or that no answer came."""
 
-_SCHEMA = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{SCHEMA_CHARACTERS_MAX - 1}}}")
+_NAME = re.compile(rf"[A-Za-z_][A-Za-z0-9_]{{0,{NAME_CHARACTERS_MAX - 1}}}")
 INDEXED: Mapping[str, str] = {"jit": "off", "enable_seqscan": "off", "enable_bitmapscan": "off"}
 """Planner settings for statements that find their rows in order by an index. Without statistics, in tables that have
 just begun to grow, the planner would scan whole tables, and keep that plan while they grow."""
@@ -184,12 +184,12 @@ def check_name(what: str, name: str) -> None:
     """Make sure that a name needs no escaping, and that names made from it fit.
 
     Raises:
-        ConfigurationError: it does.
+        ConfigurationError: it needs some, or is too long.
     """
-    if not _SCHEMA.fullmatch(name) or name.lower().startswith("pg_"):
+    if not _NAME.fullmatch(name) or name.lower().startswith("pg_"):
         raise ConfigurationError(
             f"{what}={name}: such a name has letters, digits and _, at most "
-            f"SCHEMA_CHARACTERS_MAX={SCHEMA_CHARACTERS_MAX}, and does not begin with pg_"
+            f"NAME_CHARACTERS_MAX={NAME_CHARACTERS_MAX}, and does not begin with pg_"
         )
 
 

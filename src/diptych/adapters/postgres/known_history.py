@@ -71,7 +71,7 @@ class KnownHistory:
             if head.history_id != place.history_id:  # no failover: a copy was made here, or the schema is another one
                 return error
             if known.forks == self.forks:  # else somebody else has found it meanwhile
-                _log.error("%s: %s. It goes on as it is there, from position %d", self._shown, error, head.position)
+                _log.error("%s goes on as it is there, from position %d: %s", self._shown, head.position, error)
                 self.forks += 1
                 self.place = Place(head.history_id, Position(head.position), head.event_id)
             return error

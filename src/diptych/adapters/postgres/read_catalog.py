@@ -184,7 +184,8 @@ class Catalog:
                 "WHERE name = $4 AND number = $5 AND slice = $6",
                 [(each.epoch, each.barrier, each.slices_next, *each.lease_key) for each in changed],
             )
-        await self.notify(link)
+        if changed != found:
+            await self.notify(link)
         return not changed or changed[0].barrier is None
 
     async def drop_generation(self, link: Link, name: str, number: int) -> None:

@@ -71,7 +71,12 @@ class Changes:
             await asyncio.wait(tasks)
 
     def note(self, versions: Versions, *, whole: bool = False) -> None:
-        """Count an own change, after which these are the versions of the generations that it touched, or of all."""
+        """Count an own change, after which these are the versions of the generations that it touched, or of all.
+
+        Where all are as they were, there was none.
+        """
+        if whole and versions == self._versions:
+            return
         self._versions = versions if whole else self._versions | versions
         self._noticed.note()
 

@@ -2,7 +2,8 @@
 
 Names that the user may choose freely (read models become views of the schema) do not begin with `diptych_`. Keys are
 kept by a hash too, since an index takes no text beyond a few kilobytes. `diptych_dropped_tables` holds what nobody
-finds any more by the catalog, while snapshots of before may still be reading it.
+finds any more by the catalog, while snapshots of before may still be reading it. What a worker wants, in
+`diptych_workers`, is an array of [name, number, slice].
 """
 
 from __future__ import annotations

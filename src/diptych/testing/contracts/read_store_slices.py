@@ -174,3 +174,16 @@ class SlicesContract:
         waiting = asyncio.create_task(store.wait_for_change(seen, WAIT_S_MAX))
         await store.split(NAME, 1, 3)
         assert await waiting == store.changes != seen
+
+    async def test_a_split_that_changes_nothing_wakes_nobody(self, store: ReadStore) -> None:
+        """Whoever asks again and again, since a slice has not come to the barrier yet, does not rouse the others."""
+        _, fast = await sliced(store, 2)
+        await write(store, fast, checkpoint=place(8))
+        seen = store.changes
+        assert await store.split(NAME, 1, 2)
+        assert await store.split(NAME, 7, 3)
+        assert store.changes == seen
+        assert not await store.split(NAME, 1, 3)
+        seen = store.changes
+        assert not await store.split(NAME, 1)
+        assert store.changes == seen
