@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,19 +26,21 @@ from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.application.registration import event_types, projections
-from diptych.errors import HistoryDiverged
+from diptych.errors import HistoryDiverged, StoreUnavailable
 from diptych.event_store.event_store import Commit
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.messages.unique_id import unique_bytes
 from diptych.read_side import projector as module
+from diptych.read_side import rebuild
 from diptych.read_side import slice as slice_module
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
-from diptych.read_side.read_store import SliceWrite, Written
+from diptych.read_side.read_store import SliceWrite, WriteResult, Written
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.slice import Slice
 from diptych.testing import ManualClock
 
 pytestmark = pytest.mark.anyio
@@ -343,6 +346,109 @@ async def test_a_rebuild_that_is_split_as_it_is_switched_to_goes_on() -> None:
         pass
     await Rebuilds(projector, world.read_store).rebuild("Stock")
     assert not [slice.stopped for slice in projector.slices if slice.stopped]
+
+
+async def test_slices_that_were_split_while_they_were_folded_retire(caplog: pytest.LogCaptureFixture) -> None:
+    """Another process has split them: those that they were split into are followed, and nothing has stopped."""
+    world = World(warehouse(2))
+    await world.open()
+    projector = world.projector()
+    await projector.open()
+    await world.append(Counted(sku=HEALTHY))
+    were = list(projector.slices)
+    await world.read_store.split("warehouse.Stock", 1, 3)
+    await projector.advance(were)
+    assert [(slice.retired, slice.goes_on, slice.stopped) for slice in were] == [(True, False, "")] * 2
+    assert not await projector.advance(were)
+    assert await projector.advance(projector.slices)
+    assert [(slice.position, slice.goes_on) for slice in projector.slices] == [(1, True)] * 3
+    assert not caplog.records
+
+
+# ── rebuilds beside other processes ──────────────────────────────────────────
+
+
+async def test_a_rebuild_gives_up_on_live_rows_that_it_cannot_catch_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the limit, which its error names; the live generation stays, and the build is gone."""
+    monkeypatch.setattr(rebuild, "CATCH_UP_ATTEMPTS_MAX", 3)
+    attempts: list[int] = []
+
+    class Racing(MemoryReadStore):
+        async def switch(self, name: str, number: int) -> bool:
+            attempts.append(number)
+            await world.append(Counted(sku=HEALTHY))
+            await other.advance(other.slices)
+            return await super().switch(name, number)
+
+    world = World(warehouse(2))
+    world.read_store = Racing()
+    await world.open()
+    projector, other = world.projector(), world.projector()
+    await projector.open()
+    await other.open()
+    with pytest.raises(StoreUnavailable, match=r"warehouse\.Stock cannot be rebuilt.*CATCH_UP_ATTEMPTS_MAX=3"):
+        await Rebuilds(projector, world.read_store).rebuild("Stock")
+    assert attempts == [2] * 3
+    assert [(each.number, each.live) for each in await world.read_store.generations()] == [(1, True)] * 2
+
+
+async def test_verify_gives_up_on_live_rows_that_it_cannot_catch_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past the limit, which its error names; the fresh fold is gone, and with less to do there is no difference."""
+    monkeypatch.setattr(rebuild, "CATCH_UP_ATTEMPTS_MAX", 3)
+    moves: list[int] = []
+
+    class Following(Projector):
+        async def reloaded(self, name: str) -> list[Slice]:
+            found = await super().reloaded(name)
+            if len(moves) < 4:  # the first look at the live rows, and one for each attempt
+                moves.append(1)
+                await world.append(Counted(sku=HEALTHY))
+                await other.advance(other.slices)
+            return found
+
+    world = World(warehouse(2))
+    await world.open()
+    other = world.projector()
+    await other.open()
+    projector = Following(
+        world.store, History(world.types), world.read_store, projections([world.context], world.types)
+    )
+    projector.slices = [Slice(slice.projection, slice.generation) for slice in other.slices]
+    rebuilds = Rebuilds(projector, world.read_store)
+    with pytest.raises(StoreUnavailable, match=r"warehouse\.Stock cannot be compared.*CATCH_UP_ATTEMPTS_MAX=3"):
+        await rebuilds.verify("Stock")
+    assert len(moves) == 4
+    assert [each.number for each in await world.read_store.generations()] == [1, 1]
+    assert await rebuilds.verify("Stock") is None
+
+
+async def test_a_rebuild_that_another_process_holds_at_a_barrier_gives_up() -> None:
+    """It cannot come to the live rows, and says so instead of looking for ever; the live generation stays."""
+
+    class Racing(MemoryReadStore):
+        raced = False
+
+        async def write(self, writes: Sequence[SliceWrite]) -> list[WriteResult]:
+            if not self.raced and writes[0].generation.number == 2:
+                self.raced = True
+                place = await world.store.place_at(Position(1))
+                assert place is not None
+                await super().write([SliceWrite(writes[1].generation, place)])
+                await self.split("warehouse.Stock", 2, 3)
+            return await super().write(writes)
+
+    world = World(warehouse(2))
+    world.read_store = Racing()
+    await world.open()
+    projector = world.projector()
+    await projector.open()
+    for _ in range(3):
+        await world.append(Counted(sku=HEALTHY))
+    while await projector.advance(projector.slices):
+        pass
+    with pytest.raises(StoreUnavailable, match="gets no further than position 1: another process splits it anew"):
+        await Rebuilds(projector, world.read_store).rebuild("Stock")
+    assert [(each.number, each.live) for each in await world.read_store.generations()] == [(1, True)] * 2
 
 
 # ── leases ───────────────────────────────────────────────────────────────────

@@ -18,6 +18,8 @@ __all__ = ["Difference", "Progress", "Rebuilds"]
 
 COMPARE_PAGE_ROWS = 1_000
 """Rows compared at once."""
+CATCH_UP_ATTEMPTS_MAX = 10_000
+"""How often a build is brought to the place of the live one, which another process moves on meanwhile."""
 
 Progress = Callable[[int, int], None]
 """Told the position reached, and the position to reach."""
@@ -53,14 +55,15 @@ class Rebuilds:
 
         Raises:
             ConfigurationError: no read model has that name.
-            StoreUnavailable: the fold stops at an event that it cannot get past; the live one stays.
+            StoreUnavailable: the fold stops at an event that it cannot get past, or the live one moves on faster than
+                it can be caught up with; the live one stays.
         """
         async with self._turn:
             return await self._rebuild(self._projection(name), progress)
 
     async def _rebuild(self, projection: Projection, progress: Progress | None) -> Position:
         fresh = await self._built(projection, projection.partitions, await self._answering(projection), progress)
-        while True:
+        for _ in range(CATCH_UP_ATTEMPTS_MAX):
             async with self._projector.lock:
                 if await self._read_store.switch(projection.name, fresh[0].generation.number):
                     self._projector.follow_instead(fresh)
@@ -69,6 +72,7 @@ class Rebuilds:
                     await self._projector.loaded(slice)  # it may be gone, and then never switches
                 await self._projector.reloaded(projection.name)
                 await self._advance(fresh, await self._answering(projection))
+        raise await self._given_up(fresh, _not_caught_up())
 
     async def verify(self, name: str, progress: Progress | None = None) -> Difference | None:
         """Compare a read model, row by row, with a fresh fold of the history at the same position.
@@ -87,7 +91,7 @@ class Rebuilds:
             raise ConfigurationError(f"{name} has no rows of this code to compare: run the application, or rebuild it")
         fresh = await self._built(projection, len(live), _position(live), progress)
         try:
-            while True:
+            for _ in range(CATCH_UP_ATTEMPTS_MAX):
                 async with self._projector.lock:
                     live = await self._projector.reloaded(name)
                     if [slice.lease_key for slice in live] != [(name, number, n) for n in range(len(fresh))]:
@@ -98,6 +102,7 @@ class Rebuilds:
                         now = [slice.checkpoint for slice in await snapshot.slices(name, number)]
                         if now == [slice.generation.checkpoint for slice in fresh]:
                             return await _compare(snapshot, live, fresh[0].generation.number)
+            raise StoreUnavailable(f"{name} cannot be compared: {_not_caught_up()}")
         finally:
             await self._read_store.drop_generation(name, fresh[0].generation.number)
 
@@ -145,8 +150,11 @@ class Rebuilds:
             await self._fold(fresh, until)
 
     async def _fold(self, fresh: Sequence[Slice], until: Position) -> None:
-        await self._projector.advance(fresh, until)
+        folded = await self._projector.advance(fresh, until)
         await self._drop_if_stopped(fresh)
+        if not folded:
+            held_up = "another process splits it anew, or the history has become shorter; try again"
+            raise await self._given_up(fresh, f"it gets no further than position {_position(fresh)}: {held_up}")
 
     async def _drop_if_stopped(self, fresh: Sequence[Slice]) -> None:
         """Remove what cannot be built to its end.
@@ -156,9 +164,20 @@ class Rebuilds:
         """
         stopped = [slice.stopped for slice in fresh if slice.stopped]
         if stopped:
-            generation = fresh[0].generation
-            await self._read_store.drop_generation(generation.name, generation.number)
-            raise StoreUnavailable(f"{generation.name} cannot be rebuilt: {stopped[0]}")
+            raise await self._given_up(fresh, stopped[0])
+
+    async def _given_up(self, fresh: Sequence[Slice], reason: str) -> StoreUnavailable:
+        """Remove a build, and say why."""
+        generation = fresh[0].generation
+        await self._read_store.drop_generation(generation.name, generation.number)
+        return StoreUnavailable(f"{generation.name} cannot be rebuilt: {reason}")
+
+
+def _not_caught_up() -> str:
+    return (
+        "the live one, which another process moves on, was not caught up with in "
+        f"CATCH_UP_ATTEMPTS_MAX={CATCH_UP_ATTEMPTS_MAX} attempts; try again when less is written"
+    )
 
 
 def _position(slices: Sequence[Slice]) -> Position:
