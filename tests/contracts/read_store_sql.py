@@ -1,4 +1,4 @@
-"""What tests of SQL over read stores share: an open store, the rows of a statement, and rows that expire."""
+"""What tests of read stores share beyond the contract: an open store, the rows of a statement, and rows that expire."""
 
 from __future__ import annotations
 
