@@ -37,8 +37,8 @@ async def histories() -> AsyncIterator[list[EventStore]]:
 @pytest.fixture
 def _short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Extents are forgotten at once, and pages are small, so that everything is looked for in the order."""
-    monkeypatch.setattr(merged_log, "EXTENTS_KEPT", 2)
-    monkeypatch.setattr(merged_log, "EXTENTS_PAGE", 2)
+    monkeypatch.setattr(merged_log, "EXTENTS_KEPT_MAX", 2)
+    monkeypatch.setattr(merged_log, "EXTENTS_PAGE_MAX", 2)
     monkeypatch.setattr(merged_log, "FEED_EVENTS", 2)
 
 

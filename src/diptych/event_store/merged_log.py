@@ -32,9 +32,9 @@ __all__ = ["MergedLog"]
 
 TAKE_IN_ATTEMPTS_MAX = 100
 """How often a process tries to take in events while others take in others."""
-EXTENTS_KEPT = 4_096
+EXTENTS_KEPT_MAX = 4_096
 """Of the last extents, how many are kept in memory; older ones are read from the order."""
-EXTENTS_PAGE = 500
+EXTENTS_PAGE_MAX = 500
 """Extents read at once."""
 FEED_EVENTS = 500
 """Events of one history read at once, to be merged."""
@@ -98,7 +98,7 @@ class MergedLog:
     def __init__(self, order: EventStore, histories: Sequence[EventStore]) -> None:
         self._order = order
         self._histories = histories
-        self._recent: deque[_Numbered] = deque(maxlen=EXTENTS_KEPT)
+        self._recent: deque[_Numbered] = deque(maxlen=EXTENTS_KEPT_MAX)
         self._taken: dict[bytes, Place] = {}
         self._last = START
         self._end = START
@@ -305,7 +305,7 @@ class MergedLog:
         forks = self.forks
         self._recent.clear()
         self._taken.clear()
-        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE)
+        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE_MAX)
         self._last, self._end = START, START
         for recorded in reversed(last.events):
             self._note(_read(recorded))
@@ -326,7 +326,7 @@ class MergedLog:
         """Learn what other processes have put into the order."""
         more = True
         while more:
-            found = await self._order.read(ALL_EVENTS, self._last, EXTENTS_PAGE)
+            found = await self._order.read(ALL_EVENTS, self._last, EXTENTS_PAGE_MAX)
             for recorded in found.events:
                 self._note(_read(recorded))
             more = found.more
@@ -384,7 +384,7 @@ class MergedLog:
                 number = known.number
                 yield known.extent
                 continue
-            found = await self._order.read(ALL_EVENTS, number, EXTENTS_PAGE)
+            found = await self._order.read(ALL_EVENTS, number, EXTENTS_PAGE_MAX)
             for recorded in found.events:
                 yield _read(recorded).extent
             number = found.events[-1].position
