@@ -449,9 +449,13 @@ async def test_what_is_known_is_asked_of_one_partition() -> None:
 
 
 async def test_health_tells_which_partition_is_ill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One partition that cannot do its work is a reason, by name, for the whole not to be ready."""
+    """One that cannot do its work is told, and keeps nobody from the others; where none can, it is not ready."""
     async with Application(warehouse(), partition_by=TenantId, store={ACME: "memory:", GLOBEX: "memory:"}) as app:
         monkeypatch.setattr(app.partition(GLOBEX).projector, "failure", "the disk is full")
         health = await app.health()
+        assert health.ready
+        assert health.impaired == ("partition 'globex': projections have stopped: the disk is full",)
+        monkeypatch.setattr(app.partition(ACME).projector, "failure", "so is this")
+        health = await app.health()
         assert not health.ready
-        assert health.reason.startswith("partition 'globex': ")
+        assert health.reason == "partition 'acme': projections have stopped: so is this"

@@ -56,10 +56,8 @@ class Partitions:
         self.across = across
         self._named = named
         self._first = next(iter(named.values()))
-
-    @property
-    def _followers(self) -> Sequence[Follower]:
-        return [*self._named.values(), *([] if self.across is None else [self.across])]
+        self._followers: Sequence[Follower] = [*named.values(), *([] if across is None else [across])]
+        self._of_panel = {id(follower.panel): follower for follower in self._followers}
 
     async def open(self) -> None:
         """Open every partition, or none.
@@ -101,14 +99,16 @@ class Partitions:
         return found
 
     async def health(self) -> Health:
-        """Whether all of them can do their work; if not, why the first that cannot does not."""
-        impaired: list[str] = []
-        for follower in self._followers:
-            of, found = f"partition {follower.name!r}: " if follower.name else "", await follower.health()
-            if not found.ready:
-                return Health(ready=False, reason=of + found.reason)
-            impaired += [of + each for each in found.impaired]
-        return Health(ready=True, impaired=tuple(impaired))
+        """Whether any of them can do its work: what is wrong with one is told, and keeps nobody from the others."""
+        found = [(follower.name, await follower.health()) for follower in self._followers]
+        if len(found) == 1:
+            return found[0][1]
+        told: list[str] = []
+        for name, each in found:
+            told += [f"partition {name!r}: {what}" for what in ((each.reason,) if each.reason else each.impaired)]
+        if any(each.ready for _, each in found):
+            return Health(ready=True, impaired=tuple(told))
+        return Health(ready=False, reason=told[0])
 
     async def projected(self) -> None:
         """Wait until every projection of each shows its history as it is now."""
@@ -138,10 +138,8 @@ class Partitions:
         return await follower.requirement(after, asked.freshness, asked.within_s)
 
     async def _spanning(self, queries: SpanningQueryBus, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
-        of_panel = {id(follower.panel): follower for follower in self._followers}
-
         async def require(panel: ReadPanel) -> Requirement:
-            return await self._required(of_panel[id(panel)], asked)
+            return await self._required(self._of_panel[id(panel)], asked)
 
         return await queries.answer(query, require, wait_s)
 
