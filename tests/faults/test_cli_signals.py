@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import pytest
 
+import diptych
 from tests.cli_project import STORE, Project, project_in
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -325,6 +326,25 @@ def test_a_reader_who_leaves_is_no_error(project: Project) -> None:
         assert process.stderr is not None
         assert process.stderr.read() == ""
         assert process.wait(EXIT_WAIT_S) == 141
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "--help"], ["status", "--store", STORE]])
+def test_a_reader_who_has_left_is_no_error(project: Project, arguments: list[str]) -> None:
+    """`diptych --help | true` says nothing on stderr, whoever writes the screen."""
+    project.enrol("python")
+    reading, writing = os.pipe()
+    os.close(reading)
+    source = Path(diptych.__file__).parents[1]
+    ended = subprocess.run(
+        [sys.executable, "-m", "diptych", *arguments],
+        cwd=project.folder,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writing)
+    assert (ended.stderr, ended.returncode) == (b"", 141)
 
 
 # ── demo ─────────────────────────────────────────────────────────────────────

@@ -52,7 +52,7 @@ def test_events_are_of_one_partition(project: Project) -> None:
     assert [json.loads(line)["position"] for line in lines] == [1, 2]
     code, _, err = project.run("events")
     assert code != 0
-    assert "which --partition?; there are python, ruby" in " ".join(err.split())
+    assert "which partition? say --partition; there are python, ruby" in " ".join(err.split())
     code, _, err = project.run("events", "--partition", "perl")
     assert code != 0
     assert "there is no partition 'perl'" in " ".join(err.split())

@@ -49,6 +49,8 @@ def exit_code(error: BaseException) -> int:
             # What is still buffered must not fail again when the interpreter flushes it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
+        case SystemExit() if isinstance(error.__context__, BrokenPipeError):  # rich has seen to what is buffered
+            return PIPE_CLOSED
         case UsageError():
             _tell(str(error), error)
             return MISUSED

@@ -117,7 +117,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError("diptych.toml names read stores by partition, and store is one URL")
             return Places(self.store, self.read_store, _urls(self.read_replica))
         if self.partition not in self.store:
-            what = f"there is no partition {self.partition!r}" if self.partition else "which --partition?"
+            what = f"there is no partition {self.partition!r}" if self.partition else "which partition? say --partition"
             raise ConfigurationError(f"{what}; there are {', '.join(self.store)}")
         name = self.partition
         return Places(self.store[name], _of(self.read_store, name), _urls(_of(self.read_replica, name)))

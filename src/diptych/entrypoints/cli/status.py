@@ -38,8 +38,8 @@ def status(
 ) -> None:
     """Show the head of the history, and how far each projection is.
 
-    Without APP it shows what the event store alone tells: the head and the history. Of a store in partitions it shows
-    one after the other.
+    Without APP it shows what the event store alone tells: the head and the history.
+    Of a store in partitions it shows one after the other.
 
     Args:
         app: whose projections to show.
