@@ -213,11 +213,16 @@ def small_disk(megabytes: int) -> Generator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """A file that leaves no room for any other."""
+    """A file that leaves no room for any other; the server takes some meanwhile, so the last blocks come one by one."""
     filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file:
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         free = os.statvfs(disk)
-        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        block = bytes(free.f_frsize)
+        with contextlib.suppress(OSError):
+            os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+        file.seek(0, os.SEEK_END)
+        while True:  # until the disk is full
+            file.write(block)
     return filler
 
 
