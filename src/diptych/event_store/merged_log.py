@@ -153,8 +153,7 @@ class MergedLog:
     async def place_at(self, position: Position) -> Place | None:
         """The place at a merged position: the event id is that of the event there; None past what is taken in."""
         self._check_open()
-        if position > self._end:
-            await self._take_in()
+        await (self._take_in() if position > self._end else self._reach(position))
         if position > self._end or position < START:
             return None
         if position == START:
@@ -168,8 +167,7 @@ class MergedLog:
     ) -> ReadResult:
         """Matching events after a merged position, in the order kept; see `EventLog.read`."""
         self._check_open()
-        if after >= self._end:
-            await self._take_in()
+        await (self._take_in() if after >= self._end else self._reach(after))
         end = self._end if until is None else min(self._end, until)
         if after >= end:
             return ReadResult([], end, more=False)
@@ -225,8 +223,7 @@ class MergedLog:
             raise HistoryDiverged("the consistency token", "it is of no history that is merged here")
         there = await store.place_at(place.position)
         place.check(store.history_id, None if there is None else there.event_id, "the consistency token")
-        if self._taken_of(store).position < place.position:
-            await self._take_in()
+        await (self._take_in() if self._taken_of(store).position < place.position else self._reach(START))
         for known in reversed(self._recent):
             extent = known.extent
             if extent.history == place.history_id.hex() and extent.after < place.position <= extent.through:
@@ -234,9 +231,16 @@ class MergedLog:
         return START if place.position == START else self._end  # it is long ago: more is asked for, never less
 
     async def shown(self, position: Position) -> list[Place]:
-        """Up to where the log, up to a merged position, holds each history that it holds anything of."""
+        """Up to where the log, up to a merged position, holds each history that it holds anything of.
+
+        Raises:
+            HistoryDiverged: there is no such position in it, or a history is not the one any more that was taken in.
+        """
         if position == START:
             return []
+        await self._reach(position)
+        if position > self._end:
+            raise HistoryDiverged("what is merged", f"the order ends before position {position}; was it replaced?")
         last = await self._at(position)
         found: list[Place] = []
         for store in self._histories:
@@ -303,24 +307,46 @@ class MergedLog:
     async def _begin(self) -> None:
         """Learn where the order ends, and make sure that it is of the histories that are there."""
         forks = self.forks
-        self._recent.clear()
-        self._taken.clear()
-        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE_MAX)
-        self._last, self._end = START, START
-        for recorded in reversed(last.events):
-            self._note(_read(recorded))
+        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE)
+        recent = [_read(recorded) for recorded in reversed(last.events)]
+        known = {found.extent.place.history_id: found.extent.place for found in recent}
+        taken: dict[bytes, Place] = {}
         for store in self._histories:
-            if store.history_id not in self._taken:
-                found = await self._order.read_backward(_of_history(store.history_id.hex()), 1)
-                if found.events:
-                    place = _read(found.events[0]).extent.place
-                    self._taken[place.history_id] = place
-            taken = self._taken_of(store)
-            there = await store.place_at(taken.position)
-            taken.check(
+            place = known.get(store.history_id) or await self._taken_before(store, recent)
+            there = await store.place_at(place.position)
+            place.check(
                 store.history_id, None if there is None else there.event_id, "the order of what is merged from it"
             )
+            taken[store.history_id] = place
+        end = recent[-1].extent.end if recent else START
+        if sum(place.position for place in taken.values()) != end:
+            raise HistoryDiverged("the order of merged histories", "it has events of a history which is not here")
+        self._recent.clear()
+        self._taken, self._last, self._end = taken, START, START
+        for found in recent:
+            self._note(found)
         self._forks = forks  # only now: until all of it is verified, whoever asks next begins again
+
+    async def _taken_before(self, store: EventStore, recent: Sequence[_Numbered]) -> Place:
+        """Up to where a history was taken in before these extents, none of which is of it."""
+        if recent:
+            before = recent[0].number
+            found = await self._order.read_backward(_of_history(store.history_id.hex()), 1, before=before)
+            if found.events:
+                return _read(found.events[0]).extent.place
+        return Place(store.history_id, START, NOWHERE)
+
+    async def _reach(self, position: Position) -> None:
+        """Know the order up to a position that another process may have put into it, as far as it is there.
+
+        Raises:
+            HistoryDiverged: a history is not the one any more that was taken in.
+        """
+        if position > self._end or self._forks != self.forks:
+            async with self._turn:
+                if self._forks != self.forks:
+                    await self._begin()
+                await self._catch_up()
 
     async def _catch_up(self) -> None:
         """Learn what other processes have put into the order."""

@@ -1,0 +1,129 @@
+"""What a hostile review of partitions found: each defect with the test that showed it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from diptych import Application, HistoryDiverged
+from diptych.adapters.memory.event_store import MemoryEventStore
+from diptych.clock import SystemClock
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.merged_log import MergedLog
+from diptych.event_store.position import START, Position
+from diptych.testing.contracts.event_store_case import append_one, event, opened
+from tests.tenants import ACME, GLOBEX, PEN, Places, Stock, TenantId, UnitsEverywhere, warehouses
+from tests.unit.test_merged_log import Forking
+
+pytestmark = pytest.mark.anyio
+
+ANSWER_WAIT_S = 30
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def kept_places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
+    return Places(request.param, tmp_path)
+
+
+def app_on(stores: dict[str, str], *, projecting: bool = True) -> Application:
+    return Application(warehouses(), partition_by=TenantId, store=stores, projecting=projecting)
+
+
+# ── what another process has put into the order ──────────────────────────────
+
+
+@pytest.mark.parametrize("known", [0, 1])
+async def test_a_token_tells_what_rows_show_that_another_process_has_taken_in(kept_places: Places, known: int) -> None:
+    """An eventual answer of a process that has not looked into the order since names the places of those rows."""
+    stores = kept_places(ACME, GLOBEX, "*")
+    async with app_on(stores) as one:
+        for _ in range(known):
+            await one.execute(Stock(tenant=ACME, sku=PEN, units=1))
+            await one.projected()
+        async with app_on(stores, projecting=False) as two:
+            for tenant in (ACME, GLOBEX, ACME):
+                await one.execute(Stock(tenant=tenant, sku=PEN, units=1))
+                await one.projected()
+            async with asyncio.timeout(ANSWER_WAIT_S):
+                answer = await two.answer(UnitsEverywhere(sku=PEN))
+            heads = [await two.partition(name).store.head() for name in (ACME, GLOBEX)]
+            shown = {token.high.history_id: token.high for token in answer.shows}
+            assert [shown.get(head.history_id) for head in heads] == heads
+            assert shown[two.across.log.history_id].position == 3 + known
+
+
+async def test_a_position_that_the_order_has_not_is_no_place() -> None:
+    """What is shown at one is not made up from the last extent."""
+    async with opened(MemoryEventStore(SystemClock())) as store:
+        await append_one(store, event())
+        log = MergedLog(MemoryEventStore(SystemClock()), [store])
+        await log.open()
+        await log.head()
+        with pytest.raises(HistoryDiverged, match="ends before position 2"):
+            await log.shown(Position(2))
+
+
+# ── forks ────────────────────────────────────────────────────────────────────
+
+
+class MayFork(Forking):
+    """And says that it may."""
+
+    @property
+    def may_fork(self) -> bool:
+        """It may."""
+        return True
+
+
+@pytest.fixture
+async def forked() -> AsyncIterator[MergedLog]:
+    """A merged log that has taken in an end that one history then lost; the last event is of the other."""
+    one, two = MayFork(SystemClock()), MemoryEventStore(SystemClock())
+    async with opened(one), opened(two):
+        log = MergedLog(MemoryEventStore(SystemClock()), [one, two])
+        await log.open()
+        await append_one(one, event(), event("lost"))
+        await log.head()
+        await append_one(two, event())
+        assert (await log.head()).position == 3
+        one.lose()
+        await append_one(one, event("other"))
+        yield log
+        await log.close()
+
+
+@pytest.mark.parametrize("position", [1, 3])
+async def test_a_fork_of_one_history_is_told_at_places_of_the_others(forked: MergedLog, position: int) -> None:
+    """A checkpoint that is at an event of another history is over what was lost as well."""
+    for _ in range(2):
+        with pytest.raises(HistoryDiverged, match="the order of what is merged"):
+            await forked.place_at(Position(position))
+
+
+async def test_nothing_is_read_over_a_fork(forked: MergedLog) -> None:
+    """From the begin neither: the page would be of another history than the order."""
+    for _ in range(2):
+        with pytest.raises(HistoryDiverged, match="the order of what is merged"):
+            await forked.read(ALL_EVENTS, START, 10)
+    with pytest.raises(HistoryDiverged, match="the order of what is merged"):
+        await forked.shown(Position(3))
+
+
+# ── partitions that come and go ──────────────────────────────────────────────
+
+
+async def test_a_partition_that_is_missing_is_told_wherever_the_last_event_is(kept_places: Places) -> None:
+    """Rows across would go on with what it held, and answers would not name it."""
+    stores = kept_places(ACME, GLOBEX, "*")
+    async with app_on(stores) as app:
+        for tenant in (ACME, GLOBEX):
+            await app.execute(Stock(tenant=tenant, sku=PEN, units=1))
+            await app.projected()
+    del stores[ACME]
+    async with AsyncExitStack() as stack:
+        with pytest.raises(HistoryDiverged, match="is not here"):
+            await stack.enter_async_context(app_on(stores))
