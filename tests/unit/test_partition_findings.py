@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from diptych import Application, HistoryDiverged
+from diptych import (
+    Application,
+    HistoryDiverged,
+    NotFresh,
+)
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, Position
+from diptych.testing import ManualClock
 from diptych.testing.contracts.event_store_case import append_one, event, opened
 from tests.tenants import ACME, GLOBEX, PEN, Places, Stock, TenantId, UnitsEverywhere, warehouses
 from tests.unit.test_merged_log import Forking
@@ -29,8 +35,8 @@ def kept_places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
     return Places(request.param, tmp_path)
 
 
-def app_on(stores: dict[str, str], *, projecting: bool = True) -> Application:
-    return Application(warehouses(), partition_by=TenantId, store=stores, projecting=projecting)
+def app_on(stores: dict[str, str], *, projecting: bool = True, clock: ManualClock | None = None) -> Application:
+    return Application(warehouses(), partition_by=TenantId, store=stores, projecting=projecting, clock=clock)
 
 
 # ── what another process has put into the order ──────────────────────────────
@@ -127,3 +133,20 @@ async def test_a_partition_that_is_missing_is_told_wherever_the_last_event_is(ke
     async with AsyncExitStack() as stack:
         with pytest.raises(HistoryDiverged, match="is not here"):
             await stack.enter_async_context(app_on(stores))
+
+
+# ── ages ─────────────────────────────────────────────────────────────────────
+
+
+async def test_an_age_across_is_that_of_what_is_missing_of_each_history(kept_places: Places) -> None:
+    """The first event that is missing may be younger than a later one: of another history."""
+    stores, clock = kept_places(ACME, GLOBEX, "*"), ManualClock()
+    async with app_on(stores, clock=clock):
+        pass
+    async with app_on(stores, projecting=False, clock=clock) as app:
+        await app.execute(Stock(tenant=GLOBEX, sku=PEN, units=1))
+        clock.advance(timedelta(seconds=100))
+        await app.execute(Stock(tenant=ACME, sku=PEN, units=1))
+        with pytest.raises(NotFresh):
+            await app.query(UnitsEverywhere(sku=PEN), within_s=50, wait_s=0)
+        assert await app.query(UnitsEverywhere(sku=PEN), within_s=150, wait_s=0) is None

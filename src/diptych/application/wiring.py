@@ -141,8 +141,8 @@ def follow(
     source = query_source or ReadStoreSource(read_store)
     projector = Projector(log, history, read_store, compiled.projections)
     by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in compiled.projections}
-    holds = log.shown if isinstance(log, MergedLog) else None
-    panel = ReadPanel(by_model, log, source, Freshness(log, clock), holds)
+    holds, missing = (log.shown, log.missing) if isinstance(log, MergedLog) else (None, None)
+    panel = ReadPanel(by_model, log, source, Freshness(log, clock, missing), holds)
     subscriptions = [Subscription(found, log, history, read_store) for found in compiled.subscribers]
     return Follower(
         name=name,

@@ -250,6 +250,14 @@ class MergedLog:
                 found.append(place)
         return found
 
+    async def missing(self, after: Position) -> list[RecordedEvent]:
+        """The first event of each history that the log does not hold up to a merged position, taken in or not."""
+        held = {place.history_id: place.position for place in await self.shown(after)}
+        found: list[RecordedEvent] = []
+        for store in self._histories:
+            found += (await store.read(ALL_EVENTS, held.get(store.history_id, START), 1)).events
+        return found
+
     async def _shown_of(self, store: EventStore, last: _Numbered, position: Position) -> Position:
         """Up to where the log up to a position, which is in the extent `last`, holds one history."""
         history = store.history_id.hex()

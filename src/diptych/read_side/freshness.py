@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from diptych.clock import Clock
@@ -12,6 +12,7 @@ from diptych.errors import Blocked, InvalidMessage, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import NOWHERE, START, Place, Position, Token
+from diptych.event_store.recorded_event import RecordedEvent
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_store import Generation
@@ -22,6 +23,9 @@ WAIT_S = 5.0
 """Seconds that an answer is waited for, unless the caller says otherwise."""
 WAIT_S_MAX = 60.0
 """Seconds that a caller may ask to wait."""
+
+Missing = Callable[[Position], Awaitable[Sequence[RecordedEvent]]]
+"""What is missing from rows that are folded up to a position."""
 
 
 class Requirement:
@@ -71,11 +75,18 @@ class Behind(Exception):
 
 
 class Freshness:
-    """Turns what a caller asks for into requirements, and waits until they are met."""
+    """Turns what a caller asks for into requirements, and waits until they are met.
 
-    def __init__(self, store: EventLog, clock: Clock) -> None:
+    Args:
+        store: the history.
+        clock: tells the time.
+        missing: the oldest events behind a position, one of them the very oldest; by default the next one.
+    """
+
+    def __init__(self, store: EventLog, clock: Clock, missing: Missing | None = None) -> None:
         self._store = store
         self._clock = clock
+        self._missing = missing or self._next
         self._verified: dict[tuple[str, int], tuple[int, Place]] = {}
 
     def now(self) -> datetime:
@@ -140,8 +151,10 @@ class Freshness:
             return False
         if requirement.recorded_before is None:
             return True
-        missing = (await self._store.read(ALL_EVENTS, checkpoint, 1)).events
-        return not missing or missing[0].recorded_at >= requirement.recorded_before
+        return all(found.recorded_at >= requirement.recorded_before for found in await self._missing(checkpoint))
+
+    async def _next(self, after: Position) -> Sequence[RecordedEvent]:
+        return (await self._store.read(ALL_EVENTS, after, 1)).events
 
     async def wait(self, behind: Behind, requirement: Requirement, deadline: float, asking: Asking) -> None:
         """Wait until what was missing may be there; not at all where the query is asked elsewhere next.
