@@ -8,12 +8,17 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from diptych import (
     Application,
+    Command,
     HistoryDiverged,
+    InvalidMessage,
     NotFresh,
+    Query,
+    Reader,
 )
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
@@ -22,7 +27,20 @@ from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, Position
 from diptych.testing import ManualClock
 from diptych.testing.contracts.event_store_case import append_one, event, opened
-from tests.tenants import ACME, GLOBEX, PEN, Places, Stock, TenantId, UnitsEverywhere, warehouses
+from tests.tenants import (
+    ACME,
+    GLOBEX,
+    PEN,
+    OnShelf,
+    Places,
+    Sku,
+    Stock,
+    Stocked,
+    TenantId,
+    UnitsEverywhere,
+    warehouse,
+    warehouses,
+)
 from tests.unit.test_merged_log import Forking
 
 pytestmark = pytest.mark.anyio
@@ -150,3 +168,53 @@ async def test_an_age_across_is_that_of_what_is_missing_of_each_history(kept_pla
         with pytest.raises(NotFresh):
             await app.query(UnitsEverywhere(sku=PEN), within_s=50, wait_s=0)
         assert await app.query(UnitsEverywhere(sku=PEN), within_s=150, wait_s=0) is None
+
+
+# ── where a message belongs ──────────────────────────────────────────────────
+
+
+class Owner(msgspec.Struct, frozen=True):
+    tenant: TenantId
+
+
+class Put(Command):
+    owner: Owner
+    sku: Sku
+
+
+class Pair(Command):
+    pair: tuple[TenantId, int]
+    sku: Sku
+
+
+class KindsOf(Query[int]):
+    owner: Owner
+
+
+async def test_a_message_is_of_the_partition_that_its_handler_will_see() -> None:
+    """Where the codec makes a struct of a dict that was given for one, that struct names the partition (rule 38)."""
+    context = warehouse()
+
+    @context.command_handler
+    def put(command: Put) -> Stocked:
+        return Stocked(sku=command.sku, units=5)
+
+    @context.command_handler
+    def pair(command: Pair) -> Stocked:
+        return Stocked(sku=command.sku, units=5)
+
+    @context.query_handler
+    async def kinds_of(query: KindsOf, read: Reader) -> int:
+        return await read.count(OnShelf)
+
+    given: dict[str, Owner] = {name: {"tenant": name} for name in (GLOBEX, "nobody")}  # type: ignore[misc]  # pyright: ignore[reportAssignmentType]
+    async with Application(context, partition_by=TenantId, store={ACME: "memory:", GLOBEX: "memory:"}) as app:
+        receipt = await app.execute(Put(owner=given[GLOBEX], sku=PEN))
+        assert receipt.place == await app.partition(GLOBEX).store.head()
+        assert await app.query(KindsOf(owner=given[GLOBEX]), after=receipt) == 1
+        for wrong in (Put(owner=given["nobody"], sku=PEN), Pair(pair=("acme",), sku=PEN)):  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+            with pytest.raises(InvalidMessage):
+                await app.execute(wrong)
+        with pytest.raises(InvalidMessage):
+            await app.query(KindsOf(owner=given["nobody"]))
+        assert (await app.partition(ACME).status()).head == 0

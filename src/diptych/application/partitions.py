@@ -17,6 +17,7 @@ from diptych.application.status import Health
 from diptych.application.wiring import Compiled
 from diptych.errors import ConfigurationError, DiptychError, HistoryDiverged, SpansPartitions, UnknownPartition
 from diptych.event_store.position import Token
+from diptych.messages.codec import Codec
 from diptych.messages.command import Command
 from diptych.messages.identity import Identity, tag_name
 from diptych.messages.message import Message, field_types
@@ -171,6 +172,7 @@ class _Route(NamedTuple):
     """How the partition of a message class is told, and where in it, for messages."""
 
     tags: Callable[[Any], tuple[str, ...]]
+    settle: Callable[[Any], tuple[bytes, Any]]
     path: str
 
 
@@ -212,6 +214,7 @@ class ByIdentity(Partitions):
         Raises:
             UnknownPartition: there is none of that name.
             SpansPartitions: it names several, or none.
+            InvalidMessage: a field is of the wrong type.
         """
         cls = type(message)
         route = self._routes.get(cls)
@@ -219,8 +222,12 @@ class ByIdentity(Partitions):
             return self._first  # it knows this message no more than the others do, and says so
         try:
             tags = route.tags(message)
-        except (AttributeError, TypeError):
-            return self._first  # a field is of the wrong type: it says which
+        except (
+            AttributeError,
+            TypeError,
+            ValueError,
+        ):  # a field is of the wrong type, or will be read as the right one
+            tags = route.tags(route.settle(message)[1])
         names = [tag.removeprefix(self._prefix) for tag in tags if tag.startswith(self._prefix)]
         if len(names) != 1:
             raise SpansPartitions(cls.__name__, route.path, names)
@@ -242,4 +249,4 @@ def _route(cls: type, identity: type[Identity]) -> _Route:
             f"and query has a field of that type, which is not Untagged"
         )
     fields = [name for name, annotation in field_types(cls).items() if annotation is identity]
-    return _Route(tag_reader(cls).read, f"$.{fields[0]}" if len(fields) == 1 else "$")
+    return _Route(tag_reader(cls).read, Codec(cls).settle, f"$.{fields[0]}" if len(fields) == 1 else "$")
