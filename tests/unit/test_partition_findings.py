@@ -14,6 +14,7 @@ import pytest
 from diptych import (
     Application,
     Command,
+    ConfigurationError,
     HistoryDiverged,
     InvalidMessage,
     NotFresh,
@@ -218,3 +219,10 @@ async def test_a_message_is_of_the_partition_that_its_handler_will_see() -> None
         with pytest.raises(InvalidMessage):
             await app.query(KindsOf(owner=given["nobody"]))
         assert (await app.partition(ACME).status()).head == 0
+
+
+@pytest.mark.parametrize("names", [["*"], [""], ["", ACME, "*"]])
+async def test_there_is_a_partition_and_each_has_a_name(names: list[str]) -> None:
+    """What has none would pass for the only partition of an application that is not divided."""
+    with pytest.raises(ConfigurationError, match="at least one partition"):
+        await app_on(dict.fromkeys(names, "memory:")).open()

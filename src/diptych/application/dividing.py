@@ -56,6 +56,8 @@ def store_urls(
             "partition_by needs a store for each partition: store={name: URL}, in one database (each in a schema or "
             "file of its own) or in several"
         )
+    if WHOLE in store or not store.keys() - {ACROSS}:
+        raise ConfigurationError(f"store names at least one partition beside {ACROSS!r}, and none by an empty name")
     reads = _by_partition("read_store", store, {} if read_store is None else read_store)
     replicas = _by_partition("read_replicas", store, {} if read_replicas == () else read_replicas)
     _check_distinct("store", store)
