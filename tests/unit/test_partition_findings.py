@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
+import httpx2
 import msgspec
 import pytest
 
@@ -23,6 +24,7 @@ from diptych import (
 )
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
+from diptych.entrypoints.http import http_app
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, Position
@@ -226,3 +228,24 @@ async def test_there_is_a_partition_and_each_has_a_name(names: list[str]) -> Non
     """What has none would pass for the only partition of an application that is not divided."""
     with pytest.raises(ConfigurationError, match="at least one partition"):
         await app_on(dict.fromkeys(names, "memory:")).open()
+
+
+# ── many partitions ──────────────────────────────────────────────────────────
+
+
+async def test_the_token_of_an_answer_over_many_partitions_is_taken_back_over_http() -> None:
+    """As it was given out, however many histories it names, up to the limit on them."""
+    names = [TenantId(f"t{number}") for number in range(100)]
+    async with app_on(dict.fromkeys([*names, "*"], "memory:")) as app:
+        for name in names:
+            await app.execute(Stock(tenant=name, sku=PEN, units=1))
+        await app.projected()
+        transport = httpx2.ASGITransport(http_app(app))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://warehouse") as client:
+            first = await client.get("/queries/UnitsEverywhere", params={"sku": PEN})
+            token = first.headers["consistency-token"]
+            assert token.count(",") == len(names)
+            again = await client.get(
+                "/queries/UnitsEverywhere", params={"sku": PEN}, headers={"Consistency-Token": token}
+            )
+            assert (again.status_code, again.json()) == (200, {"sku": PEN, "units": len(names)})

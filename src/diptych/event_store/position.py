@@ -15,7 +15,7 @@ import msgspec
 
 from diptych.errors import HistoryDiverged, InvalidMessage
 
-__all__ = ["NOWHERE", "START", "Place", "Position", "Token", "read_tokens", "said"]
+__all__ = ["NOWHERE", "START", "TOKENS_MAX", "Place", "Position", "Token", "read_tokens", "said"]
 
 Position = NewType("Position", int)
 """The place of an event in its history: 1, 2, 3 … without gaps, in commit order. 0 is before the first."""
