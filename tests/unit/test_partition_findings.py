@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -25,7 +25,9 @@ from diptych import (
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
 from diptych.entrypoints.http import http_app
+from diptych.errors import OutcomeUnknown, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import AppendResult, Commit
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, Position
 from diptych.testing import ManualClock
@@ -92,6 +94,27 @@ async def test_a_position_that_the_order_has_not_is_no_place() -> None:
         await log.head()
         with pytest.raises(HistoryDiverged, match="ends before position 2"):
             await log.shown(Position(2))
+
+
+class Unsure(MemoryEventStore):
+    """Appends, and loses the answer."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        """Append, and say that it may not have been."""
+        await super().append(commits, base)
+        raise OutcomeUnknown("(none given)", "the line is dead")
+
+
+async def test_nobody_is_told_to_send_a_command_again_that_nobody_sent() -> None:
+    """What became of an extent is found by whoever takes in next; a query is told that the store was not there."""
+    async with opened(MemoryEventStore(SystemClock())) as store:
+        await append_one(store, event())
+        log = MergedLog(Unsure(SystemClock()), [store])
+        await log.open()
+        with pytest.raises(StoreUnavailable, match="the line is dead"):
+            await log.head()
+        assert (await log.head()).position == 1
+        assert len((await log.read(ALL_EVENTS, START, 10)).events) == 1
 
 
 # ── forks ────────────────────────────────────────────────────────────────────

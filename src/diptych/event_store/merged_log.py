@@ -19,7 +19,14 @@ from operator import attrgetter
 import msgspec
 from msgspec.structs import replace
 
-from diptych.errors import HistoryDiverged, InvalidMessage, Overloaded, StoreClosed
+from diptych.errors import (
+    HistoryDiverged,
+    InvalidMessage,
+    OutcomeUnknown,
+    Overloaded,
+    StoreClosed,
+    StoreUnavailable,
+)
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
 from diptych.event_store.event_store import Appended, Commit, EventStore, ReadResult
@@ -304,7 +311,10 @@ class MergedLog:
             NewEvent(unique_bytes(), EXTENT, 1, encode(extent), (f"history:{extent.history}",)) for extent in extents
         )
         nothing_else = AppendCondition(QueryItem(), self._last)
-        (result,) = await self._order.append([Commit(events=events, conditions=(nothing_else,))])
+        try:
+            (result,) = await self._order.append([Commit(events=events, conditions=(nothing_else,))])
+        except OutcomeUnknown as error:  # no command of anybody's: whoever takes in next finds what became of it
+            raise StoreUnavailable(f"the order of what is merged: {error.cause}") from error
         if not isinstance(result, Appended):
             return False
         first = result.place.position - len(extents) + 1
