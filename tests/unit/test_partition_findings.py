@@ -29,7 +29,7 @@ from diptych.errors import OutcomeUnknown, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import AppendResult, Commit
 from diptych.event_store.merged_log import MergedLog
-from diptych.event_store.position import START, Position
+from diptych.event_store.position import START, TOKENS_MAX, Position
 from diptych.testing import ManualClock
 from diptych.testing.contracts.event_store_case import append_one, event, opened
 from tests.tenants import (
@@ -272,3 +272,12 @@ async def test_the_token_of_an_answer_over_many_partitions_is_taken_back_over_ht
                 "/queries/UnitsEverywhere", params={"sku": PEN}, headers={"Consistency-Token": token}
             )
             assert (again.status_code, again.json()) == (200, {"sku": PEN, "units": len(names)})
+
+
+async def test_no_more_histories_are_folded_across_than_a_token_names() -> None:
+    """Else nothing could be asked for after an answer; without rows across, there may be more."""
+    names = [f"t{number}" for number in range(TOKENS_MAX)]
+    with pytest.raises(ConfigurationError, match="TOKENS_MAX=1,000"):
+        await app_on(dict.fromkeys([*names, "*"], "memory:")).open()
+    with pytest.raises(ConfigurationError, match="OnAllShelves is folded across"):
+        await app_on(dict.fromkeys([*names, "one more"], "memory:")).open()

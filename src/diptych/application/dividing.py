@@ -10,6 +10,7 @@ from diptych.application.bounded_context import BoundedContext
 from diptych.application.wiring import Compiled
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import EventQuery
+from diptych.event_store.position import TOKENS_MAX
 from diptych.messages.identity import Identity
 from diptych.messages.registry import EventTypes
 from diptych.read_side.projection import Projection
@@ -58,6 +59,11 @@ def store_urls(
         )
     if WHOLE in store or not store.keys() - {ACROSS}:
         raise ConfigurationError(f"store names at least one partition beside {ACROSS!r}, and none by an empty name")
+    if ACROSS in store and len(store) > TOKENS_MAX:
+        raise ConfigurationError(
+            f"store names {len(store)} histories, and what is folded across them names each in its tokens: at most "
+            f"TOKENS_MAX={TOKENS_MAX:,}"
+        )
     reads = _by_partition("read_store", store, {} if read_store is None else read_store)
     replicas = _by_partition("read_replicas", store, {} if read_replicas == () else read_replicas)
     _check_distinct("store", store)
