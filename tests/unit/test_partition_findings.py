@@ -29,7 +29,7 @@ from diptych.errors import OutcomeUnknown, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import AppendResult, Commit
 from diptych.event_store.merged_log import MergedLog
-from diptych.event_store.position import START, TOKENS_MAX, Position
+from diptych.event_store.position import START, TOKENS_MAX, Place, Position
 from diptych.testing import ManualClock
 from diptych.testing.contracts.event_store_case import append_one, event, opened
 from tests.tenants import (
@@ -115,6 +115,34 @@ async def test_nobody_is_told_to_send_a_command_again_that_nobody_sent() -> None
             await log.head()
         assert (await log.head()).position == 1
         assert len((await log.read(ALL_EVENTS, START, 10)).events) == 1
+
+
+class Down(MemoryEventStore):
+    """Cannot be reached, once it is down."""
+
+    down = False
+
+    async def place_at(self, position: Position) -> Place | None:
+        """Where it can be reached."""
+        if self.down:
+            raise StoreUnavailable("it is down")
+        return await super().place_at(position)
+
+
+async def test_what_is_shown_is_told_while_a_history_is_down() -> None:
+    """The order knows: an eventual answer from rows across asks no event store, as one of a partition does not."""
+    one, two = Down(SystemClock()), Down(SystemClock())
+    async with opened(one), opened(two):
+        log = MergedLog(MemoryEventStore(SystemClock()), [one, two])
+        await log.open()
+        heads: dict[int, set[Place]] = {}
+        for store in (one, two, one, one, two):
+            await append_one(store, event())
+            heads[(await log.head()).position] = {head for each in (one, two) if (head := await each.head()).position}
+        one.down = two.down = True
+        assert len(heads) == 5
+        for position, places in heads.items():
+            assert set(await log.shown(Position(position))) == places
 
 
 # ── forks ────────────────────────────────────────────────────────────────────

@@ -243,19 +243,23 @@ class MergedLog:
         Raises:
             HistoryDiverged: there is no such position in it, or a history is not the one any more that was taken in.
         """
+        self._check_open()
         if position == START:
             return []
         await self._reach(position)
         if position > self._end:
             raise HistoryDiverged("what is merged", f"the order ends before position {position}; was it replaced?")
         last = await self._at(position)
-        found: list[Place] = []
-        for store in self._histories:
-            own = await self._shown_of(store, last, position)
-            place = None if own == START else await store.place_at(own)
-            if place is not None:
-                found.append(place)
-        return found
+        held = await self._held_before(last)
+        if position == last.extent.end:
+            place = last.extent.place
+        else:
+            there = await self._history(last.extent).place_at(last.extent.own(position))
+            if there is None:
+                raise HistoryDiverged("what is merged", "a history ends before what was taken in of it")
+            place = there
+        held[place.history_id] = place
+        return [place for place in held.values() if place.position > START]
 
     async def missing(self, after: Position) -> list[RecordedEvent]:
         """The first event of each history that the log does not hold up to a merged position, taken in or not."""
@@ -265,18 +269,19 @@ class MergedLog:
             found += (await store.read(ALL_EVENTS, held.get(store.history_id, START), 1)).events
         return found
 
-    async def _shown_of(self, store: EventStore, last: _Numbered, position: Position) -> Position:
-        """Up to where the log up to a position, which is in the extent `last`, holds one history."""
-        history = store.history_id.hex()
-        if last.extent.history == history:
-            return last.extent.own(position)
-        first = self._recent[0].number if self._recent else Position(self._last + 1)
+    async def _held_before(self, last: _Numbered) -> dict[bytes, Place]:
+        """Up to where the extents before one hold each history; as they tell it, without a look at the histories."""
+        if last.number == self._last:
+            return dict(self._taken)  # but for its own history, which the caller knows better
+        held: dict[bytes, Place] = {}
+        first = min(last.number, self._recent[0].number if self._recent else last.number)
         for known in reversed(self._recent):
-            if known.number < last.number and known.extent.history == history:
-                return Position(known.extent.through)
-        query = _of_history(history)
-        before = await self._order.read_backward(query, 1, before=min(last.number, first))
-        return Position(_read(before.events[0]).extent.through) if before.events else START
+            if known.number < last.number and len(held) < len(self._histories):
+                held.setdefault(known.extent.place.history_id, known.extent.place)
+        for store in self._histories:
+            if store.history_id not in held:
+                held[store.history_id] = await self._taken_before(store, first)
+        return held
 
     # ── taking in ────────────────────────────────────────────────────────────
 
@@ -328,9 +333,10 @@ class MergedLog:
         last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE)
         recent = [_read(recorded) for recorded in reversed(last.events)]
         known = {found.extent.place.history_id: found.extent.place for found in recent}
+        first = recent[0].number if recent else START
         taken: dict[bytes, Place] = {}
         for store in self._histories:
-            place = known.get(store.history_id) or await self._taken_before(store, recent)
+            place = known.get(store.history_id) or await self._taken_before(store, first)
             there = await store.place_at(place.position)
             place.check(
                 store.history_id, None if there is None else there.event_id, "the order of what is merged from it"
@@ -345,14 +351,10 @@ class MergedLog:
             self._note(found)
         self._forks = forks  # only now: until all of it is verified, whoever asks next begins again
 
-    async def _taken_before(self, store: EventStore, recent: Sequence[_Numbered]) -> Place:
-        """Up to where a history was taken in before these extents, none of which is of it."""
-        if recent:
-            before = recent[0].number
-            found = await self._order.read_backward(_of_history(store.history_id.hex()), 1, before=before)
-            if found.events:
-                return _read(found.events[0]).extent.place
-        return Place(store.history_id, START, NOWHERE)
+    async def _taken_before(self, store: EventStore, number: Position) -> Place:
+        """Up to where a history was taken in by the extents before one."""
+        found = await self._order.read_backward(_of_history(store.history_id.hex()), 1, before=number)
+        return _read(found.events[0]).extent.place if found.events else Place(store.history_id, START, NOWHERE)
 
     async def _reach(self, position: Position) -> None:
         """Know the order up to a position that another process may have put into it, as far as it is there.
