@@ -18,9 +18,11 @@ from diptych import (
     ConfigurationError,
     HistoryDiverged,
     InvalidMessage,
+    Key,
     NotFresh,
     Query,
     Reader,
+    ReadModel,
 )
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
@@ -30,8 +32,9 @@ from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import AppendResult, Commit
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, TOKENS_MAX, Place, Position
+from diptych.read_side import snapshot_turns
 from diptych.testing import ManualClock
-from diptych.testing.contracts.event_store_case import append_one, event, opened
+from diptych.testing.contracts.event_store_case import append_one, event, let_others_run, opened
 from tests.tenants import (
     ACME,
     GLOBEX,
@@ -47,6 +50,7 @@ from tests.tenants import (
     warehouses,
 )
 from tests.unit.test_merged_log import Forking
+from tests.unit.test_partitions import OrderId, Placed, Shipped, contexts
 
 pytestmark = pytest.mark.anyio
 
@@ -309,3 +313,57 @@ async def test_no_more_histories_are_folded_across_than_a_token_names() -> None:
         await app_on(dict.fromkeys([*names, "*"], "memory:")).open()
     with pytest.raises(ConfigurationError, match="OnAllShelves is folded across"):
         await app_on(dict.fromkeys([*names, "one more"], "memory:")).open()
+
+
+# ── snapshots of two partitions ──────────────────────────────────────────────
+
+
+class Bought(ReadModel):
+    order: Key[OrderId]
+
+
+class Sent(ReadModel):
+    order: Key[OrderId]
+
+
+class BoughtThenSent(Query[int]): ...
+
+
+class SentThenBought(Query[int]): ...
+
+
+async def test_queries_that_meet_two_partitions_in_two_orders_do_not_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where snapshots are few, whoever holds one of a store gets one of the other."""
+    monkeypatch.setattr(snapshot_turns, "SNAPSHOTS_MAX", 1)
+    sales, shipping = contexts([])
+    holding, go_on = asyncio.Event(), asyncio.Event()
+
+    @sales.projection
+    def bought(event: Placed) -> Bought:
+        return Bought(order=event.order)
+
+    @shipping.projection
+    def sent(event: Shipped) -> Sent:
+        return Sent(order=event.order)
+
+    @sales.query_handler
+    async def bought_then_sent(query: BoughtThenSent, read: Reader) -> int:
+        first = await read.count(Bought)
+        holding.set()
+        await go_on.wait()
+        return first + await read.count(Sent)
+
+    @sales.query_handler
+    async def sent_then_bought(query: SentThenBought, read: Reader) -> int:
+        return await read.count(Sent) + await read.count(Bought)
+
+    stores = {"sales": "memory:", "shipping": "memory:"}
+    async with Application(sales, shipping, partition_by="context", store=stores) as app:
+        one = asyncio.ensure_future(app.query(BoughtThenSent()))
+        await holding.wait()
+        other = asyncio.ensure_future(app.query(SentThenBought()))
+        await let_others_run()
+        go_on.set()
+        assert await asyncio.gather(one, other) == [0, 0]

@@ -20,6 +20,7 @@ from diptych.read_side.query_source import Asking
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.reader import Page
 from diptych.read_side.snapshot_reader import SnapshotReader
+from diptych.read_side.snapshot_turns import SnapshotTurns
 
 __all__ = ["SpanningQueryBus"]
 
@@ -48,6 +49,7 @@ class SpanningQueryBus:
         self._panels = {model: panel for panel in panels for model in panel.projections}
         self._handlers = QueryHandlers(handlers, self._panels)
         self._first = panels[0]
+        self._turns = SnapshotTurns()
 
     async def answer(self, query: Query[R], require: Require, wait_s: float) -> Answer[R]:
         """Answer a query; errors as of `QueryBus.answer`."""
@@ -58,7 +60,7 @@ class SpanningQueryBus:
         while True:
             reader = SpanningReader(self._panels, visits, require)
             try:
-                return await self._answer(handle, settled, reader, missing)
+                return await self._in_turn(handle, settled, reader, missing)
             except Behind as behind:
                 visit = visits[id(self._panels[behind.projection.form.cls])]
                 await visit.panel.freshness.wait(behind, visit.requirement, deadline, visit.asking)
@@ -66,6 +68,16 @@ class SpanningQueryBus:
             except (Blocked, StoreUnavailable) as error:
                 if reader.refused is None or not reader.refused.asking.refused(error):
                     raise
+
+    async def _in_turn(
+        self, handle: Handle, query: Query[R], reader: SpanningReader, missing: Behind | None
+    ) -> Answer[R]:
+        """One run, of no more at once than have a snapshot of every store: none holds one and waits for another."""
+        await self._turns.take()
+        try:
+            return await self._answer(handle, query, reader, missing)
+        finally:
+            self._turns.give_back()
 
     async def _answer(
         self, handle: Handle, query: Query[R], reader: SpanningReader, missing: Behind | None
