@@ -366,4 +366,4 @@ async def test_queries_that_meet_two_partitions_in_two_orders_do_not_wait_for_ea
         other = asyncio.ensure_future(app.query(SentThenBought()))
         await let_others_run()
         go_on.set()
-        assert await asyncio.gather(one, other) == [0, 0]
+        assert [await one, await other] == [0, 0]
