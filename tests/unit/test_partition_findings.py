@@ -195,6 +195,27 @@ async def test_nothing_is_read_over_a_fork(forked: MergedLog) -> None:
         await forked.shown(Position(3))
 
 
+async def test_an_end_that_is_lost_while_it_is_looked_at_is_told() -> None:
+    """A fork that is found between the look at the heads and that at the last event is an error of histories."""
+
+    class FoundLate(MayFork):
+        """Notices the fork when it looks at a place."""
+
+        async def place_at(self, position: Position) -> Place | None:
+            """Lose the end first."""
+            if position == 2 and not self.lost:
+                self.lose()
+            return await super().place_at(position)
+
+    async with opened(FoundLate(SystemClock())) as store:
+        await append_one(store, event(), event("lost"))
+        log = MergedLog(MemoryEventStore(SystemClock()), [store])
+        await log.open()
+        for _ in range(2):
+            with pytest.raises(HistoryDiverged):
+                await log.head()
+
+
 # ── partitions that come and go ──────────────────────────────────────────────
 
 

@@ -154,7 +154,8 @@ class MergedLog:
         """The place of the last event of all, after taking in those that are there."""
         await self._take_in()
         found = await self.place_at(self._end)
-        assert found is not None, "what was taken in is there"
+        if found is None:
+            raise HistoryDiverged("what is merged", "a history ends before what was taken in of it")
         return found
 
     async def place_at(self, position: Position) -> Place | None:
