@@ -331,7 +331,7 @@ class MergedLog:
     async def _begin(self) -> None:
         """Learn where the order ends, and make sure that it is of the histories that are there."""
         forks = self.forks
-        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE)
+        last = await self._order.read_backward(ALL_EVENTS, EXTENTS_PAGE_MAX)
         recent = [_read(recorded) for recorded in reversed(last.events)]
         known = {found.extent.place.history_id: found.extent.place for found in recent}
         first = recent[0].number if recent else START
