@@ -64,5 +64,5 @@ def test_there_is_one_order(steps: Sequence[tuple[str, int, int]], kept: int) ->
             assert [each for each in everything if each in set(own)] == own
         assert len(everything) == sum([(await store.head()).position for store in histories])
 
-    with patch.multiple(merged_log, EXTENTS_KEPT_MAX=kept, EXTENTS_PAGE_MAX=kept, FEED_EVENTS=2):
+    with patch.multiple(merged_log, EXTENTS_KEPT_MAX=kept, EXTENTS_PAGE_MAX=kept, PART_EVENTS=2):
         asyncio.run(run())

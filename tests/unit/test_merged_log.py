@@ -15,7 +15,7 @@ from diptych.clock import SystemClock
 from diptych.errors import HistoryDiverged, StoreClosed
 from diptych.event_store import merged_log
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
-from diptych.event_store.event_store import AppendResult, Commit, EventStore
+from diptych.event_store.event_store import AppendResult, Commit, EventStore, ReadResult
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.testing.contracts.event_store_case import append_one, commit, event, let_others_run, opened
@@ -39,7 +39,7 @@ def _short_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Extents are forgotten at once, and pages are small, so that everything is looked for in the order."""
     monkeypatch.setattr(merged_log, "EXTENTS_KEPT_MAX", 2)
     monkeypatch.setattr(merged_log, "EXTENTS_PAGE_MAX", 2)
-    monkeypatch.setattr(merged_log, "FEED_EVENTS", 2)
+    monkeypatch.setattr(merged_log, "PART_EVENTS", 2)
 
 
 async def shown(log: MergedLog, after: int = 0, limit: int = READ_MAX) -> list[tuple[int, str]]:
@@ -157,6 +157,37 @@ async def test_processes_that_take_in_at_once_agree(histories: list[EventStore])
     for store in histories:
         own = [recorded.event_id for recorded in (await store.read(ALL_EVENTS, START, READ_MAX)).events]
         assert [event_id for event_id in first if event_id in own] == own
+
+
+class Counted(MemoryEventStore):
+    """Counts the events that are read."""
+
+    given = 0
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        found = await super().read(query, after, limit, until=until)
+        self.given += len(found.events)
+        return found
+
+
+async def test_no_event_is_read_twice_for_a_log_that_is_read_once() -> None:
+    """However many histories there are, and however small the pages: each page reads its own part of each."""
+    async with AsyncExitStack() as stack:
+        stores = [Counted(SystemClock()) for _ in range(6)]
+        for store in stores:
+            await stack.enter_async_context(opened(store))
+        log = MergedLog(MemoryEventStore(SystemClock()), stores)
+        await log.open()
+        for number in range(120):
+            await append_one(stores[number % 6], event("A" if number % 10 else "B"))
+            await log.head()
+        for after in range(0, 120, 10):
+            assert len(await shown(log, after, 10)) == 10
+        assert sum(store.given for store in stores) == 120
+        rare = await log.read(EventQuery((QueryItem(frozenset(("B",))),)), START, 12)
+        assert (len(rare.events), rare.through, rare.more) == (12, 111, True)
 
 
 async def test_an_append_to_any_history_wakes_those_who_wait(histories: list[EventStore]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -43,8 +43,10 @@ EXTENTS_KEPT_MAX = 4_096
 """Of the last extents, how many are kept in memory; older ones are read from the order."""
 EXTENTS_PAGE_MAX = 500
 """Extents read at once."""
-FEED_EVENTS = 500
+PART_EVENTS = 1_000
 """Events of one history read at once, to be merged."""
+WINDOW_POSITIONS_MAX = 10_000
+"""Merged positions that are looked at at once for events that match."""
 EXTENT = "diptych.Extent"
 """The type of the events in the order."""
 
@@ -167,7 +169,7 @@ class MergedLog:
         if position == START:
             return Place(self.history_id, START, NOWHERE)
         extent = (await self._at(position)).extent
-        there = await self._history(extent).place_at(extent.own(position))
+        there = await self._history(extent.history).place_at(extent.own(position))
         return None if there is None else Place(self.history_id, position, there.event_id)
 
     async def read(
@@ -180,20 +182,45 @@ class MergedLog:
         if after >= end:
             return ReadResult([], end, more=False)
         events: list[RecordedEvent] = []
-        feeds: dict[str, _Feed] = {}
-        async for extent in self._from(after):
-            feed = feeds.get(extent.history)
-            if feed is None:
-                first = extent.own(max(after, extent.before))
-                feed = feeds[extent.history] = _Feed(self._history(extent), query, first, self._taken)
-            through = extent.own(min(end, extent.end))
-            taken = await feed.take(through, limit - len(events))
-            events += [replace(recorded, position=extent.merged(recorded.position)) for recorded in taken]
-            if len(events) == limit and events[-1].position < end:
-                return ReadResult(events, events[-1].position, more=True)
-            if extent.end >= end:
-                break
+        position, window = after, limit
+        while position < end and len(events) < limit:  # as many positions as events asked for; more where few match
+            upto = Position(min(end, position + window))
+            events += await self._window(query, position, upto)
+            position, window = upto, min(window * 2, WINDOW_POSITIONS_MAX)
+        del events[limit:]
+        if len(events) == limit and events[-1].position < end:
+            return ReadResult(events, events[-1].position, more=True)
         return ReadResult(events, end, more=False)
+
+    async def _window(self, query: EventQuery, after: Position, through: Position) -> list[RecordedEvent]:
+        """The matching events between two merged positions: of each history its own part, put into the order."""
+        extents: list[_Extent] = []
+        ends: dict[str, tuple[Position, Position]] = {}
+        async for extent in self._from(after):
+            extents.append(extent)
+            first = extent.own(max(after, extent.before))
+            ends[extent.history] = ends.get(extent.history, (first,))[0], extent.own(min(through, extent.end))
+            if extent.end >= through:
+                break
+        parts = {history: deque(await self._part(history, query, *span)) for history, span in ends.items()}
+        events: list[RecordedEvent] = []
+        for extent in extents:
+            part = parts[extent.history]
+            while part and part[0].position <= extent.through:
+                recorded = part.popleft()
+                events.append(replace(recorded, position=extent.merged(recorded.position)))
+        return events
+
+    async def _part(self, history: str, query: EventQuery, after: Position, through: Position) -> list[RecordedEvent]:
+        """The matching events of one history between two of its positions."""
+        store, events, more = self._history(history), list[RecordedEvent](), True
+        while more:
+            found = await store.read(query, after, PART_EVENTS, until=through)
+            events += found.events
+            after, more = found.through, found.more
+        if after < through:
+            raise HistoryDiverged("what is merged", "a history ends before what was taken in of it")
+        return events
 
     async def wait_for_events(self, after: Position, timeout_s: float) -> bool:
         """Wait until the log is past a merged position; whatever wakes those who wait for one of the histories does."""
@@ -255,7 +282,7 @@ class MergedLog:
         if position == last.extent.end:
             place = last.extent.place
         else:
-            there = await self._history(last.extent).place_at(last.extent.own(position))
+            there = await self._history(last.extent.history).place_at(last.extent.own(position))
             if there is None:
                 raise HistoryDiverged("what is merged", "a history ends before what was taken in of it")
             place = there
@@ -389,12 +416,12 @@ class MergedLog:
     def _place_taken(self, history_id: bytes) -> Place:
         return self._taken.get(history_id) or Place(history_id, START, NOWHERE)
 
-    def _history(self, extent: _Extent) -> EventStore:
+    def _history(self, history: str) -> EventStore:
         for store in self._histories:
-            if store.history_id.hex() == extent.history:
+            if store.history_id.hex() == history:
                 return store
         raise HistoryDiverged(
-            "the order of merged histories", f"it has events of the history {extent.history}, which is not here"
+            "the order of merged histories", f"it has events of the history {history}, which is not here"
         )
 
     def _check_open(self) -> None:
@@ -457,27 +484,3 @@ def _read(recorded: RecordedEvent) -> _Numbered:
     except InvalidMessage as error:
         reason = str(error)
     raise HistoryDiverged("the order of merged histories", f"the store keeps something else: {reason}")
-
-
-class _Feed:
-    """The matching events of one history, read ahead page by page, and taken in order."""
-
-    def __init__(self, store: EventStore, query: EventQuery, after: Position, taken: Mapping[bytes, Place]) -> None:
-        self._store = store
-        self._query = query
-        self._read_through = after
-        self._until = taken[store.history_id].position
-        self._ahead: deque[RecordedEvent] = deque()
-
-    async def take(self, through: Position, limit: int) -> list[RecordedEvent]:
-        """The next events up to a position of the history, at most `limit` of them."""
-        while self._read_through < through and len(self._ahead) < limit:
-            found = await self._store.read(self._query, self._read_through, FEED_EVENTS, until=self._until)
-            if found.through <= self._read_through:
-                raise HistoryDiverged("what is merged", "a history ends before what was taken in of it")
-            self._ahead.extend(found.events)
-            self._read_through = found.through
-        taken: list[RecordedEvent] = []
-        while self._ahead and self._ahead[0].position <= through and len(taken) < limit:
-            taken.append(self._ahead.popleft())
-        return taken
