@@ -190,7 +190,7 @@ async def test_own_writes_wake_at_once_and_only_once(store: PostgresReadStore, m
 
     async def look_before_it_is_noted(plans: Any) -> Any:
         result = await write_planned(plans)
-        changes._look_soon()
+        changes.look_soon()
         assert changes._looking is not None
         await changes._looking
         return result
@@ -205,6 +205,39 @@ async def test_own_writes_wake_at_once_and_only_once(store: PostgresReadStore, m
     assert await store.wait_for_change(seen, 0.1) == seen
 
 
+async def test_own_writes_are_not_looked_for(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notification of an own write, which is known, leads to no look at the catalog; that of another one does."""
+    monkeypatch.setattr(read_changes, "CHANGES_POLL_S", 1_000)
+    monkeypatch.setattr(read_changes, "CHANGES_POLL_DEAF_S", 1_000)
+    generation = await create(store, SEATS)
+    heard, changes = asyncio.Queue[int](), store._changes
+    is_own, look_at_catalog, looks = changes._wake_ups._is_own, changes._look_at_catalog, list[str]()
+
+    def hear(backend: int) -> bool:
+        heard.put_nowait(backend)
+        return is_own(backend)
+
+    async def look() -> Any:
+        looks.append("looked")
+        return await look_at_catalog()
+
+    monkeypatch.setattr(changes._wake_ups, "_is_own", hear)
+    waiting = asyncio.create_task(store.wait_for_change(store.changes, WAIT_S_MAX))
+    while not changes._wake_ups.is_listening or changes._looking is not None:
+        await checkpoint()
+    monkeypatch.setattr(changes, "_look_at_catalog", look)
+    generation = await write(store, generation, upserts=[("a", 1)])
+    await asyncio.wait_for(waiting, WAIT_S_MAX)
+    own = await asyncio.wait_for(heard.get(), WAIT_S_MAX)
+    assert (is_own(own), looks, changes._looking) == (True, [], None)
+    await run(url, f'NOTIFY "{store.url.schema}_rows"')
+    assert not is_own(await asyncio.wait_for(heard.get(), WAIT_S_MAX))
+    while not looks:
+        await checkpoint()
+
+
 async def test_a_change_by_others_during_an_own_write_is_counted(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +249,7 @@ async def test_a_change_by_others_during_an_own_write_is_counted(
     async def come_late(plans: Any) -> Any:
         async with opened(connect(url)) as other:
             await write(other, generation, upserts=[("a", 1)])
-        changes._look_soon()
+        changes.look_soon()
         return await write_planned(plans)
 
     monkeypatch.setattr(store, "_write_planned", come_late)

@@ -307,6 +307,7 @@ class Connections:
         )
         self._idle: deque[Link] = deque()
         self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._backends = set[int]()
         self._used = 0
         self._is_open = False
 
@@ -442,7 +443,14 @@ class Connections:
         except BaseException:
             link.terminate()
             raise
+        backend = link.get_server_pid()
+        self._backends.add(backend)
+        link.add_termination_listener(lambda _: self._backends.discard(backend))
         return link
+
+    def has(self, backend: int) -> bool:
+        """Whether the server's backend of this number is at the other end of one of these connections."""
+        return backend in self._backends
 
 
 async def connect(url: PostgresUrl, *, read_only: bool = False, planning: Mapping[str, str] = INDEXED) -> Link:

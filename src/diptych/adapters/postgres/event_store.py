@@ -97,7 +97,7 @@ class PostgresEventStore:
         self._held: set[tuple[str, int]] = set()
         self._is_open = False
         self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
-        self._watch = EventWatch(url, self._channel, self._known, self._look_at_head)
+        self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._writing.has)
         self._rows = EventRows()
 
     @property
@@ -241,6 +241,7 @@ class PostgresEventStore:
                     "ALTER DATABASE … SET default_transaction_isolation = 'read committed'"
                 ) from error
             if is_lost(error):
+                self._watch.wake()  # where it was done all the same, nobody else tells of it
                 raise OutcomeUnknown(batch.command_ids(), str(error) or type(error).__name__) from error
             raise
         if answer["diverged"]:

@@ -30,9 +30,14 @@ class EventWatch:
     """Waits for the head of one history to move."""
 
     def __init__(
-        self, url: PostgresUrl, channel: str, known: KnownHistory, look_at_head: Callable[[], Awaitable[Place]]
+        self,
+        url: PostgresUrl,
+        channel: str,
+        known: KnownHistory,
+        look_at_head: Callable[[], Awaitable[Place]],
+        is_own: Callable[[int], bool],
     ) -> None:
-        """Remember the settings: where notifications come from, what is known, and how to know better."""
+        """Remember the settings: where notifications come from, what is known, how to know better, whose are own."""
         self._known = known
         self._look_at_head = look_at_head
         self._watch = HeadWatch()
@@ -40,7 +45,7 @@ class EventWatch:
         self._waiting = 0
         self._look: tuple[int, asyncio.Future[Place]] | None = None
         self._poll: asyncio.Task[None] | None = None
-        self._wake_ups = WakeUps(url, channel, self.wake)
+        self._wake_ups = WakeUps(url, channel, self.wake, is_own)
 
     async def close(self) -> None:
         """Let go of the connection; who waits is woken, to hear that it is over."""

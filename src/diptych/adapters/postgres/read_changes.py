@@ -33,15 +33,24 @@ CHANGES_POLL_DEAF_S = 0.1
 class Changes:
     """Counts what was committed to the read store, by whomever, as far as anyone looked."""
 
-    def __init__(self, url: PostgresUrl, channel: str, look: Callable[[], Awaitable[Versions]]) -> None:
-        """Remember the settings. `look` gives the versions of all generations as they are now."""
+    def __init__(
+        self, url: PostgresUrl, channel: str, look: Callable[[], Awaitable[Versions]], is_own: Callable[[int], bool]
+    ) -> None:
+        """Remember the settings.
+
+        Args:
+            url: of the server.
+            channel: of notifications.
+            look: gives the versions of all generations as they are now.
+            is_own: whether a notification is of this store's own, which is noted or looked for in any case.
+        """
         self._url = url
         self._look_at_catalog = look
         self._versions: Versions = {}
         self._being_written = Counter[LeaseKey]()
         self._passed_over = False
         self._noticed = ChangeCount(url.shown)
-        self._wake_ups = WakeUps(url, channel, self._look_soon)
+        self._wake_ups = WakeUps(url, channel, self.look_soon, is_own)
         self._looking: asyncio.Task[None] | None = None
         self._polling: asyncio.Task[None] | None = None
         self._look_again = False
@@ -90,7 +99,7 @@ class Changes:
         finally:
             self._being_written -= Counter(written)
             if self._passed_over:
-                self._look_soon()
+                self.look_soon()
 
     async def wait(self, seen: int, timeout_s: float) -> int:
         """The count, once it is another than `seen` or the time is over."""
@@ -111,10 +120,11 @@ class Changes:
         while self._noticed.waiting:
             await pause(CHANGES_POLL_S if self._wake_ups.is_listening else CHANGES_POLL_DEAF_S)
             self._wake_ups.ensure()
-            self._look_soon()
+            self.look_soon()
         self._polling = None
 
-    def _look_soon(self) -> None:
+    def look_soon(self) -> None:
+        """Look at the catalog: something may have been written."""
         self._look_again = True
         if self._looking is None and not self._closed:
             self._looking = asyncio.get_running_loop().create_task(self._look())

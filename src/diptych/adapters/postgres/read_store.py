@@ -73,7 +73,7 @@ class PostgresReadStore:
         self._builds = Builds(url.quoted_schema)
         self._snapshots = Snapshots(url, self._catalog, self._builds)
         self._writing = Connections(url, WRITE_CONNECTIONS_MAX, read_only=False, verify=teach)
-        self._changes = Changes(url, self._catalog.channel, self._versions)
+        self._changes = Changes(url, self._catalog.channel, self._versions, self._writing.has)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._tidying: asyncio.TimerHandle | None = None
         self._is_open = False
@@ -308,6 +308,7 @@ class PostgresReadStore:
             except DRIVER_ERRORS as error:
                 if state_of(error) in _ENDED_FOR_OTHERS and attempt < WRITE_ATTEMPTS_MAX:
                     continue
+                self._changes.look_soon()  # where it was done all the same, nobody else tells of it
                 raise (failure(self._url, error) or error) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -329,6 +330,7 @@ class PostgresReadStore:
         except DRIVER_ERRORS as error:
             if not is_lost(error):
                 raise
+            self._changes.look_soon()
             raise StoreUnavailable(
                 f"{self._url.shown}: {error}; whether the last write holds shows when its generation is loaded anew"
             ) from error

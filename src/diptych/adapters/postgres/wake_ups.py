@@ -27,11 +27,20 @@ CLOSE_S_MAX = 1.0
 class WakeUps:
     """Listens to one channel, from the first `ensure` on until it is closed."""
 
-    def __init__(self, url: PostgresUrl, channel: str, wake: Callable[[], None]) -> None:
-        """Remember the settings. `wake` is called on every notification, and when listening begins or ends."""
+    def __init__(self, url: PostgresUrl, channel: str, wake: Callable[[], None], is_own: Callable[[int], bool]) -> None:
+        """Remember the settings.
+
+        Args:
+            url: of the server.
+            channel: to listen to.
+            wake: is called on every notification of others, and when listening begins or ends.
+            is_own: whether the backend of this number is at the other end of one of this store's connections: what it
+                tells is known here, or will be when its call comes back.
+        """
         self._url = url
         self._channel = channel
         self._wake = wake
+        self._is_own = is_own
         self._task: asyncio.Task[None] | None = None
         self._backoff_s = RECONNECT_S_MIN
         self._not_before = 0.0
@@ -73,10 +82,14 @@ class WakeUps:
 
     async def _listen_on(self, link: Link) -> None:
         link.add_termination_listener(lambda *_: self._lost.set())
-        await link.add_listener(self._channel, lambda *_: self._wake())
+        await link.add_listener(self._channel, self._heard)
         self.is_listening = True
         self._backoff_s = RECONNECT_S_MIN
         self._wake()  # what was committed before anybody listened
         await self._lost.wait()
         self.is_listening = False
         self._wake()
+
+    def _heard(self, _link: object, backend: int, _channel: str, _payload: object) -> None:
+        if not self._is_own(backend):
+            self._wake()
