@@ -12,7 +12,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from diptych.adapters.connect import connect_read_store, default_read_store
-from diptych.adapters.postgres import read_catalog, read_changes, read_store, read_writes
+from diptych.adapters.postgres import read_catalog, read_changes, read_snapshot, read_store, read_writes
 from diptych.adapters.postgres.deployment import migrate, migration_sql
 from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
@@ -433,6 +433,10 @@ async def test_nobody_who_reads_a_view_holds_up_a_switch(url: str, store: Postgr
 
 
 async def statements(snapshot: PostgresReadSnapshot, read: Callable[[], Awaitable[Any]]) -> list[Any]:
+    return [query for query in await all_statements(snapshot, read) if "__g1" in query.query]
+
+
+async def all_statements(snapshot: PostgresReadSnapshot, read: Callable[[], Awaitable[Any]]) -> list[Any]:
     seen: list[Any] = []
     snapshot.connection.add_query_logger(seen.append)
     try:
@@ -441,7 +445,7 @@ async def statements(snapshot: PostgresReadSnapshot, read: Callable[[], Awaitabl
         await checkpoint()
     finally:
         snapshot.connection.remove_query_logger(seen.append)
-    return [query for query in seen if "__g1" in query.query]
+    return seen
 
 
 async def plan(snapshot: PostgresReadSnapshot, query: Any) -> str:
@@ -601,7 +605,61 @@ async def test_a_cancelled_read_stops_and_gives_its_connection_back(url: str, st
             for _ in range(SNAPSHOTS_MAX):
                 await stack.enter_async_context(store.snapshot())
         assert await link.fetchval(sleeping) == 0
-        assert await left_in_transaction(link) == 0
+        async with asyncio.timeout(WAIT_S_MAX):
+            while await left_in_transaction(link):
+                pass
+
+
+async def test_snapshots_that_follow_each_other_share_a_round_trip(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one ends the one before, and shows what was written meanwhile; where none comes it ends by itself."""
+    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
+    generation = await build(store, SEATS, [("a", 1)])
+    async with store.snapshot() as first:
+        assert await first.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
+    await write(store, generation, upserts=[("a", 2)])
+    async with by_hand(url) as link:
+        assert await left_in_transaction(link) == 1
+        monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 0)
+        async with store.snapshot() as second:
+            assert await second.find(NAME, (), BY_COURSE, 10) == [("a", 2)]
+            assert second.connection is first.connection
+            assert await left_in_transaction(link) == 1
+        async with asyncio.timeout(WAIT_S_MAX):
+            while await left_in_transaction(link):
+                pass
+
+
+async def test_a_snapshot_that_is_over_and_was_cut_is_in_nobodys_way(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the next snapshot nor closing notices that the server ended what was left of it."""
+    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
+    await build(store, SEATS, [("a", 1)])
+    async with by_hand(url) as link:
+        for _ in range(2):
+            async with store.snapshot() as snapshot:
+                assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
+            await link.execute("SELECT pg_terminate_backend($1, 10000)", snapshot.connection.get_server_pid())
+    await asyncio.wait_for(store.close(), WAIT_S_MAX)
+
+
+async def test_a_projectors_reads_ask_for_the_generation_only_where_they_find_nothing(store: PostgresReadStore) -> None:
+    """Rows that are there say so by themselves; those of a generation that is gone are none, in the same statement."""
+    generation = await build(store, SEATS, [("a", 1)])
+    number = generation.number
+    async with store.snapshot() as snapshot:
+        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("a",)], number))) == 1
+        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("a",), ("b",)], number))) == 1
+    async with store.snapshot() as snapshot:
+        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("b",)], number))) == 2
+        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("a",)], number))) == 1
+    await store.drop_generation(NAME, number)
+    for keys in ([("a",)], [("a",), ("b",)]):
+        async with store.snapshot() as snapshot:
+            with pytest.raises(StoreUnavailable):
+                await snapshot.get_many(NAME, keys, number)
 
 
 async def left_in_transaction(link: asyncpg.Connection[Any]) -> int:

@@ -1,7 +1,8 @@
 """Snapshots of a read store in PostgreSQL: read-only connections, each with one transaction for its lifetime (G8, G13).
 
 A transaction is REPEATABLE READ, so that all of it sees one moment, and READ ONLY before anything of the user's runs in
-it. It ends by being rolled back, whatever happened. Internal statements name the schema, so that no setting matters.
+it. It ends by being rolled back, whatever happened: by the message that begins the next one, if that comes soon, or
+else by one of its own, for which nobody waits. Internal statements name the schema, so that no setting matters.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType, NoneType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
 
@@ -41,6 +42,9 @@ __all__ = ["PostgresReadSnapshot", "SnapshotTurn", "Snapshots"]
 
 SNAPSHOT_IDLE_S_MAX = 90
 """Seconds that a snapshot may be silent before the server ends it: it keeps old rows from being cleaned up."""
+ENDED_KEPT_S = 0.005
+"""Seconds that the transaction of a snapshot that is over waits for the next one to end it, before it is rolled back by
+itself: a round trip less for each of those that follow each other."""
 BEGIN_ATTEMPTS_MAX = 2
 """How often a snapshot is begun where the connection is lost under it: a server that was restarted cuts all of them."""
 READ_S_MAX = 10
@@ -70,6 +74,13 @@ def _begin(url: PostgresUrl) -> str:
     )
 
 
+class _Ended(NamedTuple):
+    """A snapshot that is over, whose transaction is not."""
+
+    lent: AbstractAsyncContextManager[Link]
+    timer: asyncio.TimerHandle
+
+
 class Snapshots:
     """Gives out at most `SNAPSHOTS_MAX` connections at a time, first come, first served."""
 
@@ -80,6 +91,7 @@ class Snapshots:
         self._connections = Connections(url, SNAPSHOTS_MAX, read_only=True, verify=self._verify)
         self._turns = SnapshotTurns()
         self._is_open = False
+        self._ended: dict[Link, _Ended] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -91,6 +103,8 @@ class Snapshots:
     async def close(self) -> None:
         """Let go of the idle connections, and of the others once they come back."""
         self._is_open = False
+        for link in list(self._ended):
+            self._end(link)
         if self._ending:
             await asyncio.wait(self._ending)
         await self._connections.close()
@@ -112,13 +126,34 @@ class Snapshots:
             raise
 
     async def give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
-        """End the view and let the next one have the connection; a caller that is cancelled does not prevent it."""
-        task = asyncio.get_running_loop().create_task(self._give_back(link, lent, used_by_hand=used_by_hand))
+        """End the view at once; a caller that is cancelled does not prevent it."""
+        ending = self._start_ending(link, lent, used_by_hand=used_by_hand)
+        ending.add_done_callback(lambda _: self._turns.give_back())
+        await asyncio.shield(ending)
+
+    def give_back_soon(self, link: Link, lent: AbstractAsyncContextManager[Link]) -> None:
+        """Let the next one have the connection, and end the view; or end it soon, where nobody comes."""
+        if self._is_open:
+            timer = asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._end, link)
+            self._ended[link] = _Ended(lent, timer)
+        else:
+            _ = self._start_ending(link, lent, used_by_hand=False)
+        self._turns.give_back()
+
+    def _end(self, link: Link) -> None:
+        ended = self._ended.pop(link)
+        ended.timer.cancel()
+        _ = self._start_ending(link, ended.lent, used_by_hand=False)
+
+    def _start_ending(
+        self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool
+    ) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(self._roll_back(link, lent, used_by_hand=used_by_hand))
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
-        await asyncio.shield(task)
+        return task
 
-    async def _give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
+    async def _roll_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
         unlock = "; SELECT pg_advisory_unlock_all()" if used_by_hand else ""
         try:
             if not link.is_closed():
@@ -127,15 +162,13 @@ class Snapshots:
             link.terminate()  # a connection in doubt is not handed on
         finally:
             await lent.__aexit__(None, None, None)
-            self._turns.give_back()
 
     async def _begun(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
         for attempt in range(1, BEGIN_ATTEMPTS_MAX + 1):
-            lent = self._connections.connection()
             try:
-                link = await lent.__aenter__()
+                link, lent, rollback = await self._next()
                 try:
-                    await link.execute(_begin(self.url), timeout=ANSWER_S_MAX)
+                    await link.execute(rollback + _begin(self.url), timeout=ANSWER_S_MAX)
                 except BaseException:
                     link.terminate()
                     await lent.__aexit__(None, None, None)
@@ -145,6 +178,17 @@ class Snapshots:
                 if attempt == BEGIN_ATTEMPTS_MAX or not is_lost(error):
                     raise (failure(self.url, error) or error) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    async def _next(self) -> tuple[Link, AbstractAsyncContextManager[Link], str]:
+        """A connection, what it is given back to, and what ends the transaction that is on it."""
+        while self._ended:
+            link, ended = self._ended.popitem()
+            ended.timer.cancel()
+            if not link.is_closed():
+                return link, ended.lent, "ROLLBACK; "
+            await ended.lent.__aexit__(None, None, None)
+        lent = self._connections.connection()
+        return await lent.__aenter__(), lent, ""
 
     async def _verify(self, link: Link) -> None:
         await READ_STORE_MIGRATIONS.check(link, self.url)
@@ -180,8 +224,12 @@ class SnapshotTurn:
         """Give it back."""
         assert self._snapshot is not None
         assert self._lent is not None
-        snapshot = self._snapshot
-        await self._pool.give_back(snapshot.connection, self._lent, used_by_hand=snapshot.used_by_hand)
+        link, used_by_hand = self._snapshot.connection, self._snapshot.used_by_hand
+        in_doubt = isinstance(error, (StoreUnavailable, *DRIVER_ERRORS)) or not isinstance(error, (Exception, NoneType))
+        if used_by_hand or in_doubt:
+            await self._pool.give_back(link, self._lent, used_by_hand=used_by_hand)
+        else:
+            self._pool.give_back_soon(link, self._lent)
 
 
 # ── reads ────────────────────────────────────────────────────────────────────
@@ -202,7 +250,8 @@ class PostgresReadSnapshot:
         self._builds = pool.builds
         self._url = pool.url
         self._live: dict[str, StoredTable] = {}
-        self._there: set[tuple[str, int]] | None = None
+        self._there: set[tuple[str, int | None]] = set()
+        self._knows_all = False
         self._unblocked: set[tuple[str, int | None]] = set()
         self._plans_freely = False
 
@@ -216,6 +265,7 @@ class PostgresReadSnapshot:
             return ()
         known = self._builds.known(name, rows[0]["number"])
         first = generation_of(rows[0], None if known is None else known.form)
+        self._there.add((name, first.number))
         table = self._builds.of(first)
         if first.live and table is not None:
             self._live[name] = table
@@ -234,16 +284,28 @@ class PostgresReadSnapshot:
         return [BlockedKey(name, key, position, error) for key, position, error in rows]
 
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
-        """The rows of these keys; keys without a row are left out."""
-        table = await self._table(name, number)
+        """The rows of these keys; keys without a row are left out.
+
+        Rows of a numbered generation that was read before say in the same statement that it is there still; it is
+        looked for only where there are none.
+        """
+        guessed = None if number is None or (name, number) in self._there else self._builds.known(name, number)
+        table = guessed or await self._table(name, number)
         codec = table.codec
         arrays = codec.key_arrays(keys)
         if not arrays[0]:
+            await self._table(name, number)
             return {}
-        if len(arrays[0]) == 1:
-            rows = await self._rows(table, table.select_one, *(values[0] for values in arrays))
+        one = len(arrays[0]) == 1
+        select = table.select_one if one else table.select_many
+        given = [values[0] for values in arrays] if one else arrays
+        if guessed is None:
+            rows = await self._rows(table, select, *given)
         else:
-            rows = await self._rows(table, table.select_many, *arrays)
+            rows = await self._rows(table, f"{select}{' AND' if one else ' WHERE'} {table.is_there}", *given)
+            if not rows:
+                await self._table(name, number)
+            self._there.add((name, number))
         return {codec.key_of(row): row for row in map(codec.decode, rows)}
 
     async def find(
@@ -365,8 +427,9 @@ class PostgresReadSnapshot:
 
     async def _numbered_table(self, name: str, number: int) -> StoredTable | None:
         """The table of a generation whose form is known; the tables of those that are gone stay for a while."""
-        if self._there is None:
-            self._there = {(row["name"], row["number"]) for row in await self._fetch(self._catalog.versions)}
+        if not self._knows_all and (name, number) not in self._there:
+            self._there |= {(row["name"], row["number"]) for row in await self._fetch(self._catalog.versions)}
+            self._knows_all = True
         return self._builds.known(name, number) if (name, number) in self._there else None
 
     async def _plan_freely(self) -> None:

@@ -59,6 +59,11 @@ def fitting(name: str, ending: str = "") -> str:
     return name.encode()[: NAME_BYTES_MAX - len(end.encode())].decode("utf-8", "ignore") + end
 
 
+def _literal(text: str) -> str:
+    """Text as SQL takes it, whatever is in it."""
+    return "E'" + text.replace("\\", "\\\\").replace("'", "''") + "'"
+
+
 def exponent_column(name: str) -> str:
     """The column that keeps the exponents above zero of a decimal one."""
     return fitting(name, "__exponent")
@@ -97,6 +102,10 @@ class StoredTable:
         self.select = f"SELECT {self._read([column.name for column in table.columns])} FROM {self.name} AS t"
         self.select_one = f"{self.select} WHERE {_equal(table.key)}"
         self.select_many = f"{self.select} JOIN {self._keys()} USING ({self.key})"
+        self.is_there = (
+            f"EXISTS (SELECT FROM {schema}.diptych_generations AS g "
+            f"WHERE g.name = {_literal(name)} AND g.number = {number})"
+        )
         self.delete = f"DELETE FROM {self.name} AS t USING {self._keys()} WHERE {_same(table.key)}"
         self.upsert = self._upsert()
         self.select_expired = self._select_expired()
