@@ -10,7 +10,7 @@ import atexit
 import os
 import tempfile
 import warnings
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
+from anyio.lowlevel import checkpoint
 
 from diptych.adapters.connect import Port, default_read_store, grants_sql
 from diptych.adapters.postgres.connection import Link, parse_url
@@ -79,6 +80,27 @@ async def run(url: str, *statements: str) -> None:
     async with by_hand(url) as link:
         for statement in statements:
             await link.execute(statement)
+
+
+async def left_in_transaction(link: Link) -> int:
+    """How many connections to this database are idle inside a transaction."""
+    statement = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
+    )
+    return int(await link.fetchval(statement))
+
+
+async def statements_of(link: Link, work: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """What was sent over a connection for some work."""
+    seen: list[Any] = []
+    link.add_query_logger(seen.append)
+    try:
+        await work()
+        for _ in range(2):
+            await checkpoint()  # the driver tells of it a turn later
+    finally:
+        link.remove_query_logger(seen.append)
+    return seen
 
 
 def without_schema(url: str) -> str:

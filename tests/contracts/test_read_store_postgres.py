@@ -7,9 +7,7 @@ from contextlib import AsyncExitStack
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-import asyncpg
 import pytest
-from anyio.lowlevel import checkpoint
 
 from diptych.adapters.connect import connect_read_store, default_read_store
 from diptych.adapters.postgres import read_catalog, read_changes, read_snapshot, read_store, read_writes
@@ -42,7 +40,15 @@ from diptych.testing.contracts.read_store_cases import (
     write,
 )
 from tests.contracts.read_store_sql import opened, select
-from tests.postgres_server import by_hand, new_database, new_read_store, run, with_parameter
+from tests.postgres_server import (
+    by_hand,
+    left_in_transaction,
+    new_database,
+    new_read_store,
+    run,
+    statements_of,
+    with_parameter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -205,39 +211,6 @@ async def test_own_writes_wake_at_once_and_only_once(store: PostgresReadStore, m
     assert await store.wait_for_change(seen, 0.1) == seen
 
 
-async def test_own_writes_are_not_looked_for(
-    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The notification of an own write, which is known, leads to no look at the catalog; that of another one does."""
-    monkeypatch.setattr(read_changes, "CHANGES_POLL_S", 1_000)
-    monkeypatch.setattr(read_changes, "CHANGES_POLL_DEAF_S", 1_000)
-    generation = await create(store, SEATS)
-    heard, changes = asyncio.Queue[int](), store._changes
-    is_own, look_at_catalog, looks = changes._wake_ups._is_own, changes._look_at_catalog, list[str]()
-
-    def hear(backend: int) -> bool:
-        heard.put_nowait(backend)
-        return is_own(backend)
-
-    async def look() -> Any:
-        looks.append("looked")
-        return await look_at_catalog()
-
-    monkeypatch.setattr(changes._wake_ups, "_is_own", hear)
-    waiting = asyncio.create_task(store.wait_for_change(store.changes, WAIT_S_MAX))
-    while not changes._wake_ups.is_listening or changes._looking is not None:
-        await checkpoint()
-    monkeypatch.setattr(changes, "_look_at_catalog", look)
-    generation = await write(store, generation, upserts=[("a", 1)])
-    await asyncio.wait_for(waiting, WAIT_S_MAX)
-    own = await asyncio.wait_for(heard.get(), WAIT_S_MAX)
-    assert (is_own(own), looks, changes._looking) == (True, [], None)
-    await run(url, f'NOTIFY "{store.url.schema}_rows"')
-    assert not is_own(await asyncio.wait_for(heard.get(), WAIT_S_MAX))
-    while not looks:
-        await checkpoint()
-
-
 async def test_a_change_by_others_during_an_own_write_is_counted(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,23 +246,6 @@ async def test_who_asks_for_leases_at_once_is_answered_one_by_one(url: str, stor
                     pass
         held = [key for leased in [await each for each in asking] for key in leased.epochs]
     assert sorted(held) == sorted(keys)
-
-
-async def test_only_changes_by_hand_wait_for_the_disk(
-    store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What can be folded again does not pay for it."""
-    levels: list[str] = []
-    apply = read_writes.apply
-
-    async def noting(link: Any, *rest: Any) -> Any:
-        levels.append(await link.fetchval("SHOW synchronous_commit"))
-        return await apply(link, *rest)
-
-    monkeypatch.setattr(read_store, "apply", noting)
-    generation = await write(store, await create(store, SEATS), upserts=[("a", 1)])
-    await write(store, generation, by_hand=True)
-    assert levels == ["off", "on"]
 
 
 # ── tables and views ─────────────────────────────────────────────────────────
@@ -433,19 +389,7 @@ async def test_nobody_who_reads_a_view_holds_up_a_switch(url: str, store: Postgr
 
 
 async def statements(snapshot: PostgresReadSnapshot, read: Callable[[], Awaitable[Any]]) -> list[Any]:
-    return [query for query in await all_statements(snapshot, read) if "__g1" in query.query]
-
-
-async def all_statements(snapshot: PostgresReadSnapshot, read: Callable[[], Awaitable[Any]]) -> list[Any]:
-    seen: list[Any] = []
-    snapshot.connection.add_query_logger(seen.append)
-    try:
-        await read()
-        await checkpoint()
-        await checkpoint()
-    finally:
-        snapshot.connection.remove_query_logger(seen.append)
-    return seen
+    return [query for query in await statements_of(snapshot.connection, read) if "__g1" in query.query]
 
 
 async def plan(snapshot: PostgresReadSnapshot, query: Any) -> str:
@@ -608,62 +552,3 @@ async def test_a_cancelled_read_stops_and_gives_its_connection_back(url: str, st
         async with asyncio.timeout(WAIT_S_MAX):
             while await left_in_transaction(link):
                 pass
-
-
-async def test_snapshots_that_follow_each_other_share_a_round_trip(
-    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next one ends the one before, and shows what was written meanwhile; where none comes it ends by itself."""
-    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
-    generation = await build(store, SEATS, [("a", 1)])
-    async with store.snapshot() as first:
-        assert await first.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
-    await write(store, generation, upserts=[("a", 2)])
-    async with by_hand(url) as link:
-        assert await left_in_transaction(link) == 1
-        monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 0)
-        async with store.snapshot() as second:
-            assert await second.find(NAME, (), BY_COURSE, 10) == [("a", 2)]
-            assert second.connection is first.connection
-            assert await left_in_transaction(link) == 1
-        async with asyncio.timeout(WAIT_S_MAX):
-            while await left_in_transaction(link):
-                pass
-
-
-async def test_a_snapshot_that_is_over_and_was_cut_is_in_nobodys_way(
-    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither the next snapshot nor closing notices that the server ended what was left of it."""
-    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
-    await build(store, SEATS, [("a", 1)])
-    async with by_hand(url) as link:
-        for _ in range(2):
-            async with store.snapshot() as snapshot:
-                assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
-            await link.execute("SELECT pg_terminate_backend($1, 10000)", snapshot.connection.get_server_pid())
-    await asyncio.wait_for(store.close(), WAIT_S_MAX)
-
-
-async def test_a_projectors_reads_ask_for_the_generation_only_where_they_find_nothing(store: PostgresReadStore) -> None:
-    """Rows that are there say so by themselves; those of a generation that is gone are none, in the same statement."""
-    generation = await build(store, SEATS, [("a", 1)])
-    number = generation.number
-    async with store.snapshot() as snapshot:
-        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("a",)], number))) == 1
-        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("a",), ("b",)], number))) == 1
-    async with store.snapshot() as snapshot:
-        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("b",)], number))) == 2
-        assert len(await all_statements(snapshot, lambda: snapshot.get_many(NAME, [("a",)], number))) == 1
-    await store.drop_generation(NAME, number)
-    for keys in ([("a",)], [("a",), ("b",)]):
-        async with store.snapshot() as snapshot:
-            with pytest.raises(StoreUnavailable):
-                await snapshot.get_many(NAME, keys, number)
-
-
-async def left_in_transaction(link: asyncpg.Connection[Any]) -> int:
-    statement = (
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%'"
-    )
-    return int(await link.fetchval(statement))

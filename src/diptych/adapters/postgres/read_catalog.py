@@ -11,12 +11,12 @@ programs other than Diptych read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
-from diptych.adapters.postgres.connection import state_of
+from diptych.adapters.postgres.connection import INDEXED, state_of
 from diptych.adapters.postgres.grants import table_maker
 from diptych.adapters.postgres.read_tables import (
     StoredTable,
@@ -34,7 +34,7 @@ from diptych.read_side.read_store import Generation, Table
 if TYPE_CHECKING:
     from diptych.adapters.postgres.connection import Link
 
-__all__ = ["Catalog", "begin", "generation_of", "key_hash"]
+__all__ = ["Catalog", "begin", "generation_of", "key_hash", "write_settings"]
 
 LOCK_WAIT_S = 5.0
 """How long a change waits for the locks of other transactions."""
@@ -70,6 +70,20 @@ def begin(*, durably: bool) -> str:
     }
     sets = "; ".join(f"SET LOCAL {name} = {value}" for name, value in settings.items())
     return f"BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; {sets}"
+
+
+def write_settings() -> Mapping[str, str]:
+    """Of connections that write: what `begin` says of changes that need not wait for the disk, for single statements.
+
+    Behind a pooler that does not keep them, a statement would wait for the disk, and be right all the same.
+    """
+    return {
+        **INDEXED,
+        "default_transaction_read_only": "off",
+        "lock_timeout": str(round(LOCK_WAIT_S * 1_000)),
+        "plan_cache_mode": "force_generic_plan",
+        "synchronous_commit": "off",
+    }
 
 
 def key_hash(key: str) -> bytes:

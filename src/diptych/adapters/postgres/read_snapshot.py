@@ -42,7 +42,7 @@ __all__ = ["PostgresReadSnapshot", "SnapshotTurn", "Snapshots"]
 
 SNAPSHOT_IDLE_S_MAX = 90
 """Seconds that a snapshot may be silent before the server ends it: it keeps old rows from being cleaned up."""
-ENDED_KEPT_S = 0.005
+ENDED_KEPT_S = 0.01
 """Seconds that the transaction of a snapshot that is over waits for the next one to end it, before it is rolled back by
 itself: a round trip less for each of those that follow each other."""
 BEGIN_ATTEMPTS_MAX = 2

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -23,12 +24,13 @@ from diptych.adapters.postgres.connection import (
     parse_url,
     state_of,
 )
-from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin, generation_of
+from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin, generation_of, write_settings
 from diptych.adapters.postgres.read_changes import Changes
 from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.read_leases import lease, release
 from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.postgres.read_tables import Builds
+from diptych.adapters.postgres.read_together import Together, results
 from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
 from diptych.adapters.postgres.replica import SERVER_STATE, ServerState
 from diptych.errors import NotGranted, StoreClosed, StoreUnavailable
@@ -72,7 +74,10 @@ class PostgresReadStore:
         self._catalog = Catalog(url.quoted_schema, url.schema)
         self._builds = Builds(url.quoted_schema)
         self._snapshots = Snapshots(url, self._catalog, self._builds)
-        self._writing = Connections(url, WRITE_CONNECTIONS_MAX, read_only=False, verify=teach)
+        self._together = Together(self._catalog)
+        self._writing = Connections(
+            url, WRITE_CONNECTIONS_MAX, read_only=False, verify=teach, planning=write_settings()
+        )
         self._changes = Changes(url, self._catalog.channel, self._versions, self._writing.has)
         self._under_way: set[asyncio.Task[Any]] = set()
         self._tidying: asyncio.TimerHandle | None = None
@@ -188,7 +193,10 @@ class PostgresReadStore:
 
     async def _write_planned(self, plans: Sequence[Planned]) -> tuple[list[WriteResult], Versions]:
         durably = any(planned.write.by_hand for planned in plans)
+        together = None if self._url.pooled else self._together.statement(plans)
         try:
+            if together is not None:
+                return results(plans, await self._tried(lambda link: self._at_once(link, *together)))
             return await self._transaction(lambda link: apply(link, self._catalog, plans), durably=durably)
         except asyncpg.PostgresError as error:
             if not rows_refused(error):
@@ -295,7 +303,11 @@ class PostgresReadStore:
         return _versions_of(await self._rows(self._catalog.versions))
 
     async def _transaction(self, work: Callable[[Link], Awaitable[T]], *, durably: bool) -> T:
-        """The work in a transaction of its own; where the server ends it for another one's sake, once more.
+        """The work in a transaction of its own; see `_tried`."""
+        return await self._tried(lambda link: self._begun(link, work, durably=durably))
+
+    async def _tried(self, change: Callable[[Link], Awaitable[T]]) -> T:
+        """A change, which is one transaction; where the server ends it for another one's sake, once more.
 
         Raises:
             asyncpg.PostgresError: the server refuses what is written.
@@ -304,7 +316,7 @@ class PostgresReadStore:
         for attempt in range(1, WRITE_ATTEMPTS_MAX + 1):
             try:
                 async with self._writing.connection() as link, asyncio.timeout(CHANGE_S_MAX):
-                    return await self._begun(link, work, durably=durably)
+                    return await change(link)
             except DRIVER_ERRORS as error:
                 if state_of(error) in _ENDED_FOR_OTHERS and attempt < WRITE_ATTEMPTS_MAX:
                     continue
@@ -325,8 +337,19 @@ class PostgresReadStore:
             if not link.is_closed():
                 await link.execute("ROLLBACK")
             raise
-        try:
+        with self._in_doubt():
             await link.execute("COMMIT")
+        return result
+
+    async def _at_once(self, link: Link, statement: str, arguments: Sequence[Any]) -> list[asyncpg.Record]:
+        with self._in_doubt():
+            return await link.fetch(statement, *arguments, timeout=CHANGE_S_MAX)
+
+    @contextmanager
+    def _in_doubt(self) -> Generator[None]:
+        """While the server may or may not come to commit."""
+        try:
+            yield
         except DRIVER_ERRORS as error:
             if not is_lost(error):
                 raise
@@ -334,7 +357,6 @@ class PostgresReadStore:
             raise StoreUnavailable(
                 f"{self._url.shown}: {error}; whether the last write holds shows when its generation is loaded anew"
             ) from error
-        return result
 
     async def _finished(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a change, which goes on where its caller is cancelled."""

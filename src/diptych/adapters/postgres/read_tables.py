@@ -107,7 +107,8 @@ class StoredTable:
             f"WHERE g.name = {_literal(name)} AND g.number = {number})"
         )
         self.delete = f"DELETE FROM {self.name} AS t USING {self._keys()} WHERE {_same(table.key)}"
-        self.upsert = self._upsert()
+        self.upsert_parameters = len(table.columns) + len(self.exponents) + self.is_searchable
+        self.upsert = self.upsert_from(1)
         self.select_expired = self._select_expired()
 
     def select_unexpired(self, moment: str) -> str:
@@ -134,20 +135,25 @@ class StoredTable:
         arrays = ", ".join(f"{mark}::{type}" for mark, type in zip(numbered(1, len(types)), types, strict=True))
         return f"unnest({arrays}) AS k ({self.key})"
 
-    def _upsert(self) -> str:
-        """Rows given as one array for each column, for each exponent, and for the words."""
+    def upsert_from(self, first: int, condition: str = "") -> str:
+        """Writes rows, given as one array for each column, for each exponent, and for the words.
+
+        Args:
+            first: the number of the first of these parameters.
+            condition: a WHERE clause, without which all are written.
+        """
         types = {quoted(column.name): TYPES[column.kind] for column in self.form.columns}
         types |= {quoted(name): "integer" for name in self.exponents.values()}
         given = [*types, *([_WORDS] if self.is_searchable else [])]
-        arrays = [f"{mark}::{type}[]" for mark, type in zip(numbered(1, len(types)), types.values(), strict=True)]
-        arrays += [f"${len(given)}::text[]"] if self.is_searchable else []
+        arrays = [f"{mark}::{type}[]" for mark, type in zip(numbered(first, len(types)), types.values(), strict=True)]
+        arrays += [f"${first + len(types)}::text[]"] if self.is_searchable else []
         values = [f"r.{name}" for name in types] + ([f"r.{_WORDS}::tsvector"] if self.is_searchable else [])
         # A decimal in the key is set too: the row that is there may write the same number with other zeros.
         kept = {quoted(name) for name in self.form.key if name not in self.exponents}
         updates = ", ".join(f"{name} = excluded.{name}" for name in given if name not in kept)
         return (
             f"INSERT INTO {self.name} ({', '.join(given)}) SELECT {', '.join(values)} "
-            f"FROM unnest({', '.join(arrays)}) AS r ({', '.join(given)}) "
+            f"FROM unnest({', '.join(arrays)}) AS r ({', '.join(given)}) {condition} "
             f"ON CONFLICT ({self.key}) DO {f'UPDATE SET {updates}' if updates else 'NOTHING'}"
         )
 

@@ -1,9 +1,10 @@
 """Writes of folded batches in PostgreSQL: rows and checkpoint of each slice together or not at all (G5).
 
-One statement moves the checkpoints of all slices of a call, each only from where its batch was folded; then each slice
-that moved has its rows changed by one statement, whatever their number. Values are looked at before anything is sent,
-so that the server hardly ever refuses one. Where it does all the same, everything is rolled back, and done once more
-with a savepoint for each slice, so that the one that fails leaves the others.
+Mostly that is one statement (`read_together`). Else one moves the checkpoints of all slices of a call, each only from
+where its batch was folded; then each slice that moved has its rows changed by one statement, whatever their number.
+Values are looked at before anything is sent, so that the server hardly ever refuses one. Where it does all the same,
+everything is rolled back, and done once more with a savepoint for each slice, so that the one that fails leaves the
+others.
 """
 
 from __future__ import annotations
@@ -34,8 +35,23 @@ from diptych.read_side.read_store import (
 if TYPE_CHECKING:
     from diptych.adapters.postgres.connection import Link
 
-__all__ = ["Planned", "Refused", "Versions", "apply", "apply_apart", "plan", "rows_refused"]
+__all__ = [
+    "MOVED_PARAMETERS",
+    "Planned",
+    "Refused",
+    "Versions",
+    "apply",
+    "apply_apart",
+    "fences",
+    "moving",
+    "plan",
+    "portions",
+    "result_of",
+    "rows_refused",
+]
 
+MOVED_PARAMETERS = 14
+"""Of `moving`, and the channel on which others are told."""
 UPSERT_ROWS_MAX = 10_000
 """Rows written by one statement …"""
 UPSERT_BYTES_MAX = 32 << 20
@@ -160,9 +176,14 @@ def _turns(plans: Sequence[Planned]) -> Iterable[list[int]]:
 
 async def _move(link: Link, catalog: Catalog, plans: Sequence[Planned]) -> dict[LeaseKey, tuple[bool, str]]:
     """Compare and set checkpoints and epochs; whether each that moved is live, and its version in the catalog."""
-    rows = [_fence(planned) for planned in plans]
-    moved = await link.fetch(_move_statement(catalog.schema), *map(list, zip(*rows, strict=True)), catalog.channel)
+    statement = f"{moving(catalog.schema)} SELECT name, number, slice, live, version, pg_notify($14, '') FROM moved"
+    moved = await link.fetch(statement, *fences(plans), catalog.channel)
     return {(row[0], row[1], row[2]): (row[3], row[4]) for row in moved}
+
+
+def fences(plans: Sequence[Planned]) -> list[list[Any]]:
+    """The arguments of `moving`, but for the channel."""
+    return list(map(list, zip(*map(_fence, plans), strict=True)))
 
 
 def _fence(planned: Planned) -> tuple[Any, ...]:
@@ -175,15 +196,18 @@ def _fence(planned: Planned) -> tuple[Any, ...]:
     )
 
 
-def _move_statement(schema: str) -> str:
-    """Rows are locked in one order, so that two who write the same slices queue and never lock each other out."""
+def moving(schema: str) -> str:
+    """Moves the checkpoints that are still where a batch was folded from; `moved` has them, by number from 1.
+
+    Rows are locked in one order, so that two who write the same slices queue and never lock each other out.
+    """
     return f"""
 WITH asked AS (
     SELECT * FROM unnest(
         $1::text[], $2::integer[], $3::integer[], $4::bytea[], $5::bigint[], $6::bytea[], $7::bigint[],
         $8::bytea[], $9::bigint[], $10::bytea[], $11::bigint[], $12::text[], $13::timestamptz[]
-    ) AS a (name, number, slice, history_id, position, event_id, epoch,
-            new_history_id, new_position, new_event_id, new_epoch, stopped, recorded_at)
+    ) WITH ORDINALITY AS a (name, number, slice, history_id, position, event_id, epoch,
+            new_history_id, new_position, new_event_id, new_epoch, stopped, recorded_at, ord)
 ), locked AS MATERIALIZED (
     SELECT g.name, g.number, g.slice FROM {schema}.diptych_generations AS g JOIN asked AS a USING (name, number, slice)
     ORDER BY g.name, g.number, g.slice FOR UPDATE OF g
@@ -194,9 +218,8 @@ WITH asked AS (
     FROM asked AS a JOIN locked AS l USING (name, number, slice)
     WHERE g.name = a.name AND g.number = a.number AND g.slice = a.slice AND g.history_id = a.history_id
         AND g.position = a.position AND g.event_id = a.event_id AND g.epoch = a.epoch
-    RETURNING g.name, g.number, g.slice, g.live, g.xmin::text AS version
-)
-SELECT name, number, slice, live, version, pg_notify($14, '') FROM moved"""
+    RETURNING g.name, g.number, g.slice, g.live, g.xmin::text AS version, a.ord
+)"""
 
 
 async def _applied(
@@ -208,22 +231,27 @@ async def _applied(
     if table is not None and planned.deletes:
         await link.execute(table.delete, *planned.deletes)
     if table is not None and planned.upserts:
-        for rows in _portions(table, planned.upserts):
+        for rows in portions(table, planned.upserts):
             await link.execute(table.upsert, *(values[rows] for values in planned.upserts))
     if planned.write.block or planned.write.unblock or planned.write.discard:
         await _change_keys(link, catalog.schema, planned.write)
     live, _ = moved[planned.place]
-    return Written(msgspec.structs.replace(planned.moved, live=live))
+    return result_of(planned, live)
 
 
-def _portions(table: StoredTable, arrays: Sequence[Sequence[Any]]) -> Iterable[slice]:
+def result_of(planned: Planned, live: bool | None) -> WriteResult:  # noqa: FBT001 — a column
+    """What became of a write that moved a slice, which is live or not; None where it did not move."""
+    return Fenced() if live is None else Written(msgspec.structs.replace(planned.moved, live=live))
+
+
+def portions(table: StoredTable, arrays: Sequence[Sequence[Any]]) -> Sequence[slice]:
     """Rows that one statement takes; the server refuses a message of more than a gigabyte."""
     rows = len(arrays[0])
     texts = [values for column, values in zip(table.form.columns, arrays, strict=False) if column.kind in _TEXTS]
     size = sum(len(value) for values in texts for value in values if value is not None)
-    portions = max(-(-rows // UPSERT_ROWS_MAX), -(-size // UPSERT_BYTES_MAX), 1)
-    step = -(-rows // portions)
-    return (slice(begin, begin + step) for begin in range(0, rows, step))
+    count = max(-(-rows // UPSERT_ROWS_MAX), -(-size // UPSERT_BYTES_MAX), 1)
+    step = -(-rows // count)
+    return [slice(begin, begin + step) for begin in range(0, rows, step)]
 
 
 async def _change_keys(link: Link, schema: str, write: SliceWrite) -> None:

@@ -1,0 +1,170 @@
+"""How many statements PostgreSQL's read store sends for what is done all the time, and what becomes of fewer."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from anyio.lowlevel import checkpoint
+
+from diptych.adapters.postgres import read_changes, read_snapshot, read_together
+from diptych.adapters.postgres.read_store import PostgresReadStore, connect
+from diptych.errors import StoreUnavailable
+from diptych.read_side.read_store import SliceWrite, Written
+from diptych.testing.contracts.read_store_cases import ARTICLES, BY_COURSE, NAME, SEATS, build, create, place, write
+from tests.postgres_server import by_hand, left_in_transaction, new_read_store, run, statements_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.anyio
+
+WAIT_S_MAX = 10
+
+
+@pytest.fixture
+async def url() -> str:
+    return await new_read_store()
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncGenerator[PostgresReadStore]:
+    store = connect(url)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_own_writes_are_not_looked_for(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The notification of an own write, which is known, leads to no look at the catalog; that of another one does."""
+    monkeypatch.setattr(read_changes, "CHANGES_POLL_S", 1_000)
+    monkeypatch.setattr(read_changes, "CHANGES_POLL_DEAF_S", 1_000)
+    generation = await create(store, SEATS)
+    heard, changes = asyncio.Queue[int](), store._changes
+    is_own, look_at_catalog, looks = changes._wake_ups._is_own, changes._look_at_catalog, list[str]()
+
+    def hear(backend: int) -> bool:
+        heard.put_nowait(backend)
+        return is_own(backend)
+
+    async def look() -> Any:
+        looks.append("looked")
+        return await look_at_catalog()
+
+    monkeypatch.setattr(changes._wake_ups, "_is_own", hear)
+    waiting = asyncio.create_task(store.wait_for_change(store.changes, WAIT_S_MAX))
+    while not changes._wake_ups.is_listening or changes._looking is not None:
+        await checkpoint()
+    monkeypatch.setattr(changes, "_look_at_catalog", look)
+    generation = await write(store, generation, upserts=[("a", 1)])
+    await asyncio.wait_for(waiting, WAIT_S_MAX)
+    own = await asyncio.wait_for(heard.get(), WAIT_S_MAX)
+    assert (is_own(own), looks, changes._looking) == (True, [], None)
+    await run(url, f'NOTIFY "{store.url.schema}_rows"')
+    assert not is_own(await asyncio.wait_for(heard.get(), WAIT_S_MAX))
+    while not looks:
+        await checkpoint()
+
+
+async def test_writes_of_the_usual_kind_are_one_statement(
+    store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of read models; up to the limits, past which the same is done in several."""
+    generations = [await create(store, SEATS), await create(store, ARTICLES, "articles")]
+    sent: list[str] = []
+    async with store._writing.connection() as link:
+        link.add_query_logger(lambda query: sent.append(query.query))
+    rows: list[list[tuple[Any, ...]]] = [[("a", 1)], [("1", 1, "one", None)]]
+    for limit, statements in ((read_together.TABLES_TOGETHER_MAX, 1), (1, 5)):
+        monkeypatch.setattr(read_together, "TABLES_TOGETHER_MAX", limit)
+        store._together = read_together.Together(store._catalog)
+        sent.clear()
+        results = await store.write(
+            [
+                SliceWrite(seen, place(seen.checkpoint.position + 1), upserts)
+                for seen, upserts in zip(generations, rows, strict=True)
+            ]
+        )
+        await checkpoint()
+        await checkpoint()
+        ours = ("BEGIN ISOLATION", "COMMIT", "diptych_generations", "__g1")  # the driver asks about types
+        assert len([each for each in sent if any(word in each for word in ours)]) == statements, sent
+        generations = [result.generation for result in results if isinstance(result, Written)]
+        assert len(generations) == 2
+
+
+async def test_snapshots_that_follow_each_other_share_a_round_trip(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one ends the one before, and shows what was written meanwhile; where none comes it ends by itself."""
+    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
+    generation = await build(store, SEATS, [("a", 1)])
+    async with store.snapshot() as first:
+        assert await first.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
+    await write(store, generation, upserts=[("a", 2)])
+    async with by_hand(url) as link:
+        assert await left_in_transaction(link) == 1
+        monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 0)
+        async with store.snapshot() as second:
+            assert await second.find(NAME, (), BY_COURSE, 10) == [("a", 2)]
+            assert second.connection is first.connection
+            assert await left_in_transaction(link) == 1
+        async with asyncio.timeout(WAIT_S_MAX):
+            while await left_in_transaction(link):
+                pass
+
+
+async def test_a_snapshot_that_is_over_and_was_cut_is_in_nobodys_way(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the next snapshot nor closing notices that the server ended what was left of it."""
+    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
+    await build(store, SEATS, [("a", 1)])
+    async with by_hand(url) as link:
+        for _ in range(2):
+            async with store.snapshot() as snapshot:
+                assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
+            await link.execute("SELECT pg_terminate_backend($1, 10000)", snapshot.connection.get_server_pid())
+    await asyncio.wait_for(store.close(), WAIT_S_MAX)
+
+
+async def test_a_projectors_reads_ask_for_the_generation_only_where_they_find_nothing(store: PostgresReadStore) -> None:
+    """Rows that are there say so by themselves; those of a generation that is gone are none, in the same statement."""
+    generation = await build(store, SEATS, [("a", 1)])
+    number = generation.number
+    cases = [[(1, [("a",)]), (1, [("a",), ("b",)])], [(2, [("b",)]), (1, [("a",)])]]
+    for reads in cases:
+        async with store.snapshot() as snapshot:
+            for count, keys in reads:
+                read = partial(snapshot.get_many, NAME, keys, number)
+                assert len(await statements_of(snapshot.connection, read)) == count
+    await store.drop_generation(NAME, number)
+    for keys in ([("a",)], [("a",), ("b",)]):
+        async with store.snapshot() as snapshot:
+            with pytest.raises(StoreUnavailable):
+                await snapshot.get_many(NAME, keys, number)
+
+
+async def test_only_changes_by_hand_wait_for_the_disk(url: str, store: PostgresReadStore) -> None:
+    """What can be folded again does not pay for it, be it written in one statement or in several."""
+    generation = await create(store, SEATS)
+    schema = url.rpartition("schema=")[2]
+    noted = f"{schema}.noted"
+    await run(
+        url,
+        f"CREATE TABLE {noted} (position bigint, level text)",
+        f"""CREATE FUNCTION {schema}.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO {noted} VALUES (NEW.position, current_setting('synchronous_commit')); RETURN NULL; END $$""",
+        f"CREATE TRIGGER note AFTER UPDATE ON {schema}.diptych_generations "
+        f"FOR EACH ROW EXECUTE FUNCTION {schema}.note()",
+    )
+    generation = await write(store, generation, upserts=[("a", 1)])
+    generation = await write(store, generation, upserts=[("a", 1)], deletes=[("b",)])
+    await write(store, generation, upserts=[("a", 1)], by_hand=True)
+    async with by_hand(url) as link:
+        levels = [level for (level,) in await link.fetch(f"SELECT level FROM {noted} ORDER BY position")]
+    assert levels == ["off", "off", "on"]
