@@ -29,6 +29,7 @@ from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcome
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import not_registrable, register_statement, select_known, unknown
 from diptych.adapters.postgres.matching_events import reading
+from diptych.adapters.postgres.read_ahead import ReadAhead
 from diptych.adapters.postgres.restoring import restore
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
@@ -99,6 +100,7 @@ class PostgresEventStore:
         self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
         self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._writing.has)
         self._rows = EventRows()
+        self._ahead = ReadAhead(self._read, self._known)
 
     @property
     def durable(self) -> bool:
@@ -148,6 +150,7 @@ class PostgresEventStore:
         if self._under_way:
             await asyncio.wait(self._under_way)
         await self._watch.close()
+        await self._ahead.close()
         await self._writing.close()
         await self._reading.close()
 
@@ -328,6 +331,9 @@ class PostgresEventStore:
     ) -> ReadResult:
         """Matching events after a position, forward."""
         self._check_open()
+        return await self._ahead.page(query, after, until, limit)
+
+    async def _read(self, query: EventQuery, after: int, until: int | None, limit: int) -> ReadResult:
         events, head, more = await self._slices(query, after, until, limit, backward=False)
         through = head if until is None else min(until, head)
         if more:

@@ -18,7 +18,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from diptych.errors import ConfigurationError
-from diptych.read_side.read_store import Column, ColumnKind, Row, Table, value_refusal
+from diptych.read_side.read_store import Column, ColumnKind, Key, Row, Table, value_refusal
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -238,6 +238,14 @@ class RowCodec:
         """The column of that name."""
         return self._columns[name]
 
+    def by_key(self, stored: Sequence[Record]) -> dict[Key, Row]:
+        """Rows, from what is stored of them, by key."""
+        rows = [self.decode(each) for each in stored] if self._decimals else list(map(tuple, stored))
+        if len(self._key_places) == 1:
+            (place,) = self._key_places
+            return {(row[place],): row for row in rows}
+        return dict(zip(map(itemgetter(*self._key_places), rows), rows, strict=True))
+
     def key_of(self, row: Row) -> tuple[Any, ...]:
         """The key of a row."""
         return tuple([row[place] for place in self._key_places])
@@ -292,8 +300,12 @@ class RowCodec:
         shown = key if len(key) <= KEY_SHOWN_CHARACTERS_MAX else f"{key[:KEY_SHOWN_CHARACTERS_MAX]}…"
         return f"in the row with the key {shown}"
 
-    def key_arrays(self, keys: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    def key_arrays(self, keys: Sequence[Sequence[Any]]) -> Sequence[Sequence[Any]]:
         """The columns of the keys, without those that no row can have."""
+        arrays = list(zip(*keys, strict=True)) or [()] * len(self.key_columns)
+        columns = zip(self.key_columns, arrays, strict=True)
+        if all(_are_plain(column.kind, values, nullable=False) for column, values in columns):
+            return arrays
         keys = [key for key in keys if self._may_have_row(key)]
         return [[key[n] for key in keys] for n in range(len(self.key_columns))]
 

@@ -306,7 +306,7 @@ class PostgresReadSnapshot:
             if not rows:
                 await self._table(name, number)
             self._there.add((name, number))
-        return {codec.key_of(row): row for row in map(codec.decode, rows)}
+        return codec.by_key(rows)
 
     async def find(
         self,
