@@ -298,12 +298,13 @@ async def test_g13_a_batch_that_contradicts_itself_is_refused(lies: Mapping[str,
         before = await history_of(owner)
         forged = Batch([commit(event("Forged", "mine"))], [None], None)
         arguments = writer._arguments(forged, writer._known.now, closely=False)
-        numbered = enumerate(PARAMETERS.items(), 1)
-        sent = ", ".join(f"${n}::{'text::' if name in lies else ''}{kind}" for n, (name, kind) in numbered)
+        values = [lies.get(name, argument) for name, argument in zip(PARAMETERS, arguments, strict=True)]
+        numbered = enumerate(zip(PARAMETERS.values(), values, strict=True), 1)
+        sent = ", ".join(f"${n}::{'text::' if isinstance(value, str) else ''}{kind}" for n, (kind, value) in numbered)
         with pytest.raises(asyncpg.PostgresError) as refused:
             await link.execute(
                 f"SELECT {parse_url(url).quoted_schema}.append({sent})",
-                *(lies.get(name, argument) for name, argument in zip(PARAMETERS, arguments, strict=True)),
+                *values,
             )
         assert refused.value.sqlstate == CONTRADICTORY
         assert await history_of(owner) == before

@@ -44,6 +44,9 @@ __all__ = ["Batch", "append_statement"]
 ANY_AFTER = (1 << 63) - 1
 """Where no condition is, none is stale."""
 
+_AS_TEXT = frozenset(name for name, kind in PARAMETERS.items() if kind in {"integer[]", "bigint[]", "boolean[]"})
+"""Arrays that go as text: the driver looks at every element of an array several times, at a text not at all."""
+
 _encode_tags = msgspec.json.Encoder().encode
 _EventRow: TypeAlias = tuple[int, bytes, int, int, bytes, bytes, bytes]
 _Hits: TypeAlias = dict[int, int]
@@ -55,7 +58,10 @@ def append_statement(schema: str) -> str:
 
     Their types are said, so that no function of the same name but another signature is ever taken for it.
     """
-    parameters = ", ".join(f"${number}::{kind}" for number, kind in enumerate(PARAMETERS.values(), 1))
+    parameters = ", ".join(
+        f"${number}::{'text::' if name in _AS_TEXT else ''}{kind}"
+        for number, (name, kind) in enumerate(PARAMETERS.items(), 1)
+    )
     return f"SELECT * FROM {schema}.append({parameters})"
 
 
@@ -111,7 +117,10 @@ class Batch:
             "channel": channel,
         }
         columns = self._columns
-        return [told[name] if name in told else columns[name] for name in PARAMETERS]
+        return [
+            told[name] if name in told else _as_text(columns[name]) if name in _AS_TEXT else columns[name]
+            for name in PARAMETERS
+        ]
 
     # ── going ────────────────────────────────────────────────────────────────
 
@@ -330,6 +339,11 @@ class _Items:
             "item_types": types,
             "item_type_bounds": type_bounds,
         }
+
+
+def _as_text(values: Sequence[int]) -> str:
+    """Numbers, or truth values, as PostgreSQL reads an array of them."""
+    return f"{{{str(list(values))[1:-1]}}}"
 
 
 class _Numbers(dict[str, int]):
