@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from diptych.adapters.postgres.append_function import APPEND_FUNCTION, APPEND_FUNCTION_CHECKED
+from diptych.adapters.postgres.append_function import (
+    APPEND_FUNCTION,
+    APPEND_FUNCTION_CHECKED,
+    APPEND_FUNCTION_IN_FEWER_STEPS,
+)
 from diptych.adapters.postgres.grants import Grants, Role
 from diptych.adapters.postgres.migrations import Migration, Migrations
 
@@ -86,6 +90,7 @@ EVENT_STORE_MIGRATIONS = Migrations(
         Migration(2, "append section", APPEND_FUNCTION),
         Migration(3, "append section as its owner", _AS_OWNER),
         Migration(4, "append section that checks its batches", APPEND_FUNCTION_CHECKED),
+        Migration(5, "append section in fewer steps", APPEND_FUNCTION_IN_FEWER_STEPS),
     ),
 )
 
