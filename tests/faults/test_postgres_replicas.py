@@ -29,7 +29,7 @@ from tests.faults.replicated import (
     stock_of,
     warehouse,
 )
-from tests.postgres_server import by_hand, new_database, new_stores, run, with_parameter
+from tests.postgres_server import by_hand, left_in_transaction, new_database, new_stores, run, with_parameter
 from tests.postgres_standby import NAME, OTHER_NAME, SKIPPED, Standby, the_standby
 
 if TYPE_CHECKING:
@@ -393,6 +393,9 @@ async def be_in_the_way(app: Application, url: str, standby: Standby) -> None:
             pass
     await app.execute(Receive(sku=PENS))
     await app.projected()
+    async with by_hand(url) as primary, asyncio.timeout(WAIT_S_MAX):
+        while await left_in_transaction(primary):  # the projector's last snapshot, which sees those rows, is soon over
+            pass
     await run(url, f"VACUUM {schema}.warehouse_stock__g1")
     await standby.caught_up()
 
