@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from diptych.adapters.connect import connect_read_store, default_read_store
-from diptych.adapters.postgres import read_catalog, read_changes, read_snapshot, read_store, read_writes
+from diptych.adapters.postgres import read_catalog, read_changes, read_writes
 from diptych.adapters.postgres.deployment import migrate, migration_sql
 from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
