@@ -21,7 +21,7 @@ from diptych import (
     ReadModel,
     replace,
 )
-from diptych.testing import check_commutative
+from diptych.testing import ManualClock, check_commutative
 from tests.tenants import (
     ACME,
     GLOBEX,
@@ -209,6 +209,22 @@ async def test_contexts_meet_in_a_read_model_across() -> None:
         answer = await app.answer(BothOf(order=OrderId("o-1")), after=tokens)
         assert answer.value == Both(order=OrderId("o-1"), placed=True, shipped=True)
         assert len(answer.shows) == 3
+
+
+async def test_its_lag_is_that_of_the_oldest_event_that_it_lacks() -> None:
+    """Which need not be the next one: times do not grow along what is merged."""
+    clock = ManualClock()
+    stores = {ACME: "memory:", GLOBEX: "memory:", "*": "memory:"}
+    async with Application(warehouses(), partition_by=TenantId, store=stores, clock=clock, projecting=False) as app:
+        early = clock.now()
+        clock.advance(100)
+        await app.execute(Stock(tenant=GLOBEX, sku=PEN, units=1))
+        assert (await app.across.log.head()).position == 1
+        clock.set(early)
+        await app.execute(Stock(tenant=ACME, sku=PEN, units=1))
+        clock.advance(101)
+        (found,) = (await app.across.status()).projections
+        assert (found.lag_events, found.lag_s) == (2, 101.0)
 
 
 # ── what is refused ──────────────────────────────────────────────────────────

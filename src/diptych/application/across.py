@@ -9,7 +9,7 @@ from typing import Literal
 
 from diptych.application.follower import Follower
 from diptych.event_store.merged_log import MergedLog
-from diptych.event_store.position import START, Token
+from diptych.event_store.position import START, Position, Token
 from diptych.read_side.freshness import Requirement
 
 __all__ = ["Across"]
@@ -44,3 +44,8 @@ class Across(Follower):
             if token not in mine and token.high.position > START:
                 found.wanted = max(found.wanted, await self.log.covering(token.high))
         return found
+
+    async def _lag_s(self, checkpoint: Position) -> float:
+        missing = await self.log.missing(checkpoint)  # one of each history: their times do not grow along the log
+        oldest = min((found.recorded_at for found in missing), default=None)
+        return 0.0 if oldest is None else max(0.0, (self.clock.now() - oldest).total_seconds())
