@@ -25,6 +25,7 @@ from diptych import (
     Reader,
     ReadModel,
     Rejected,
+    SyncApplication,
     replace,
 )
 from diptych.errors import CommandIdReused, InvalidEvent, SpansPartitions, StoreClosed, UnknownPartition
@@ -459,3 +460,14 @@ async def test_health_tells_which_partition_is_ill(monkeypatch: pytest.MonkeyPat
         health = await app.health()
         assert not health.ready
         assert health.reason == "partition 'acme': projections have stopped: so is this"
+
+
+def test_partitions_without_an_event_loop(tmp_path: Path) -> None:
+    """`SyncApplication` routes as `Application` does; its status is of the partition named."""
+    stores = {ACME: f"sqlite:{tmp_path}/acme.db", GLOBEX: f"sqlite:{tmp_path}/globex.db"}
+    with SyncApplication(warehouse(), partition_by=TenantId, store=stores) as app:
+        receipt = app.execute(Stock(tenant=GLOBEX, sku=PEN, units=2))
+        assert app.query(UnitsOnShelf(tenant=GLOBEX, sku=PEN), after=receipt) == 2
+        assert [app.status(name).head for name in stores] == [0, 1]
+        with pytest.raises(ConfigurationError, match="say which partition"):
+            app.status()

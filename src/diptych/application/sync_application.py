@@ -155,9 +155,12 @@ class SyncApplication:
             self._application.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
         )
 
-    def status(self) -> Status:
-        """See `Application.status`."""
-        return self._call(self._application.status())
+    def status(self, partition: str = "") -> Status:
+        """See `Partition.status`; where there are several, of the one named."""
+        return self._call(self._status(partition))
+
+    async def _status(self, partition: str) -> Status:
+        return await self._application.partition(partition).status()
 
     def health(self) -> Health:
         """See `Application.health`."""
