@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
 from diptych.testing.contracts.event_store_case import commit, event, opened
 from diptych.testing.contracts.event_store_copies import whole
 from tests.cli_project import Outcome, Project, project_in
-from tests.postgres_cluster import Server, cluster, migrated
+from tests.postgres_cluster import Server, cluster, migrated, psutil
 from tests.postgres_server import by_hand, new_store, run
 from tests.unit.test_copying import quietly
 
@@ -153,12 +153,14 @@ def standing_still(server: Server) -> Iterator[None]:
     """While in the block, no process of the server does anything; its connections stay."""
     processes = server.processes()
     for process in processes:
-        process.suspend()
+        with suppress(psutil.NoSuchProcess):  # a worker of the server may end by itself
+            process.suspend()
     try:
         yield
     finally:
         for process in processes:
-            process.resume()
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 async def test_a_part_is_written_within_its_limit_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

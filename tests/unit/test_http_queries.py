@@ -138,7 +138,7 @@ async def test_a_preferred_wait_is_applied_and_said(
 
 async def test_a_token_that_is_none_is_refused(app: Application, client: httpx2.AsyncClient) -> None:
     """Other letters than tokens have are a 400; what this history did not give out is a 409 at once."""
-    for text in ("", "a b", "ü", "a,", "a;b", "x" * 513):
+    for text in ("", "ü", "a;b", "x" * 65_537):
         headers = [(b"Consistency-Token", text.encode("latin-1"))]
         assert problem(await client.get("/queries/BookOf?book=a", headers=headers), 400, "invalid-header")
     history_id = bytes.fromhex((await app.status()).history_id)
@@ -149,7 +149,7 @@ async def test_a_token_that_is_none_is_refused(app: Application, client: httpx2.
         Place(history_id, Position(-1), NOWHERE),
         Place(history_id, Position(0), b"x" * 16),
     ]
-    for text in ["abc", "kgGT", *(str(Token(place.position, place)) for place in foreign)]:
+    for text in ["abc", "kgGT", "a b", "a,", ",", "x" * 513, *(str(Token(place.position, place)) for place in foreign)]:
         headers = [(b"Consistency-Token", text.encode())]
         problem(await client.get("/queries/BookOf?book=a", headers=headers), 409, "unknown-token")
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 
 from diptych.entrypoints.http.problems import INVALID_HEADER, UNSUPPORTED_MEDIA_TYPE, Problem
-from diptych.event_store.position import TOKENS_MAX
 from diptych.read_side.freshness import WAIT_S_MAX
 
 __all__ = [
@@ -22,13 +21,15 @@ __all__ = [
 
 # A key as it is, or as the structured-field string of draft-ietf-httpapi-idempotency-key-header: "k" and k are one key.
 IDEMPOTENCY_KEY_PATTERN = r'^(?:[!#-~][!-~]{0,127}|"(?:[!#-\[\]-~]|\\["\\]){1,128}")$'
-TOKEN_PATTERN = rf"^[A-Za-z0-9_-]{{1,512}}(?:, ?[A-Za-z0-9_-]{{1,512}}){{0,{TOKENS_MAX - 1}}}$"
+TOKEN_CHARACTERS_MAX = 65_536
+"""Characters of a `Consistency-Token`, of however many histories."""
+TOKEN_PATTERN = rf"^[A-Za-z0-9_,-]{{1,{TOKEN_CHARACTERS_MAX}}}$"
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""
 
 _key = re.compile(IDEMPOTENCY_KEY_PATTERN)
-_token = re.compile(TOKEN_PATTERN)
+_token = re.compile(rf"[A-Za-z0-9_, -]{{1,{TOKEN_CHARACTERS_MAX}}}")  # spaces as those put them in who join fields
 _traceparent = re.compile(TRACEPARENT_PATTERN)
 _wait = re.compile(
     rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
