@@ -33,7 +33,7 @@ from diptych.adapters.postgres.read_tables import Builds
 from diptych.adapters.postgres.read_together import Together, results
 from diptych.adapters.postgres.read_writes import Planned, Versions, apply, apply_apart, plan, rows_refused
 from diptych.adapters.postgres.replica import SERVER_STATE, ServerState
-from diptych.errors import NotGranted, StoreClosed, StoreUnavailable
+from diptych.errors import ConfigurationError, NotGranted, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
 
@@ -193,15 +193,27 @@ class PostgresReadStore:
 
     async def _write_planned(self, plans: Sequence[Planned]) -> tuple[list[WriteResult], Versions]:
         durably = any(planned.write.by_hand for planned in plans)
-        together = None if self._url.pooled else self._together.statement(plans)
         try:
-            if together is not None:
-                return results(plans, await self._tried(lambda link: self._at_once(link, *together)))
+            if (moved := await self._write_together(plans)) is not None:
+                return results(plans, moved)
             return await self._transaction(lambda link: apply(link, self._catalog, plans), durably=durably)
         except asyncpg.PostgresError as error:
             if not rows_refused(error):
                 raise
             return await self._transaction(lambda link: apply_apart(link, self._catalog, plans), durably=durably)
+
+    async def _write_together(self, plans: Sequence[Planned]) -> Sequence[asyncpg.Record] | None:
+        """What one statement moved; None where nothing was done, and the longer way is to be taken."""
+        together = None if self._url.pooled else self._together.statement(plans)
+        if together is None:
+            return None
+        try:
+            return await self._tried(lambda link: self._at_once(link, *together))
+        except ConfigurationError as error:
+            # A generation that is gone may be so with its table, which the statement names before it finds that out.
+            if isinstance(error.__cause__, asyncpg.UndefinedTableError):
+                return None
+            raise
 
     async def discards(self, name: str) -> list[Discard]:
         """The discards of a projection, by position."""
