@@ -53,11 +53,14 @@ class ReadAhead:
         self._under_way: set[asyncio.Task[ReadResult]] = set()
 
     async def close(self) -> None:
-        """Wait for what is being fetched, and forget it."""
+        """End what is being fetched, however long the server takes, and forget it."""
         self._pages.clear()
         self._ends.clear()
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        under_way = list(self._under_way)
+        for reading in under_way:
+            reading.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
 
     async def page(self, query: EventQuery, after: int, until: int | None, limit: int) -> ReadResult:
         """One page; where its reader goes on page by page, the next one is fetched from now on."""
@@ -79,10 +82,11 @@ class ReadAhead:
         page = self._pages.pop((query, after, until), None)
         if page is None:
             return None
+        await asyncio.wait((page.fetched,))
         try:
-            found = await asyncio.shield(page.fetched)
-        except (DiptychError, *DRIVER_ERRORS):
-            return None  # whoever asks now hears from a read of their own what is wrong
+            found = page.fetched.result()
+        except (DiptychError, asyncio.CancelledError, *DRIVER_ERRORS):
+            return None  # whoever asks now hears from a read of their own what is wrong, or that the store is closed
         events = found.events
         if page.forks != self._known.forks or not (found.more or len(events) > limit):
             return None
