@@ -26,7 +26,7 @@ __all__ = ["Together", "results"]
 TABLES_TOGETHER_MAX = 8
 """Slices whose rows one statement writes; more take the longer way."""
 STATEMENTS_TOGETHER_MAX = 64
-"""Statements of that kind that are kept, one for each set of tables; what needs another takes the longer way."""
+"""Statements of that kind that are kept, one for each set of tables; the oldest goes."""
 
 
 class Together:
@@ -51,7 +51,9 @@ class Together:
     def _statement_of(self, tables: Sequence[StoredTable]) -> str | None:
         key = tuple((table.of, table.number) for table in tables)
         statement = self._statements.get(key)
-        if statement is None and len(key) <= TABLES_TOGETHER_MAX and len(self._statements) < STATEMENTS_TOGETHER_MAX:
+        if statement is None and len(key) <= TABLES_TOGETHER_MAX:
+            if len(self._statements) >= STATEMENTS_TOGETHER_MAX:
+                del self._statements[next(iter(self._statements))]
             statement = self._statements[key] = _statement(self._catalog.schema, tables)
         return statement
 
