@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from diptych.adapters.postgres.read_writes import MOVED_PARAMETERS, Planned, fences, moving, portions, result_of
+from diptych.adapters.postgres.read_writes import MOVED_PARAMETERS, Planned, fences, fit_together, moving, result_of
 
 if TYPE_CHECKING:
     import asyncpg
@@ -40,6 +40,8 @@ class Together:
         """What writes all of these, with its arguments; None where they are not all of the usual kind."""
         if not all(map(_is_usual, plans)) or len({planned.place for planned in plans}) < len(plans):
             return None
+        if not fit_together(plans):
+            return None
         ordered = sorted(plans, key=lambda planned: (not planned.upserts, planned.place))
         tables = [planned.table for planned in ordered if planned.table is not None and planned.upserts]
         statement = self._statement_of(tables)
@@ -67,9 +69,7 @@ def results(plans: Sequence[Planned], moved: Sequence[asyncpg.Record]) -> tuple[
 
 def _is_usual(planned: Planned) -> bool:
     write = planned.write
-    if planned.reason or planned.deletes or write.block or write.unblock or write.discard or write.by_hand:
-        return False
-    return planned.table is None or not planned.upserts or len(portions(planned.table, planned.upserts)) == 1
+    return not (planned.reason or planned.deletes or write.block or write.unblock or write.discard or write.by_hand)
 
 
 def _statement(schema: str, tables: Sequence[StoredTable]) -> str:

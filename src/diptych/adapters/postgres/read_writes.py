@@ -43,9 +43,9 @@ __all__ = [
     "apply",
     "apply_apart",
     "fences",
+    "fit_together",
     "moving",
     "plan",
-    "portions",
     "result_of",
     "rows_refused",
 ]
@@ -247,11 +247,26 @@ def result_of(planned: Planned, live: bool | None) -> WriteResult:  # noqa: FBT0
 def portions(table: StoredTable, arrays: Sequence[Sequence[Any]]) -> Sequence[slice]:
     """Rows that one statement takes; the server refuses a message of more than a gigabyte."""
     rows = len(arrays[0])
-    texts = [values for column, values in zip(table.form.columns, arrays, strict=False) if column.kind in _TEXTS]
-    size = sum(len(value) for values in texts for value in values if value is not None)
-    count = max(-(-rows // UPSERT_ROWS_MAX), -(-size // UPSERT_BYTES_MAX), 1)
+    count = max(-(-rows // UPSERT_ROWS_MAX), -(-_size(table, arrays) // UPSERT_BYTES_MAX), 1)
     step = -(-rows // count)
     return [slice(begin, begin + step) for begin in range(0, rows, step)]
+
+
+def fit_together(plans: Sequence[Planned]) -> bool:
+    """Whether one statement takes the rows of all of them."""
+    size = 0
+    for planned in plans:
+        if planned.table is not None and planned.upserts:
+            if len(planned.upserts[0]) > UPSERT_ROWS_MAX:
+                return False
+            size += _size(planned.table, planned.upserts)
+    return size <= UPSERT_BYTES_MAX
+
+
+def _size(table: StoredTable, arrays: Sequence[Sequence[Any]]) -> int:
+    """About how many bytes of text are in them."""
+    texts = [values for column, values in zip(table.form.columns, arrays, strict=False) if column.kind in _TEXTS]
+    return sum(len(value) for values in texts for value in values if value is not None)
 
 
 async def _change_keys(link: Link, schema: str, write: SliceWrite) -> None:
