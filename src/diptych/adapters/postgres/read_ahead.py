@@ -25,6 +25,8 @@ AHEAD_EVENTS_MIN = 100
 """Events of a page that is worth another one in advance."""
 AHEAD_PAGES_MAX = 4
 """Pages held in advance, each for another reader; the oldest goes."""
+AHEAD_KEPT_S = 60.0
+"""How long a page is held in advance: its reader may have gone."""
 READERS_REMEMBERED_MAX = 64
 """Readers of whom it is known where their last page ended, to tell those who go on."""
 
@@ -35,10 +37,11 @@ _Place: TypeAlias = tuple[EventQuery, int, int | None]
 
 
 class _Page(NamedTuple):
-    """A page that was asked for in advance, when there were so many forks."""
+    """A page that was asked for in advance, when there were so many forks, and what ends its being held."""
 
     fetched: asyncio.Task[ReadResult]
     forks: int
+    timer: asyncio.TimerHandle
 
 
 class ReadAhead:
@@ -54,7 +57,8 @@ class ReadAhead:
 
     async def close(self) -> None:
         """End what is being fetched, however long the server takes, and forget it."""
-        self._pages.clear()
+        for place in list(self._pages):
+            self._forget(place)
         self._ends.clear()
         under_way = list(self._under_way)
         for reading in under_way:
@@ -79,7 +83,7 @@ class ReadAhead:
 
     async def _held(self, query: EventQuery, after: int, until: int | None, limit: int) -> ReadResult | None:
         """The page from what was fetched in advance; None where there is none, or it does not tell enough."""
-        page = self._pages.pop((query, after, until), None)
+        page = self._forget((query, after, until))
         if page is None:
             return None
         await asyncio.wait((page.fetched,))
@@ -99,11 +103,19 @@ class ReadAhead:
         place = query, after, until
         if place not in self._pages:
             if len(self._pages) >= AHEAD_PAGES_MAX:
-                del self._pages[next(iter(self._pages))]
+                self._forget(next(iter(self._pages)))
             reading = asyncio.ensure_future(self._read(query, after, until, limit))
-            self._pages[place] = _Page(reading, self._known.forks)
+            timer = asyncio.get_running_loop().call_later(AHEAD_KEPT_S, self._forget, place)
+            self._pages[place] = _Page(reading, self._known.forks, timer)
             self._under_way.add(reading)
             reading.add_done_callback(self._note_done)
+
+    def _forget(self, place: _Place) -> _Page | None:
+        """The page, which is held no more."""
+        page = self._pages.pop(place, None)
+        if page is not None:
+            page.timer.cancel()
+        return page
 
     def _note_done(self, reading: asyncio.Task[ReadResult]) -> None:
         self._under_way.discard(reading)
