@@ -34,7 +34,7 @@ class Together:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._statements: dict[tuple[tuple[str, int], ...], str] = {}
+        self._statements: dict[tuple[StoredTable, ...], str] = {}
 
     def statement(self, plans: Sequence[Planned]) -> tuple[str, list[Any]] | None:
         """What writes all of these, with its arguments; None where they are not all of the usual kind."""
@@ -51,7 +51,7 @@ class Together:
         return statement, [*fences(ordered), self._catalog.channel, *rows]
 
     def _statement_of(self, tables: Sequence[StoredTable]) -> str | None:
-        key = tuple((table.of, table.number) for table in tables)
+        key = tuple(tables)
         statement = self._statements.get(key)
         if statement is None and len(key) <= TABLES_TOGETHER_MAX:
             if len(self._statements) >= STATEMENTS_TOGETHER_MAX:
