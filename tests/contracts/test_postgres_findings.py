@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio.lowlevel import checkpoint
+from msgspec.structs import replace
 
-from diptych.adapters.postgres import event_store, read_ahead, read_catalog, read_store, read_together, read_writes
+from diptych.adapters.postgres import event_store, read_ahead, read_catalog, read_together, read_writes
+from diptych.adapters.postgres.deployment import migrate
+from diptych.adapters.postgres.read_store import connect
 from diptych.clock import SystemClock
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import Commit
@@ -17,7 +20,7 @@ from diptych.read_side.read_store import Fenced, SliceWrite, Written
 from diptych.testing.contracts.event_store_case import event
 from diptych.testing.contracts.read_store_cases import ARTICLES, NAME, SEATS, create, place, write
 from tests.contracts.read_store_sql import opened
-from tests.postgres_server import by_hand, new_read_store, new_store, statements_of
+from tests.postgres_server import by_hand, new_read_store, new_store, run, statements_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,7 +35,7 @@ WAIT_S_MAX = 10
 
 @pytest.fixture
 async def rows() -> AsyncGenerator[PostgresReadStore]:
-    async with opened(read_store.connect(await new_read_store())) as store:
+    async with opened(connect(await new_read_store())) as store:
         yield store
 
 
@@ -72,6 +75,19 @@ async def test_statements_of_generations_long_gone_keep_no_place(
     assert [each for each in sent if each.startswith("BEGIN")] == []
 
 
+async def test_a_store_that_is_opened_on_a_schema_made_anew_writes_to_what_is_there() -> None:
+    """A generation of the same name and number may have other columns there."""
+    url = await new_read_store()
+    async with opened(connect(url)) as rows:
+        await write(rows, await create(rows, SEATS), upserts=[("a", 1)])
+    await run(url, f"DROP SCHEMA {rows.url.quoted_schema} CASCADE")
+    await migrate(url, "read_store")
+    async with opened(rows):
+        await write(rows, await create(rows, replace(ARTICLES, name=SEATS.name)), upserts=[("1", 1, "one", None)])
+        async with rows.snapshot() as snapshot:
+            assert await snapshot.get_many(NAME, [("1",)]) == {("1",): ("1", 1, "one", None)}
+
+
 async def test_one_statement_takes_no_more_text_for_several_read_models_than_for_one(
     rows: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,10 +119,11 @@ async def test_closing_does_not_wait_for_a_page_that_nobody_asked_for(monkeypatc
     await store.read(ALL_EVENTS, START, 5)
     url = store._url
     async with by_hand(url.dsns[0]) as link, link.transaction():
-        going = store._ahead._read
+        going, locked = store._ahead._read, asyncio.Event()
 
         async def held_up(*asked: Any) -> Any:
-            if asked[1] == 10:
+            if asked[1] == 10 and not locked.is_set():
+                locked.set()
                 await link.execute(f"LOCK TABLE {url.quoted_schema}.events IN ACCESS EXCLUSIVE MODE")
             return await going(*asked)
 
