@@ -137,3 +137,14 @@ async def test_a_store_is_closed_when_the_page_in_advance_has_come(store: Postgr
     assert (store._ahead._pages, store._ahead._under_way) == ({}, set())
     await store.open()
     assert (await store.read(ALL_EVENTS, Position(10), 5)).through == 15
+
+
+async def test_behind_a_great_page_none_is_fetched(store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory holds one page of great events, not two; the reader is given what there is all the same."""
+    monkeypatch.setattr(read_ahead, "AHEAD_BYTES_MAX", 0)
+    asked = asked_for(store, monkeypatch)
+    position = START
+    for _ in range(3):
+        position = (await store.read(ALL_EVENTS, position, 10)).through
+        await fetched(store)
+    assert asked == [(0, 10), (10, 10), (20, 10)]

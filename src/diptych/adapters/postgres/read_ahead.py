@@ -23,6 +23,8 @@ __all__ = ["ReadAhead"]
 
 AHEAD_EVENTS_MIN = 100
 """Events of a page that is worth another one in advance."""
+AHEAD_BYTES_MAX = 4 << 20
+"""Bytes of events of a page behind which another one is fetched in advance; behind a greater one none is."""
 AHEAD_PAGES_MAX = 4
 """Pages held in advance, each for another reader; the oldest goes."""
 AHEAD_KEPT_S = 60.0
@@ -77,7 +79,7 @@ class ReadAhead:
         if reader not in self._ends and len(self._ends) >= READERS_REMEMBERED_MAX:
             self._ends.clear()
         self._ends[reader] = found.through
-        if goes_on:
+        if goes_on and sum(len(recorded.data) for recorded in found.events) <= AHEAD_BYTES_MAX:
             self._fetch(query, found.through, until, limit)
         return found
 
