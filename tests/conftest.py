@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tenants import Places
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -24,3 +26,19 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
         return in_thread(new_stores())
     return "memory:" if request.param == "memory" else f"sqlite:{tmp_path}/events.db"
+
+
+KEPT = ["sqlite", "postgres"]
+"""Where partitions outlive an application."""
+
+
+@pytest.fixture(params=["memory", *KEPT])
+def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
+    """Where the partitions of an application are kept: in one database, or one folder."""
+    return Places(request.param, tmp_path)
+
+
+@pytest.fixture(params=KEPT)
+def kept_places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
+    """The same, where a second application finds them."""
+    return Places(request.param, tmp_path)

@@ -42,17 +42,6 @@ from tests.tenants import (
 from tests.unit.test_partitions import OrderId, Place, Placed, Ship, Shipped, contexts
 
 pytestmark = pytest.mark.anyio
-KEPT = ["sqlite", "postgres"]
-
-
-@pytest.fixture(params=["memory", *KEPT])
-def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
-    return Places(request.param, tmp_path)
-
-
-@pytest.fixture(params=KEPT)
-def kept_places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
-    return Places(request.param, tmp_path)
 
 
 def app_on(stores: dict[str, str], *, projecting: bool = True) -> Application:

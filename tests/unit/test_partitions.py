@@ -49,19 +49,6 @@ from tests.tenants import (
 pytestmark = pytest.mark.anyio
 
 
-KEPT = ["sqlite", "postgres"]
-
-
-@pytest.fixture(params=["memory", *KEPT])
-def places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
-    return Places(request.param, tmp_path)
-
-
-@pytest.fixture(params=KEPT)
-def kept_places(request: pytest.FixtureRequest, tmp_path: Path) -> Places:
-    return Places(request.param, tmp_path)
-
-
 # ── by tenant ────────────────────────────────────────────────────────────────
 
 

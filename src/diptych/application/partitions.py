@@ -222,11 +222,7 @@ class ByIdentity(Partitions):
             return self._first  # it knows this message no more than the others do, and says so
         try:
             tags = route.tags(message)
-        except (
-            AttributeError,
-            TypeError,
-            ValueError,
-        ):  # a field is of the wrong type, or will be read as the right one
+        except (AttributeError, TypeError, ValueError):  # a field is of another type, and may be read as the right one
             tags = route.tags(route.settle(message)[1])
         names = [tag.removeprefix(self._prefix) for tag in tags if tag.startswith(self._prefix)]
         if len(names) != 1:

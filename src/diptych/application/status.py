@@ -59,7 +59,7 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ready: whether it can.
         reason: why not; empty where it can.
-        impaired: what is wrong though it can: replicas that are left out, or far behind.
+        impaired: what is wrong though it can: replicas that are left out, or far behind; partitions that cannot.
     """
 
     ready: bool

@@ -376,35 +376,44 @@ _WRITE = """
     END IF;
 """
 
-_NAME_TYPES = """\
+
+def _indented(sql: str) -> str:
+    return "".join(f"    {line}" if line.strip() else line for line in sql.splitlines(keepends=True))
+
+
+def _named(names: str, ids: str, total: str, table: str, name: str) -> str:
+    """Finds the ids of names, and gives those that are new the next ones."""
+    return f"""\
         WITH named AS (
-            SELECT u.name, u.ord, k.id FROM unnest(types) WITH ORDINALITY AS u (name, ord)
-            LEFT JOIN LATERAL (SELECT t.id FROM {schema}.event_types AS t WHERE t.name = u.name LIMIT 1) AS k ON true
+            SELECT u.{name}, u.ord, k.id FROM unnest({names}) WITH ORDINALITY AS u ({name}, ord)
+            LEFT JOIN LATERAL (SELECT t.id FROM {{schema}}.{table} AS t WHERE t.{name} = u.{name} LIMIT 1) AS k ON true
         ), made AS (
-            INSERT INTO {schema}.event_types AS t (id, name)
-            SELECT type_total + row_number() OVER (ORDER BY n.ord), n.name FROM named AS n WHERE n.id IS NULL
-            RETURNING t.id, t.name
+            INSERT INTO {{schema}}.{table} AS t (id, {name})
+            SELECT {total} + row_number() OVER (ORDER BY n.ord), n.{name} FROM named AS n WHERE n.id IS NULL
+            RETURNING t.id, t.{name}
         )
-        SELECT array_agg(coalesce(n.id, m.id) ORDER BY n.ord), type_total + count(m.id)
-        INTO type_ids, type_total FROM named AS n LEFT JOIN made AS m ON m.name = n.name;
+        SELECT array_agg(coalesce(n.id, m.id) ORDER BY n.ord), {total} + count(m.id)
+        INTO {ids}, {total} FROM named AS n LEFT JOIN made AS m ON m.{name} = n.{name};
 """
 
-_NAME_TAGS = """\
-            WITH named AS (
-                SELECT u.tag, u.ord, k.id FROM unnest(tags) WITH ORDINALITY AS u (tag, ord)
-                LEFT JOIN LATERAL (SELECT t.id FROM {schema}.tags AS t WHERE t.tag = u.tag LIMIT 1) AS k ON true
-            ), made AS (
-                INSERT INTO {schema}.tags AS t (id, tag)
-                SELECT tag_total + row_number() OVER (ORDER BY n.ord), n.tag FROM named AS n WHERE n.id IS NULL
-                RETURNING t.id, t.tag
-            )
-            SELECT array_agg(coalesce(n.id, m.id) ORDER BY n.ord), tag_total + count(m.id)
-            INTO tag_ids, tag_total FROM named AS n LEFT JOIN made AS m ON m.tag = n.tag;
+
+def _mostly_known(names: str, ids: str, total: str, table: str, name: str) -> str:
+    """The same, for names that are there already with one look."""
+    return f"""\
+        SELECT array_agg(k.id ORDER BY u.ord) INTO {ids}
+        FROM unnest({names}) WITH ORDINALITY AS u ({name}, ord)
+        CROSS JOIN LATERAL (SELECT t.id FROM {{schema}}.{table} AS t WHERE t.{name} = u.{name} LIMIT 1) AS k;
+        IF cardinality({ids}) IS DISTINCT FROM cardinality({names}) THEN
+{_indented(_named(names, ids, total, table, name))}        END IF;
 """
+
+
+_TYPES = ("types", "type_ids", "type_total", "event_types", "name")
+_TAGS = ("tags", "tag_ids", "tag_total", "tags", "tag")
 
 _AS_IT_CAME: Mapping[str, str] = {
-    "NAME_TYPES": _NAME_TYPES,
-    "NAME_TAGS": _NAME_TAGS,
+    "NAME_TYPES": _named(*_TYPES),
+    "NAME_TAGS": _indented(_named(*_TAGS)),
     "DO_NOTIFY": "PERFORM pg_notify(channel, '')",
     "DO_COMMIT_DURABLY": "PERFORM set_config('synchronous_commit', 'on', true)",
     "DO_LIMIT_WAIT": "PERFORM set_config('lock_timeout', lock_wait_ms::text, true)",
@@ -415,25 +424,9 @@ _AS_IT_CAME: Mapping[str, str] = {
 """How it does what it does, by the place in the function."""
 
 
-def _indented(sql: str) -> str:
-    return "".join(f"    {line}" if line.strip() else line for line in sql.splitlines(keepends=True))
-
-
 _IN_FEWER_STEPS: Mapping[str, str] = {
-    "NAME_TYPES": f"""\
-        SELECT array_agg(k.id ORDER BY u.ord) INTO type_ids
-        FROM unnest(types) WITH ORDINALITY AS u (name, ord)
-        CROSS JOIN LATERAL (SELECT t.id FROM {{schema}}.event_types AS t WHERE t.name = u.name LIMIT 1) AS k;
-        IF cardinality(type_ids) IS DISTINCT FROM cardinality(types) THEN
-{_indented(_NAME_TYPES)}        END IF;
-""",
-    "NAME_TAGS": f"""\
-            SELECT array_agg(k.id ORDER BY u.ord) INTO tag_ids
-            FROM unnest(tags) WITH ORDINALITY AS u (tag, ord)
-            CROSS JOIN LATERAL (SELECT t.id FROM {{schema}}.tags AS t WHERE t.tag = u.tag LIMIT 1) AS k;
-            IF cardinality(tag_ids) IS DISTINCT FROM cardinality(tags) THEN
-{_indented(_NAME_TAGS)}            END IF;
-""",
+    "NAME_TYPES": _mostly_known(*_TYPES),
+    "NAME_TAGS": _indented(_mostly_known(*_TAGS)),
     "DO_NOTIFY": "ignored := pg_notify(channel, '')::text",
     "DO_COMMIT_DURABLY": "ignored := set_config('synchronous_commit', 'on', true)",
     "DO_LIMIT_WAIT": "ignored := set_config('lock_timeout', lock_wait_ms::text, true)",
