@@ -25,6 +25,7 @@ from diptych.read_side.query_bus import Answer
 from diptych.read_side.read_model import ExpiresAt, Indexed, Key, ReadModel, Searchable
 from diptych.read_side.reader import Page, Reader
 from diptych.write_side.command_handler import By
+from diptych.write_side.context_changed import ContextChanged
 from diptych.write_side.decision_model import DecisionModel
 from diptych.write_side.idempotency import Receipt
 
@@ -38,6 +39,7 @@ __all__ = [
     "CommandContext",
     "ConfigurationError",
     "Conflict",
+    "ContextChanged",
     "DecisionModel",
     "DiptychError",
     "Event",

@@ -11,6 +11,8 @@ DiptychError
 ├── InvalidEvent             a handler gave an event that cannot be stored
 │   └── Unstorable             it is past a limit that every store has
 ├── Conflict                 others changed what the decision stood on, up to the retry limit
+├── ContextChanged           what the decision stands on has changed since the answer that it is based on
+│                            (write_side/context_changed.py, since it carries events)
 ├── Unavailable              not now: the same call may succeed later
 │   ├── Overloaded             a named limit on waiting work is reached
 │   ├── StoreUnavailable       the store cannot be reached, is locked, or its disk is full
@@ -27,7 +29,8 @@ DiptychError
     ├── MissingService         a handler takes a service that the application was not given
     └── NotGranted             the database refuses something to the role that the process is connected as
 
-Only `Conflict` and `Unavailable` are worth retrying; with a command id a retry is always safe.
+Only `Conflict` and `Unavailable` are worth retrying; with a command id a retry is always safe. After `ContextChanged`
+look again first.
 """
 
 from __future__ import annotations

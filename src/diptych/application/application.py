@@ -23,7 +23,7 @@ from diptych.clock import Clock, SystemClock
 from diptych.errors import ConfigurationError, InvalidMessage, StoreClosed
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.merged_log import MergedLog
-from diptych.event_store.position import read_tokens
+from diptych.event_store.position import Token, read_tokens
 from diptych.messages.command import Command
 from diptych.messages.query import Query
 from diptych.messages.registry import MessageTypes
@@ -240,6 +240,7 @@ class Application:
         correlation_id: str | None = None,
         causation_id: str | None = None,
         traceparent: str | None = None,
+        based_on: Receipt | Answer[Any] | str | None = None,
     ) -> Receipt:
         """Execute a command, durably, once.
 
@@ -250,16 +251,20 @@ class Application:
             correlation_id: what it belongs to.
             causation_id: what caused it.
             traceparent: W3C trace context.
+            based_on: the answer (or its token) that whoever wants it was looking at: it is refused where anything that
+                it is decided on has changed since.
 
         Raises:
             Rejected: the domain says no; with its code and facts.
             Conflict: others changed what it was decided on, as often as the limit allows.
+            ContextChanged: what it is decided on has changed since `based_on`; with the events.
             InvalidMessage: a field is of the wrong type.
             CommandIdReused: the id was given for another command before.
             Unavailable: not now; nothing was done, but for `OutcomeUnknown`.
         """
         sender = Sender(actor=actor, correlation_id=correlation_id, causation_id=causation_id, traceparent=traceparent)
-        return await self._opened().of_command(command).commands.execute(command, command_id, sender)
+        basis = _tokens(based_on) or ()
+        return await self._opened().of_command(command).commands.execute(command, command_id, sender, basis)
 
     async def query(
         self,
@@ -301,8 +306,7 @@ class Application:
         """
         if (after is not None) + (freshness != "eventual") + (within_s is not None) > 1:
             raise InvalidMessage("query", [("$", "after, freshness and within_s: give one of them")])
-        tokens = None if after is None else read_tokens(after if isinstance(after, str) else after.token)
-        return await self._opened().answer(query, Asked(tokens, freshness, within_s), wait_s)
+        return await self._opened().answer(query, Asked(_tokens(after), freshness, within_s), wait_s)
 
     # ── what is known of it ──────────────────────────────────────────────────
 
@@ -354,3 +358,8 @@ class Application:
     def rebuilds(self) -> Rebuilds:
         """Builds read models anew, or compares them with a fresh fold."""
         return self.partition().rebuilds
+
+
+def _tokens(shown: Receipt | Answer[Any] | str | None) -> list[Token] | None:
+    """The tokens of what was shown, or done."""
+    return None if shown is None else read_tokens(shown if isinstance(shown, str) else shown.token)

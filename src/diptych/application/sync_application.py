@@ -112,6 +112,7 @@ class SyncApplication:
         correlation_id: str | None = None,
         causation_id: str | None = None,
         traceparent: str | None = None,
+        based_on: Receipt | Answer[Any] | str | None = None,
     ) -> Receipt:
         """See `Application.execute`."""
         return self._call(
@@ -122,6 +123,7 @@ class SyncApplication:
                 correlation_id=correlation_id,
                 causation_id=causation_id,
                 traceparent=traceparent,
+                based_on=based_on,
             )
         )
 

@@ -113,6 +113,7 @@ class InMemoryApplication(Application):
         correlation_id: str | None = None,
         causation_id: str | None = None,
         traceparent: str | None = None,
+        based_on: Receipt | Answer[Any] | str | None = None,
     ) -> Receipt:
         """See `Application.execute`; nothing that follows from the command is left to be done when it returns."""
         self._executed = True
@@ -124,6 +125,7 @@ class InMemoryApplication(Application):
                 correlation_id=correlation_id,
                 causation_id=causation_id,
                 traceparent=traceparent,
+                based_on=based_on,
             )
         finally:
             await self.settled()

@@ -1,7 +1,8 @@
 """The command bus: from a command to its one outcome.
 
-authorise (middleware) → outcome kept? → fold the models → decide → group commit → receipt
-▲                                        └─────────── lost the race ◀──┘
+authorise (middleware) → outcome kept? → still as based on? → fold the models → decide → group commit → receipt
+                                         ▲                                               │
+                                         └──────────────── lost the race ◀───────────────┘
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from diptych.errors import CommandIdReused, Conflict, HistoryDiverged, Overloade
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
-from diptych.event_store.position import START, Position
+from diptych.event_store.position import START, Position, Token
 from diptych.messages.codec import Codec
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.envelope import Envelope
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
 from diptych.write_side.command_handler import CommandHandler, ModelKey
+from diptych.write_side.context_changed import ContextChanged
 from diptych.write_side.decision_model import Folded
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost, Outdated
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
@@ -36,6 +38,8 @@ CONFLICTS_MAX = 10
 """How often one command is decided before it ends in `Conflict`."""
 FORKS_MAX = 3
 """How often one command is begun anew, since the history turned out to be another than it was decided on."""
+CHANGES_TOLD_MAX = 100
+"""Events that one `ContextChanged` lists."""
 FOLD_PAGE_EVENTS = 1_000
 """Events read at once while a model is folded; between pages other work of the loop goes on."""
 
@@ -88,12 +92,22 @@ class CommandBus:
         """Commit what was submitted, and take nothing more."""
         await self._group.close()
 
-    async def execute(self, command: Command, command_id: str | None, sender: Sender) -> Receipt:
+    async def execute(
+        self, command: Command, command_id: str | None, sender: Sender, based_on: Sequence[Token] = ()
+    ) -> Receipt:
         """Execute a command once, whatever happens around it.
+
+        Args:
+            command: what is wanted.
+            command_id: under which its outcome is kept; None makes one.
+            sender: who wants it.
+            based_on: what the answer showed that its caller decided on; empty where that does not matter.
 
         Raises:
             Rejected: the domain says no.
             Conflict: it lost the race too often.
+            ContextChanged: what it is decided on has changed since what it is based on.
+            HistoryDiverged: what it is based on is of another history.
             CommandIdReused: the id was given for another command before.
             InvalidMessage: a field is of the wrong type.
             Overloaded: too many commands are waiting.
@@ -112,7 +126,7 @@ class CommandBus:
             actor=sender.actor,
             correlation_id=sender.correlation_id,
         )
-        reach = partial(self._reach, handler, sender, command_id is not None)
+        reach = partial(self._reach, handler, sender, based_on, command_id is not None)
         self._under_way += 1
         try:
             return await self._through(reach)(settled, context)
@@ -130,6 +144,7 @@ class CommandBus:
         self,
         handler: CommandHandler,
         sender: Sender,
+        based_on: Sequence[Token],
         caller_gave_id: bool,  # noqa: FBT001 — bound by partial
         command: Command,
         context: CommandContext,
@@ -144,7 +159,7 @@ class CommandBus:
         )
         hashed = self._codecs[handler.command].payload_hash(handler.command_name, command)
         attempt = Attempt(handler, command, context, envelope, hashed, caller_gave_id=caller_gave_id)
-        reach = self._once if caller_gave_id else self._decide
+        reach = partial(self._once if caller_gave_id else self._decide, based_on=based_on)
         for _ in range(FORKS_MAX - 1):
             attempt.forks = self._group.keep_up()
             try:
@@ -158,7 +173,7 @@ class CommandBus:
 
     # ── once ─────────────────────────────────────────────────────────────────
 
-    async def _once(self, attempt: Attempt) -> Receipt:
+    async def _once(self, attempt: Attempt, based_on: Sequence[Token]) -> Receipt:
         """The outcome kept under the command's id; or the one that is under way; or a new one."""
         command_id = attempt.context.command_id
         while (leader := self._in_flight.get(command_id)) is not None:
@@ -171,7 +186,7 @@ class CommandBus:
         ended: Receipt | BaseException = asyncio.CancelledError()
         try:
             kept = await self._store.outcome(command_id)
-            found = await (self._decide(attempt) if kept is None else self._kept(kept, attempt))
+            found = await (self._decide(attempt, based_on) if kept is None else self._kept(kept, attempt))
         except Exception as error:
             ended = error
             raise
@@ -193,8 +208,10 @@ class CommandBus:
 
     # ── decide, until it holds ───────────────────────────────────────────────
 
-    async def _decide(self, attempt: Attempt) -> Receipt:
+    async def _decide(self, attempt: Attempt, based_on: Sequence[Token]) -> Receipt:
         keys = attempt.handler.models(attempt.command)
+        attempt.based_on = await self._anchor(based_on) if based_on else None
+        await self._check_unchanged(attempt, keys)
         conflicts = 0
         while True:  # at most CONFLICTS_MAX conflicts, and CHAIN_ATTEMPTS_MAX broken chains
             for key in keys:
@@ -207,6 +224,7 @@ class CommandBus:
             self._group.submit(attempt)
             outcome = await attempt.outcome
             if isinstance(outcome, Lost):
+                await self._check_unchanged(attempt, keys)
                 conflicts += 1
                 if conflicts >= CONFLICTS_MAX or not attempt.handler.idempotent:
                     raise Conflict(attempt.handler.command.__name__, conflicts, outcome.position)
@@ -218,6 +236,34 @@ class CommandBus:
             for key in keys:
                 await self._folded(key, attempt.forks, known_here)
             attempt.await_outcome()
+
+    async def _anchor(self, tokens: Sequence[Token]) -> Position:
+        """What was shown for certain, of this history, by what a command is based on.
+
+        Raises:
+            HistoryDiverged: it was of another history.
+        """
+        ours = [token for token in tokens if token.high.history_id == self._store.history_id]
+        for token in ours or tokens:
+            there = await self._store.place_at(token.high.position)
+            token.high.check(self._store.history_id, None if there is None else there.event_id, _BASIS)
+        return min(token.low for token in ours)
+
+    async def _check_unchanged(self, attempt: Attempt, keys: Sequence[ModelKey]) -> None:
+        """Make sure that what a command is decided on is still as it was in the answer that it is based on.
+
+        Its conditions say the same to the append section. Here its caller hears why, and a handler is not run in vain.
+
+        Raises:
+            ContextChanged: it is not.
+        """
+        if attempt.based_on is None:
+            return
+        query = EventQuery(tuple([fold.item(ids) for fold, ids in keys]))
+        found = await self._store.read(query, attempt.based_on, CHANGES_TOLD_MAX)
+        self._group.check(attempt.forks)
+        if found.events:
+            raise ContextChanged(type(attempt.command).__name__, attempt.based_on, found.events, more=found.more)
 
     async def _decide_impure(self, attempt: Attempt) -> None:
         """Run a handler that is async or takes services: on committed state, outside of any batch."""
@@ -272,6 +318,9 @@ class CommandBus:
         self._cache.put(key, folded)
         self._group.observe(folded.position)
         return folded
+
+
+_BASIS = "the answer that the command is based on"
 
 
 def _told(outcome: Receipt | BaseException) -> Receipt:

@@ -83,13 +83,14 @@ class Attempt:
     Attributes:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
         decided: where it was decided before it was submitted (handlers that are not pure).
+        based_on: nothing that it is decided on may have changed since then; None where its caller asks for no such.
         forks: `EventStore.forks` before anything of that was read.
         outcome: what became of it; or an exception, where it failed.
     """
 
     __slots__ = (
-        "broken", "caller_gave_id", "command", "context", "decided", "envelope", "forks", "handler", "outcome",
-        "payload_hash", "stands",
+        "based_on", "broken", "caller_gave_id", "command", "context", "decided", "envelope", "forks", "handler",
+        "outcome", "payload_hash", "stands",
     )  # fmt: skip
 
     def __init__(
@@ -111,6 +112,7 @@ class Attempt:
         self.caller_gave_id = caller_gave_id
         self.stands: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
+        self.based_on: Position | None = None
         self.broken = 0
         self.forks = 0
         self.await_outcome()
@@ -355,15 +357,20 @@ class GroupCommit:
         self._batch_bytes += len(refused or b"")
         commit = Commit(
             events=tuple([recent.new for recent in events]),
-            conditions=tuple(
-                [AppendCondition(folded.item, self.tail.judged_after(folded)) for folded in stands.values()]
-            ),
+            conditions=self._conditions(attempt, stands),
             command_id=attempt.context.command_id,
             payload_hash=attempt.payload_hash,
             rejection=refused,
             keep=refused is None or attempt.caller_gave_id,
         )
         return _Draft(attempt, stands, commit, events, None if refused is None else rejection(refused))
+
+    def _conditions(self, attempt: Attempt, stands: Mapping[ModelKey, Folded]) -> tuple[AppendCondition, ...]:
+        """That nothing came that the decision does not know; nor anything since what the command is based on."""
+        known = [AppendCondition(folded.item, self.tail.judged_after(folded)) for folded in stands.values()]
+        if attempt.based_on is not None:
+            known += [AppendCondition(folded.item, attempt.based_on) for folded in stands.values()]
+        return tuple(known)
 
     def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
         found = self._types.of(type(event))

@@ -13,6 +13,7 @@ from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, UNKNOWN_CURSOR
 from diptych.entrypoints.http.query_string import as_json, parameters
 from diptych.entrypoints.http.reply import Header, Reply, entity_tag, is_known
 from diptych.entrypoints.http.request_headers import (
+    based_on,
     check_json,
     consistency_token,
     idempotency_key,
@@ -35,7 +36,7 @@ CURSOR = "cursor"
 """What the read side calls a cursor that it refuses."""
 
 _BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
-_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent"}
+_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match"}
 _QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match"}
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
@@ -92,16 +93,22 @@ class CommandEndpoint:
             raise _not_allowed(b"POST")
         found = select(scope["headers"], _COMMAND_HEADERS)
         key = idempotency_key(found)
+        basis = based_on(found)
         check_json(found)
         body = await read_body(receive, found)
         command = self._decoder.decode(body)
+        if basis is not None:
+            _check_token(basis)
         try:
             receipt = await self._application.execute(
-                command, command_id=key, actor=_actor(scope), traceparent=traceparent(found)
+                command, command_id=key, actor=_actor(scope), traceparent=traceparent(found), based_on=basis
             )
         except InvalidMessage as error:
             raise _invalid(error, body, self._cls) from None
-        except HistoryDiverged as error:  # no token came with it: the stores do not fit, which is for the log
+        except HistoryDiverged as error:
+            if basis is not None:
+                raise
+            # No token came with it: the stores do not fit, which is for the log.
             raise problem_of(RuntimeError("the history diverged under a command")) from error
         token = receipt.token
         content = b'{"command_id":%b,"position":%d,"token":"%b"}' % (

@@ -14,7 +14,7 @@ from diptych.entrypoints.http.json_schemas import Json, Schemas, parameter_schem
 from diptych.entrypoints.http.problems import ProblemType, problem_types
 from diptych.entrypoints.http.query_string import Parameter, parameters
 from diptych.entrypoints.http.reply import Reply
-from diptych.entrypoints.http.request_headers import IDEMPOTENCY_KEY_PATTERN, TOKEN_PATTERN
+from diptych.entrypoints.http.request_headers import ENTITY_TAG_PATTERN, IDEMPOTENCY_KEY_PATTERN, TOKEN_PATTERN
 from diptych.messages.codec import encode
 from diptych.messages.query import answer_type
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Document", "openapi"]
 
-_COMMAND_STATUSES = (400, 404, 405, 408, 409, 413, 415, 422, 500, 503)
+_BODY_STATUSES = (400, 404, 405, 408, 409, 413, 415, 422, 500, 503)
+_COMMAND_STATUSES = (*_BODY_STATUSES, 412)
 _GET_STATUSES = (400, 404, 405, 409, 422, 500, 503)
 _FAILURES = {
     400: "The request cannot be read: malformed JSON or query string, or a header field that cannot be",
@@ -33,6 +34,7 @@ _FAILURES = {
     408: "The body took too long to arrive",
     409: "The domain says no, with its `code` and `facts`; or the consistency token is not of this history, or "
     "the cursor not of this query",
+    412: "What the command is decided on has changed since the answer in If-Match: `events` tells by what; ask again",
     413: f"The body has more than {BODY_BYTES_MAX} bytes",
     415: "The body is no JSON in UTF-8",
     422: "Fields are wrong, missing or unknown, all of them listed; the idempotency key was used for another command; "
@@ -107,7 +109,7 @@ def _command(cls: type, name: str, reference: Json) -> Json:
         "operationId": f"execute-{name}",
         "tags": ["commands"],
         **_words(cls),
-        "parameters": [_ref("parameters", name) for name in ("IdempotencyKey", "Traceparent")],
+        "parameters": [_ref("parameters", name) for name in ("IdempotencyKey", "IfMatch", "Traceparent")],
         "requestBody": _body(cls, reference),
         "responses": {
             "200": {
@@ -129,7 +131,7 @@ def _query(cls: type, name: str, reference: Json, answer: Json) -> Json:
             **_words(cls),
             "parameters": _query_headers(),
             "requestBody": _body(cls, reference),
-            "responses": {**_answers(answer), **_failures(_COMMAND_STATUSES)},
+            "responses": {**_answers(answer), **_failures(_BODY_STATUSES)},
         }
     }
     if known is not None:
@@ -235,6 +237,20 @@ _MEMBER_SCHEMAS: Mapping[str, Json] = {
     "wanted": {"type": "integer", "description": "The position that was asked for"},
     "reached": {"type": "integer", "description": "The position that is shown"},
     "keys": {"type": "array", "items": {"type": "string"}},
+    "more": {"type": "boolean", "description": "Whether there are more"},
+    "events": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "position": {"type": "integer", "minimum": 1},
+                "type": {"type": "string", "examples": ["school.Enrolled"]},
+                "recorded_at": {"type": "string", "format": "date-time"},
+            },
+            "required": ["position", "type", "recorded_at"],
+        },
+    },
     "errors": {
         "type": "array",
         "minItems": 1,
@@ -291,6 +307,9 @@ The `Consistency-Token` of a receipt or answer, sent with a query, makes the que
 that, for {WAIT_S:g} seconds or as `Prefer: wait=<seconds>` says (at most {WAIT_S_MAX:g}); an older answer is
 never given.
 
+The `ETag` of an answer, sent as the `If-Match` of a command, has the command refused where what it is decided on has
+changed since that answer.
+
 Failures are problem details (RFC 9457) with a stable `type`."""
 
 _PARAMETERS: Json = {
@@ -322,6 +341,13 @@ _PARAMETERS: Json = {
         "description": "The ETag of an answer: 304 where nothing that it shows has changed since",
         "schema": {"type": "string"},
     },
+    "IfMatch": {
+        "name": "If-Match",
+        "in": "header",
+        "description": "The ETag of the answer that the user was looking at: 412 where anything that the command is "
+        "decided on has changed since; other changes do not matter",
+        "schema": {"type": "string", "pattern": ENTITY_TAG_PATTERN},
+    },
     "Traceparent": {
         "name": "traceparent",
         "in": "header",
@@ -336,7 +362,11 @@ _HEADERS: Json = {
         "required": True,
         "schema": {"type": "string"},
     },
-    "ETag": {"description": "For If-None-Match", "required": True, "schema": {"type": "string"}},
+    "ETag": {
+        "description": "For If-None-Match, and for the If-Match of a command",
+        "required": True,
+        "schema": {"type": "string"},
+    },
     "AnswerIncomplete": {
         "description": "There, as `?1`, if the answer lacks events that could not be folded",
         "schema": {"type": "string"},

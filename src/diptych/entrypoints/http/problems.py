@@ -30,6 +30,7 @@ from diptych.errors import (
 from diptych.messages.codec import encode
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
+from diptych.write_side.context_changed import ContextChanged
 
 __all__ = ["Problem", "ProblemType", "by_status", "problem_of", "problem_reply", "problem_types"]
 
@@ -75,6 +76,7 @@ BODY_TIMEOUT = ProblemType("body-timeout", 408, "The body took too long to arriv
 REJECTED = ProblemType("rejected", 409, "The domain says no", ("code", "facts"))
 UNKNOWN_TOKEN = ProblemType("unknown-token", 409, "The token is not of this history")
 UNKNOWN_CURSOR = ProblemType("unknown-cursor", 409, "The cursor is not of this query", ("errors",))
+CONTEXT_CHANGED = ProblemType("context-changed", 412, "What this is decided on has changed since", ("events", "more"))
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large", ("limit_bytes",))
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be JSON in UTF-8")
 INVALID_MESSAGE = ProblemType("invalid-message", 422, "Fields are wrong, missing or unknown", ("errors",))
@@ -105,9 +107,9 @@ NOT_READY = ProblemType("not-ready", 503, "This application is not ready", (), R
 
 PROBLEM_TYPES = (
     MALFORMED_JSON, MALFORMED_QUERY_STRING, INVALID_HEADER, NOT_FOUND, UNKNOWN_MESSAGE, METHOD_NOT_ALLOWED,
-    BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE, INVALID_MESSAGE,
-    COMMAND_ID_REUSED, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED, STORE_UNAVAILABLE, OUTCOME_UNKNOWN, NOT_FRESH,
-    BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
+    BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CONTEXT_CHANGED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE,
+    INVALID_MESSAGE, COMMAND_ID_REUSED, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED, STORE_UNAVAILABLE, OUTCOME_UNKNOWN,
+    NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
 )  # fmt: skip
 
 # From the error tree to HTTP: the first line that fits. A problem's members are the error's attributes of that name.
@@ -117,6 +119,7 @@ _OF_ERROR: tuple[tuple[type[Exception], ProblemType], ...] = (
     (UnknownMessage, UNKNOWN_MESSAGE),
     (CommandIdReused, COMMAND_ID_REUSED),
     (Conflict, CONFLICT),
+    (ContextChanged, CONTEXT_CHANGED),
     (Overloaded, OVERLOADED),
     (StoreUnavailable, STORE_UNAVAILABLE),
     (OutcomeUnknown, OUTCOME_UNKNOWN),
@@ -171,7 +174,7 @@ def problem_of(error: Exception) -> Problem:
             members: dict[str, Any] = {
                 name: _MEMBERS.get((type, name), _attribute(name))(error) for name in type.members
             }
-            return Problem(type, _BLOCKED if isinstance(error, Blocked) else str(error), **members)
+            return Problem(type, _DETAILS.get(type) or str(error), **members)
     if isinstance(error, HTTPException):
         return by_status(error.status_code, error.detail, error.headers)
     if isinstance(error, Unstorable):
@@ -200,8 +203,12 @@ def problem_reply(problem: Problem) -> Reply:
     return Reply(type.status, encode({**body, "detail": problem.detail, **problem.members}), headers, CONTENT_TYPE)
 
 
-_BLOCKED = "An event that this answer needs could not be folded; on the server, `diptych parked list` tells why"
-"""What the user's code raised, and where, is not for clients."""
+_DETAILS = {
+    # What the user's code raised, and where, is not for clients.
+    BLOCKED: "An event that this answer needs could not be folded; on the server, `diptych parked list` tells why",
+    CONTEXT_CHANGED: "Nothing was done: ask again, look at what has changed, and decide anew",
+}
+"""Where it is not the error's text."""
 
 
 def _attribute(name: str) -> Callable[[Any], object]:
@@ -212,7 +219,17 @@ def _field_errors(error: InvalidMessage) -> object:
     return [{"path": path, "message": text} for path, text in error.problems]
 
 
-_MEMBERS: Mapping[tuple[ProblemType, str], Callable[[Any], object]] = {(INVALID_MESSAGE, "errors"): _field_errors}
+def _changes(error: ContextChanged) -> object:
+    """Which events they are: what they say is for queries to show, to whom they may."""
+    return [
+        {"position": event.position, "type": event.type, "recorded_at": event.recorded_at} for event in error.events
+    ]
+
+
+_MEMBERS: Mapping[tuple[ProblemType, str], Callable[[Any], object]] = {
+    (INVALID_MESSAGE, "errors"): _field_errors,
+    (CONTEXT_CHANGED, "events"): _changes,
+}
 
 
 def _logged(error: Exception) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from diptych.entrypoints.http.problems import INVALID_HEADER, UNSUPPORTED_MEDIA_TYPE, Problem
+from diptych.entrypoints.http.problems import INVALID_HEADER, UNKNOWN_TOKEN, UNSUPPORTED_MEDIA_TYPE, Problem
+from diptych.entrypoints.http.reply import HASH_BYTES
 from diptych.read_side.freshness import WAIT_S_MAX
 
 __all__ = [
+    "ENTITY_TAG_PATTERN",
     "IDEMPOTENCY_KEY_PATTERN",
     "TOKEN_PATTERN",
+    "based_on",
     "check_json",
     "consistency_token",
     "idempotency_key",
@@ -24,12 +27,15 @@ IDEMPOTENCY_KEY_PATTERN = r'^(?:[!#-~][!-~]{0,127}|"(?:[!#-\[\]-~]|\\["\\]){1,12
 TOKEN_CHARACTERS_MAX = 65_536
 """Characters of a `Consistency-Token`, of however many histories."""
 TOKEN_PATTERN = rf"^[A-Za-z0-9_,-]{{1,{TOKEN_CHARACTERS_MAX}}}$"
+# As proxies that compress send it back, too: only the token counts, which is the same in a weak one.
+ENTITY_TAG_PATTERN = rf'^(?:W/)?"[0-9a-f]{{{2 * HASH_BYTES}}}\.([A-Za-z0-9_,-]{{1,{TOKEN_CHARACTERS_MAX}}})"$'
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""
 
 _key = re.compile(IDEMPOTENCY_KEY_PATTERN)
 _token = re.compile(rf"[A-Za-z0-9_, -]{{1,{TOKEN_CHARACTERS_MAX}}}")  # spaces as those put them in who join fields
+_entity_tag = re.compile(ENTITY_TAG_PATTERN)
 _traceparent = re.compile(TRACEPARENT_PATTERN)
 _wait = re.compile(
     rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
@@ -76,6 +82,21 @@ def consistency_token(found: dict[bytes, bytes]) -> str | None:
     if not _token.fullmatch(token):
         raise Problem(INVALID_HEADER, "A Consistency-Token is sent as it was received", header="Consistency-Token")
     return token
+
+
+def based_on(found: dict[bytes, bytes]) -> str | None:
+    """The consistency token in an `If-Match`, which is the `ETag` of an answer.
+
+    Raises:
+        Problem: it is no such tag; or there are several, or `*`, which says nothing of what was seen.
+    """
+    raw = found.get(b"if-match")
+    if raw is None:
+        return None
+    tag = _entity_tag.fullmatch(raw.decode("latin-1"))
+    if tag is None:
+        raise Problem(UNKNOWN_TOKEN, "An If-Match is the one ETag of an answer, as it was received")
+    return tag[1]
 
 
 def preferred_wait_s(found: dict[bytes, bytes]) -> int | None:
