@@ -11,7 +11,6 @@ from diptych.errors import (
     HistoryDiverged,
     InvalidMessage,
     NotFresh,
-    Overloaded,
     Unavailable,
 )
 from diptych.messages.command import Command, CommandContext
@@ -28,6 +27,7 @@ from diptych.write_side.command_handler import By
 from diptych.write_side.context_changed import ContextChanged
 from diptych.write_side.decision_model import DecisionModel
 from diptych.write_side.idempotency import Receipt
+from diptych.write_side.verdict import Verdict
 
 __all__ = [
     "Answer",
@@ -51,7 +51,6 @@ __all__ = [
     "InvalidMessage",
     "Key",
     "NotFresh",
-    "Overloaded",
     "Page",
     "Query",
     "ReadModel",
@@ -63,6 +62,7 @@ __all__ = [
     "Unavailable",
     "Untagged",
     "Value",
+    "Verdict",
     "at_least",
     "at_most",
     "less_than",

@@ -7,7 +7,8 @@ DiptychError
 │   │   ├── UnknownPartition     it names a partition that this application has not
 │   │   └── SpansPartitions      it names two partitions, or none: a decision is made in one
 │   ├── UnknownMessage         no such command or query here
-│   └── CommandIdReused        the same command id came with another payload
+│   ├── CommandIdReused        the same command id came with another payload
+│   └── NotPure                what would come of it cannot be said without doing it
 ├── InvalidEvent             a handler gave an event that cannot be stored
 │   └── Unstorable             it is past a limit that every store has
 ├── Conflict                 others changed what the decision stood on, up to the retry limit
@@ -56,6 +57,7 @@ __all__ = [
     "NewerStore",
     "NotFresh",
     "NotGranted",
+    "NotPure",
     "OutcomeUnknown",
     "Overloaded",
     "SpansPartitions",
@@ -197,6 +199,23 @@ class CommandIdReused(MessageError):
         super().__init__(
             f"command id {command_id!r} was used before for another command or payload; "
             "send a retry unchanged, and give a new command a new id"
+        )
+
+
+class NotPure(MessageError):
+    """What would come of a command cannot be said without doing it: its handler is async or takes services.
+
+    Attributes:
+        command: the name of the command type.
+        handler: where the function is.
+    """
+
+    def __init__(self, command: str, handler: str) -> None:
+        self.command = command
+        self.handler = handler
+        super().__init__(
+            f"{command} cannot be tried: {handler} is async or takes services, so that running it may do something "
+            "outside; decide in a synchronous handler without services, and let a subscriber do the rest"
         )
 
 

@@ -18,11 +18,10 @@ from diptych import (
     ConfigurationError,
     Conflict,
     Event,
-    Overloaded,
     Reader,
     Rejected,
 )
-from diptych.errors import CommandIdReused, InvalidEvent, InvalidMessage, StoreClosed, UnknownMessage
+from diptych.errors import CommandIdReused, InvalidEvent, InvalidMessage, Overloaded, StoreClosed, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.messages.command import CommandContext
 from diptych.write_side.command_bus import NextCommand

@@ -10,10 +10,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from diptych import Application, Conflict, NotFresh, Overloaded
+from diptych import Application, Conflict, NotFresh
 from diptych.entrypoints.http import http_app
 from diptych.entrypoints.http.body import BODY_BYTES_MAX
-from diptych.errors import Blocked, OutcomeUnknown, StoreUnavailable
+from diptych.errors import Blocked, OutcomeUnknown, Overloaded, StoreUnavailable
 from tests.http_library import Outside, open_library
 
 pytestmark = pytest.mark.anyio

@@ -27,7 +27,6 @@ from diptych import (
     InvalidMessage,
     Key,
     NotFresh,
-    Overloaded,
     Page,
     Query,
     Reader,
@@ -39,7 +38,7 @@ from diptych import (
     replace,
     starts_with,
 )
-from diptych.errors import UnknownMessage
+from diptych.errors import Overloaded, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
 from tests.school import CourseId, CoursesTaken, Enrolled, Seats, SeatsOf, StudentId
 

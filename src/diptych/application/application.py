@@ -26,13 +26,14 @@ from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import Token, read_tokens
 from diptych.messages.command import Command
 from diptych.messages.query import Query
-from diptych.messages.registry import MessageTypes
+from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.rebuild import Rebuilds
 from diptych.write_side.command_bus import CommandMiddleware, Sender
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
 from diptych.write_side.idempotency import Receipt
+from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
     from typing import Self
@@ -266,6 +267,30 @@ class Application:
         basis = _tokens(based_on) or ()
         return await self._opened().of_command(command).commands.execute(command, command_id, sender, basis)
 
+    async def can(
+        self,
+        command: Command,
+        /,
+        *,
+        actor: str | None = None,
+        based_on: Receipt | Answer[Any] | str | None = None,
+    ) -> Verdict:
+        """Say what would come of a command now: its events, or the domain's no. Nothing is stored, sent or promised.
+
+        It goes the way of `execute`, through every middleware, and is judged at the head (G3).
+
+        Args:
+            command: what might be wanted.
+            actor: who might want it.
+            based_on: as for `execute`.
+
+        Raises:
+            NotPure: its handler is async or takes services.
+            DiptychError: what else `execute` raises, but for `Rejected`.
+        """
+        commands = self._opened().of_command(command).commands
+        return await commands.can(command, Sender(actor=actor), _tokens(based_on) or ())
+
     async def query(
         self,
         query: Query[R],
@@ -321,6 +346,17 @@ class Application:
         """The queries, by name."""
         self._opened()
         return self._compiled.queries
+
+    def is_pure(self, command: type[Command]) -> bool:
+        """Whether a command's handler is synchronous and takes no services, so that `can` may run it."""
+        self._opened()
+        return self._compiled.handlers[command].pure
+
+    @property
+    def event_types(self) -> EventTypes:
+        """The events, and the names that they are stored under."""
+        self._opened()
+        return self._compiled.types
 
     async def health(self) -> Health:
         """Whether the stores are reachable, and the projections run and keep up."""

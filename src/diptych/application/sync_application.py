@@ -22,6 +22,7 @@ from diptych.read_side.query_bus import Answer
 from diptych.write_side.command_bus import CommandMiddleware
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
 from diptych.write_side.idempotency import Receipt
+from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
     from typing import Self
@@ -126,6 +127,17 @@ class SyncApplication:
                 based_on=based_on,
             )
         )
+
+    def can(
+        self,
+        command: Command,
+        /,
+        *,
+        actor: str | None = None,
+        based_on: Receipt | Answer[Any] | str | None = None,
+    ) -> Verdict:
+        """See `Application.can`."""
+        return self._call(self._application.can(command, actor=actor, based_on=based_on))
 
     def query(
         self,

@@ -23,9 +23,11 @@ class CommandContext(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         command_id: the command's id; the idempotency key for calls to the outside.
         actor: who wants it, where the entry point knows.
         correlation_id: what this command, and all that follows from it, belongs to.
+        dry_run: whether it is only to be said what would come of it; for middlewares.
     """
 
     now: datetime
     command_id: str
     actor: str | None = None
     correlation_id: str | None = None
+    dry_run: bool = False

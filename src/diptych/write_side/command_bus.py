@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from diptych.clock import Clock, pause
-from diptych.errors import CommandIdReused, Conflict, HistoryDiverged, Overloaded, UnknownMessage
+from diptych.errors import CommandIdReused, Conflict, HistoryDiverged, NotPure, Overloaded, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
@@ -31,6 +31,7 @@ from diptych.write_side.decision_model import Folded
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost, Outdated
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
 from diptych.write_side.model_cache import ModelCache
+from diptych.write_side.verdict import Verdict
 
 __all__ = ["CommandBus", "CommandMiddleware", "NextCommand", "Sender"]
 
@@ -56,6 +57,16 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
     causation_id: str | None = None
     traceparent: str | None = None
+
+
+class _Call(NamedTuple):
+    """A command as it was called for, but for itself and its context."""
+
+    handler: CommandHandler
+    sender: Sender
+    based_on: Sequence[Token]
+    caller_gave_id: bool
+    dry_run: bool
 
 
 class CommandBus:
@@ -112,21 +123,47 @@ class CommandBus:
             InvalidMessage: a field is of the wrong type.
             Overloaded: too many commands are waiting.
         """
+        handler = self._handler(command)
+        if command_id is not None:
+            check_command_id(command_id)
+        call = _Call(handler, sender, based_on, caller_gave_id=command_id is not None, dry_run=False)
+        return await self._call(call, command, command_id)
+
+    async def can(self, command: Command, sender: Sender, based_on: Sequence[Token] = ()) -> Verdict:
+        """Decide a command as `execute` would, at the head, and append nothing.
+
+        Raises:
+            NotPure: its handler may do something outside.
+        """
+        handler = self._handler(command)
+        if not handler.pure:
+            raise NotPure(handler.command.__name__, handler.name)
+        try:
+            receipt = await self._call(
+                _Call(handler, sender, based_on, caller_gave_id=False, dry_run=True), command, None
+            )
+        except Rejected as rejected:
+            return Verdict(rejected=rejected)
+        return Verdict(events=receipt.events)
+
+    def _handler(self, command: Command) -> CommandHandler:
         handler = self._handlers.get(type(command))
         if handler is None:
             raise UnknownMessage("command", type(command).__name__, [known.__name__ for known in self._handlers])
+        return handler
+
+    async def _call(self, call: _Call, command: Command, command_id: str | None) -> Receipt:
         if self._under_way >= self._waiting_max:
             raise Overloaded("commands_waiting_max", self._waiting_max)
-        if command_id is not None:
-            check_command_id(command_id)
         _, settled = self._codecs[type(command)].settle(command)
         context = CommandContext(
             now=self._clock.now(),
             command_id=command_id or unique_id(),
-            actor=sender.actor,
-            correlation_id=sender.correlation_id,
+            actor=call.sender.actor,
+            correlation_id=call.sender.correlation_id,
+            dry_run=call.dry_run,
         )
-        reach = partial(self._reach, handler, sender, based_on, command_id is not None)
+        reach = partial(self._reach, call)
         self._under_way += 1
         try:
             return await self._through(reach)(settled, context)
@@ -140,16 +177,9 @@ class CommandBus:
             proceed = _wrapped(middleware, proceed)
         return proceed
 
-    async def _reach(
-        self,
-        handler: CommandHandler,
-        sender: Sender,
-        based_on: Sequence[Token],
-        caller_gave_id: bool,  # noqa: FBT001 — bound by partial
-        command: Command,
-        context: CommandContext,
-    ) -> Receipt:
+    async def _reach(self, call: _Call, command: Command, context: CommandContext) -> Receipt:
         """The outcome of a command that every middleware let through."""
+        handler, sender = call.handler, call.sender
         envelope = Envelope(
             command_id=context.command_id,
             correlation_id=context.correlation_id,
@@ -158,8 +188,10 @@ class CommandBus:
             traceparent=sender.traceparent,
         )
         hashed = self._codecs[handler.command].payload_hash(handler.command_name, command)
-        attempt = Attempt(handler, command, context, envelope, hashed, caller_gave_id=caller_gave_id)
-        reach = partial(self._once if caller_gave_id else self._decide, based_on=based_on)
+        attempt = Attempt(
+            handler, command, context, envelope, hashed, caller_gave_id=call.caller_gave_id, dry_run=call.dry_run
+        )
+        reach = partial(self._once if call.caller_gave_id else self._decide, based_on=call.based_on)
         for _ in range(FORKS_MAX - 1):
             attempt.forks = self._group.keep_up()
             try:

@@ -39,6 +39,7 @@ from diptych.event_store.event_store import (
 )
 from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import NewEvent
+from diptych.event_store.refusal import refusal
 from diptych.messages.codec import encode
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.envelope import Envelope
@@ -84,13 +85,14 @@ class Attempt:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
         decided: where it was decided before it was submitted (handlers that are not pure).
         based_on: nothing that it is decided on may have changed since then; None where its caller asks for no such.
+        dry_run: it is decided and judged like any other, and nothing is appended.
         forks: `EventStore.forks` before anything of that was read.
         outcome: what became of it; or an exception, where it failed.
     """
 
     __slots__ = (
-        "based_on", "broken", "caller_gave_id", "command", "context", "decided", "envelope", "forks", "handler",
-        "outcome", "payload_hash", "stands",
+        "based_on", "broken", "caller_gave_id", "command", "context", "decided", "dry_run", "envelope", "forks",
+        "handler", "outcome", "payload_hash", "stands",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +104,7 @@ class Attempt:
         payload_hash: bytes,
         *,
         caller_gave_id: bool,
+        dry_run: bool = False,
     ) -> None:
         """A command that no outcome has been found for; the loop is running."""
         self.handler = handler
@@ -110,6 +113,7 @@ class Attempt:
         self.envelope = envelope
         self.payload_hash = payload_hash
         self.caller_gave_id = caller_gave_id
+        self.dry_run = dry_run
         self.stands: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
         self.based_on: Position | None = None
@@ -133,12 +137,18 @@ class Attempt:
 
 
 class _Draft(msgspec.Struct, frozen=True):
-    """A decided command, ready to be appended."""
+    """A decided command, ready to be appended.
+
+    Attributes:
+        events: those of the commit.
+        decided: what its caller is told: the same but for a dry run, whose commit has none.
+    """
 
     attempt: Attempt
     stands: Mapping[ModelKey, Folded]
     commit: Commit
     events: Sequence[RecentEvent]
+    decided: Sequence[RecentEvent]
     rejected: Rejected | None
 
 
@@ -363,7 +373,12 @@ class GroupCommit:
             rejection=refused,
             keep=refused is None or attempt.caller_gave_id,
         )
-        return _Draft(attempt, stands, commit, events, None if refused is None else rejection(refused))
+        rejected = None if refused is None else rejection(refused)
+        if attempt.dry_run:
+            if (reason := refusal(commit)) is not None:
+                raise Unstorable(attempt.handler.name, _names(events), reason)
+            return _Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected)
+        return _Draft(attempt, stands, commit, events, events, rejected)
 
     def _conditions(self, attempt: Attempt, stands: Mapping[ModelKey, Folded]) -> tuple[AppendCondition, ...]:
         """That nothing came that the decision does not know; nor anything since what the command is based on."""
@@ -389,7 +404,7 @@ class GroupCommit:
         attempt = draft.attempt
         match result:
             case Appended(place=place):
-                events = tuple([recent.event for recent in draft.events])
+                events = tuple([recent.event for recent in draft.decided])
                 receipt = Receipt(command_id=attempt.context.command_id, place=place, events=events)
                 attempt.end(receipt if draft.rejected is None else draft.rejected)
             case Duplicate(outcome=outcome):

@@ -17,6 +17,7 @@ from diptych.entrypoints.http.request_headers import (
     check_json,
     consistency_token,
     idempotency_key,
+    is_dry_run,
     preferred_wait_s,
     select,
     traceparent,
@@ -26,6 +27,7 @@ from diptych.event_store.position import read_tokens
 from diptych.messages.codec import encode
 from diptych.messages.registry import MessageTypes
 from diptych.read_side.freshness import WAIT_S
+from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
@@ -80,7 +82,7 @@ class Endpoints(Generic[E]):
 
 
 class CommandEndpoint:
-    """`POST /commands/{Command}`."""
+    """`POST /commands/{Command}`, and with `?dry-run=true` what would come of it."""
 
     def __init__(self, application: Application, cls: type[Any]) -> None:
         self._application = application
@@ -92,6 +94,7 @@ class CommandEndpoint:
         if scope["method"] != "POST":
             raise _not_allowed(b"POST")
         found = select(scope["headers"], _COMMAND_HEADERS)
+        dry_run = is_dry_run(scope["query_string"])
         key = idempotency_key(found)
         basis = based_on(found)
         check_json(found)
@@ -100,6 +103,8 @@ class CommandEndpoint:
         if basis is not None:
             _check_token(basis)
         try:
+            if dry_run:
+                return self._told(await self._application.can(command, actor=_actor(scope), based_on=basis))
             receipt = await self._application.execute(
                 command, command_id=key, actor=_actor(scope), traceparent=traceparent(found), based_on=basis
             )
@@ -117,6 +122,14 @@ class CommandEndpoint:
             token.encode(),
         )
         return Reply(200, content, [(b"consistency-token", token.encode())])
+
+    def _told(self, verdict: Verdict) -> Reply:
+        """What would happen; the domain's no is the problem that it would be."""
+        if verdict.rejected is not None:
+            raise verdict.rejected
+        types = self._application.event_types
+        events = [{"type": types.of(type(event)).name, "data": event} for event in verdict.events]
+        return Reply(200, encode({"events": events}), [])
 
 
 class QueryEndpoint:

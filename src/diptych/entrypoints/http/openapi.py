@@ -72,7 +72,8 @@ def openapi(application: Application) -> Json:
     references = dict(zip([*commands, *queries], schemas.inputs, strict=True))
     paths: Json = {}
     for command, name in commands.items():
-        paths[f"/commands/{name}"] = {"post": _command(command, name, references[command])}
+        operation = _command(command, name, references[command], can_be_tried=application.is_pure(command))
+        paths[f"/commands/{name}"] = {"post": operation}
     for (query, name), answer in zip(queries.items(), schemas.outputs, strict=True):
         paths[f"/queries/{name}"] = _query(query, name, references[query], answer)
     names = [context.name for context in application.contexts]
@@ -104,18 +105,24 @@ def _version() -> str:
 # ── operations ───────────────────────────────────────────────────────────────
 
 
-def _command(cls: type, name: str, reference: Json) -> Json:
+def _command(cls: type, name: str, reference: Json, *, can_be_tried: bool) -> Json:
+    headers = ("IdempotencyKey", "IfMatch", "Traceparent")
     return {
         "operationId": f"execute-{name}",
         "tags": ["commands"],
         **_words(cls),
-        "parameters": [_ref("parameters", name) for name in ("IdempotencyKey", "IfMatch", "Traceparent")],
+        "parameters": [_ref("parameters", name) for name in (*(["DryRun"] if can_be_tried else []), *headers)],
         "requestBody": _body(cls, reference),
         "responses": {
             "200": {
-                "description": "It took effect, durably; or did so before, under this Idempotency-Key",
-                "headers": {"Consistency-Token": _ref("headers", "ConsistencyToken")},
-                "content": {"application/json": {"schema": _ref("schemas", "diptych.Receipt")}},
+                "description": "It took effect, durably; or did so before, under this Idempotency-Key. Of a dry run: "
+                "it would, with these events",
+                "headers": {"Consistency-Token": _ref("headers", "OwnToken")},
+                "content": {
+                    "application/json": {
+                        "schema": {"anyOf": [_ref("schemas", "diptych.Receipt"), _ref("schemas", "diptych.Verdict")]}
+                    }
+                },
             },
             **_failures(_COMMAND_STATUSES),
         },
@@ -274,11 +281,34 @@ _RECEIPT: Json = {
     "required": ["command_id", "position", "token"],
     "additionalProperties": False,
 }
+_VERDICT: Json = {
+    "type": "object",
+    "properties": {
+        "events": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "type": {"type": "string", "examples": ["school.Enrolled"]},
+                    "data": {"type": "object"},
+                },
+                "required": ["type", "data"],
+            },
+            "description": "What would happen, in order",
+        }
+    },
+    "required": ["events"],
+    "additionalProperties": False,
+}
 
 
 def _own_schemas() -> Json:
     types = [type for found in problem_types().values() for type in found]
-    return {"diptych.Receipt": _RECEIPT, **{f"problem.{type.name}": _problem_schema(type) for type in types}}
+    return {
+        "diptych.Receipt": _RECEIPT,
+        "diptych.Verdict": _VERDICT,
+        **{f"problem.{type.name}": _problem_schema(type) for type in types},
+    }
 
 
 def _problem_schema(type: ProblemType) -> Json:
@@ -307,12 +337,20 @@ The `Consistency-Token` of a receipt or answer, sent with a query, makes the que
 that, for {WAIT_S:g} seconds or as `Prefer: wait=<seconds>` says (at most {WAIT_S_MAX:g}); an older answer is
 never given.
 
+`?dry-run=true` says what would come of a command, its events or the problem, and does nothing.
+
 The `ETag` of an answer, sent as the `If-Match` of a command, has the command refused where what it is decided on has
 changed since that answer.
 
 Failures are problem details (RFC 9457) with a stable `type`."""
 
 _PARAMETERS: Json = {
+    "DryRun": {
+        "name": "dry-run",
+        "in": "query",
+        "description": "`true` only says what would come of it: the events, or the problem. Nothing is stored",
+        "schema": {"type": "boolean", "default": False},
+    },
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
@@ -360,6 +398,10 @@ _HEADERS: Json = {
     "ConsistencyToken": {
         "description": "What this shows, or has written",
         "required": True,
+        "schema": {"type": "string"},
+    },
+    "OwnToken": {
+        "description": "What this has written; none of a dry run",
         "schema": {"type": "string"},
     },
     "ETag": {

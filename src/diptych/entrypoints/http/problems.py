@@ -19,6 +19,7 @@ from diptych.errors import (
     HistoryDiverged,
     InvalidMessage,
     NotFresh,
+    NotPure,
     OutcomeUnknown,
     Overloaded,
     StoreClosed,
@@ -83,6 +84,7 @@ INVALID_MESSAGE = ProblemType("invalid-message", 422, "Fields are wrong, missing
 COMMAND_ID_REUSED = ProblemType(
     "command-id-reused", 422, "The idempotency key was used for something else", ("command_id",)
 )
+NOT_PURE = ProblemType("not-pure", 422, "What would come of this cannot be said without doing it", ("command",))
 UNSTORABLE = ProblemType("unstorable", 422, "This would make an event that cannot be stored", ("id",))
 INTERNAL = ProblemType("internal", 500, "Something went wrong here", ("id",))
 CONFLICT = ProblemType("conflict", 503, "Others changed what this was decided on", ("attempts",), RETRY_SOON_S)
@@ -108,8 +110,8 @@ NOT_READY = ProblemType("not-ready", 503, "This application is not ready", (), R
 PROBLEM_TYPES = (
     MALFORMED_JSON, MALFORMED_QUERY_STRING, INVALID_HEADER, NOT_FOUND, UNKNOWN_MESSAGE, METHOD_NOT_ALLOWED,
     BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CONTEXT_CHANGED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE,
-    INVALID_MESSAGE, COMMAND_ID_REUSED, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED, STORE_UNAVAILABLE, OUTCOME_UNKNOWN,
-    NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
+    INVALID_MESSAGE, COMMAND_ID_REUSED, NOT_PURE, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED, STORE_UNAVAILABLE,
+    OUTCOME_UNKNOWN, NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
 )  # fmt: skip
 
 # From the error tree to HTTP: the first line that fits. A problem's members are the error's attributes of that name.
@@ -118,6 +120,7 @@ _OF_ERROR: tuple[tuple[type[Exception], ProblemType], ...] = (
     (InvalidMessage, INVALID_MESSAGE),
     (UnknownMessage, UNKNOWN_MESSAGE),
     (CommandIdReused, COMMAND_ID_REUSED),
+    (NotPure, NOT_PURE),
     (Conflict, CONFLICT),
     (ContextChanged, CONTEXT_CHANGED),
     (Overloaded, OVERLOADED),
@@ -206,6 +209,7 @@ def problem_reply(problem: Problem) -> Reply:
 _DETAILS = {
     # What the user's code raised, and where, is not for clients.
     BLOCKED: "An event that this answer needs could not be folded; on the server, `diptych parked list` tells why",
+    NOT_PURE: "Its handler is async or uses services, so that it may do something outside; execute it, or leave it",
     CONTEXT_CHANGED: "Nothing was done: ask again, look at what has changed, and decide anew",
 }
 """Where it is not the error's text."""

@@ -1,11 +1,17 @@
-"""What a request says in its header fields."""
+"""What a request says beside its message: in its header fields and, of a command, in its query string."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-from diptych.entrypoints.http.problems import INVALID_HEADER, UNKNOWN_TOKEN, UNSUPPORTED_MEDIA_TYPE, Problem
+from diptych.entrypoints.http.problems import (
+    INVALID_HEADER,
+    MALFORMED_QUERY_STRING,
+    UNKNOWN_TOKEN,
+    UNSUPPORTED_MEDIA_TYPE,
+    Problem,
+)
 from diptych.entrypoints.http.reply import HASH_BYTES
 from diptych.read_side.freshness import WAIT_S_MAX
 
@@ -17,6 +23,7 @@ __all__ = [
     "check_json",
     "consistency_token",
     "idempotency_key",
+    "is_dry_run",
     "preferred_wait_s",
     "select",
     "traceparent",
@@ -97,6 +104,19 @@ def based_on(found: dict[bytes, bytes]) -> str | None:
     if tag is None:
         raise Problem(UNKNOWN_TOKEN, "An If-Match is the one ETag of an answer, as it was received")
     return tag[1]
+
+
+def is_dry_run(query_string: bytes) -> bool:
+    """Whether a command is only to be tried. What cannot be read is refused: misspelt, it would be executed.
+
+    Raises:
+        Problem: the query string is anything but `dry-run=true` or `dry-run=false`.
+    """
+    if query_string not in (b"", b"dry-run=true", b"dry-run=false"):
+        raise Problem(
+            MALFORMED_QUERY_STRING, "Of a command it is dry-run=true, dry-run=false, or empty; nothing was done"
+        )
+    return query_string == b"dry-run=true"
 
 
 def preferred_wait_s(found: dict[bytes, bytes]) -> int | None:
