@@ -19,15 +19,26 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych import BoundedContext, Command, Conflict, DecisionModel, Event, EventContext, Rejected
+from diptych import (
+    BoundedContext,
+    Command,
+    Conflict,
+    ContextChanged,
+    DecisionModel,
+    Event,
+    EventContext,
+    Rejected,
+    Verdict,
+)
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.sqlite.event_store import SqliteEventStore
 from diptych.application.registration import command_handlers, event_types
 from diptych.clock import SystemClock
+from diptych.errors import NotPure
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import START
+from diptych.event_store.position import START, Position, Token
 from diptych.write_side import model_cache
 from diptych.write_side.command_bus import CommandBus, Sender
 from diptych.write_side.idempotency import Receipt
@@ -132,6 +143,24 @@ def serial(history: Sequence[Event], command: Command) -> Outcome:
             return Outcome()
 
 
+def concerns(command: Command, event: Event) -> bool:
+    """Whether what the command is decided on has this event in it."""
+    match command, event:
+        case Tally(course=course), Tallied():
+            return event.course == course
+        case Enrol(course=course, student=student), Enrolled():
+            return event.course == course or event.student == student
+        case EnrolMany(courses=courses), CourseOpened() | Enrolled():
+            return event.course in courses
+        case (
+            (OpenCourse(course=course) | Enrol(course=course) | Audit(course=course) | Touch(course=course)),
+            (CourseOpened() | Enrolled()),
+        ):
+            return event.course == course
+        case _:
+            return False
+
+
 def serial_enrol(history: Sequence[Event], course: CourseId, student: StudentId) -> Outcome:
     if enrolled(history, course, student):
         return Outcome(code="already-enrolled")
@@ -155,6 +184,8 @@ class Call:
         turns: how many turns of the event loop it comes later.
         with_id: whether the caller gives it an id; its outcome is kept then, and asked for again at the end.
         repeated: whether it is sent twice at the same time, where it has an id.
+        back: how far before the head the answer was that it is based on; None where it is based on none.
+        dry_run: whether it is only asked what would come of it.
     """
 
     command: Command
@@ -162,6 +193,13 @@ class Call:
     turns: int
     with_id: bool
     repeated: bool
+    back: int | None = None
+    dry_run: bool = False
+
+    @property
+    def times(self) -> int:
+        """How often it is sent at the same time: once, where a basis of its own may have it refused."""
+        return 2 if self.repeated and self.with_id and self.back is None and not self.dry_run else 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +208,12 @@ class Answer:
     number: int
     before: int
     after: int
-    outcome: Receipt | BaseException
+    outcome: Receipt | Verdict | BaseException
+
+    @property
+    def basis(self) -> int:
+        """The position that the command was based on; the beginning where its caller had seen nothing yet."""
+        return max(0, self.before - (self.call.back or 0))
 
 
 courses = st.sampled_from([CourseId("c1"), CourseId("c2"), CourseId("c3")])
@@ -184,7 +227,16 @@ commands = st.one_of(
     st.builds(Touch, course=courses),
     st.builds(Tally, course=courses),
 )
-calls = st.builds(Call, commands, st.integers(0, 1), st.integers(0, 12), st.booleans(), st.booleans())
+calls = st.builds(
+    Call,
+    commands,
+    st.integers(0, 1),
+    st.integers(0, 12),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([None, None, 0, 1, 3]),
+    st.sampled_from([False, False, False, True]),
+)
 opening = [Call(OpenCourse(course=CourseId(f"c{n}"), capacity=2), 0, 0, with_id=False, repeated=False) for n in (1, 2)]
 
 
@@ -203,15 +255,27 @@ async def executed(store: EventStore, bus: CommandBus, number: int, call: Call) 
 
     async def once() -> Answer:
         before = (await store.head()).position
-        outcome: Receipt | BaseException
+        answer = Answer(call, number, before, before, Conflict("", 0, 0))
+        outcome: Receipt | Verdict | BaseException
         try:
-            command_id = f"id-{number}" if call.with_id else None
-            outcome = await bus.execute(call.command, command_id, Sender(actor=str(number)))
-        except (Rejected, Conflict) as error:
+            outcome = await asked(store, bus, answer)
+        except (Rejected, Conflict, ContextChanged, NotPure) as error:
             outcome = error
-        return Answer(call, number, before, (await store.head()).position, outcome)
+        return replace(answer, after=(await store.head()).position, outcome=outcome)
 
-    return await asyncio.gather(*(once() for _ in range(2 if call.repeated and call.with_id else 1)))
+    return await asyncio.gather(*(once() for _ in range(call.times)))
+
+
+async def asked(store: EventStore, bus: CommandBus, answer: Answer) -> Receipt | Verdict:
+    call, sender = answer.call, Sender(actor=str(answer.number))
+    basis: list[Token] = []
+    if call.back is not None:
+        place = await store.place_at(Position(answer.basis))
+        assert place is not None
+        basis.append(Token(place.position, place))
+    if call.dry_run:
+        return await bus.can(call.command, sender, basis)
+    return await bus.execute(call.command, f"id-{answer.number}" if call.with_id else None, sender, basis)
 
 
 async def recorded(store: EventStore) -> list[tuple[str, Event]]:
@@ -256,13 +320,21 @@ def said(answer: Answer) -> object:
 
 def check_outcome(same: Sequence[Answer], mine: Sequence[int], history: Sequence[Event]) -> None:
     call, outcome = same[0].call, same[0].outcome
-    if isinstance(outcome, Conflict):
+    assert not (mine and call.dry_run), "a dry run does nothing"
+    if isinstance(outcome, Conflict | NotPure):
         assert not mine, "what ended in a conflict did nothing"
         assert isinstance(call.command, Audit), "a pure command loses fewer races than the limit here"
+    elif isinstance(outcome, ContextChanged):
+        assert not mine, "what was based on a stale answer did nothing"
+        since = history[same[0].basis : same[0].after]
+        assert any(concerns(call.command, event) for event in since), "something has changed"
+    elif isinstance(outcome, Verdict):
+        check_verdict(same[0], outcome, history)
     elif isinstance(outcome, Receipt):
         assert list(outcome.events) == [history[position - 1] for position in mine]
         assert outcome.position == (mine[-1] if mine else outcome.position)
         before = outcome.position - len(mine)
+        assert holds_at(same[0], before, history), "accepted on what its caller had seen"
         assert serial(history[:before], call.command) == Outcome(outcome.events), "accepted as at its position"
     else:
         assert isinstance(outcome, Rejected)
@@ -270,17 +342,37 @@ def check_outcome(same: Sequence[Answer], mine: Sequence[int], history: Sequence
         events = tuple(history[position - 1] for position in mine)
         heads = [mine[0] - 1] if mine else range(min(a.before for a in same), max(a.after for a in same) + 1)
         expected = Outcome(events, outcome.code, facts)
-        legal = any(serial(history[:head], call.command) == expected for head in heads)
+        legal = any(
+            serial(history[:head], call.command) == expected and holds_at(same[0], head, history) for head in heads
+        )
         assert legal, f"{call.command} was refused with {outcome}, at no head between its call and its answer"
+
+
+def holds_at(answer: Answer, head: int, history: Sequence[Event]) -> bool:
+    """Whether nothing that concerns the command came between what it is based on, if anything, and a head."""
+    based_on = head if answer.call.back is None else answer.basis
+    return not any(concerns(answer.call.command, event) for event in history[based_on:head])
+
+
+def check_verdict(answer: Answer, verdict: Verdict, history: Sequence[Event]) -> None:
+    """It was so at some head between call and answer."""
+    heads = [head for head in range(answer.before, answer.after + 1) if holds_at(answer, head, history)]
+    would = [serial(history[:head], answer.call.command) for head in heads]
+    if verdict.rejected is None:
+        assert Outcome(verdict.events) in would
+    else:
+        said = (verdict.rejected.code, tuple(verdict.rejected.facts.items()))
+        assert said in [(outcome.code, outcome.facts) for outcome in would]
 
 
 async def check_kept(answers: Sequence[Answer], bus: CommandBus) -> None:
     """Whatever had an id and an outcome has the same one for ever, on another bus too (G4)."""
     for answer in answers:
-        if answer.call.with_id and not isinstance(answer.outcome, Conflict):
+        call = answer.call
+        if call.with_id and not call.dry_run and not isinstance(answer.outcome, Conflict | ContextChanged):
             outcome: Receipt | BaseException
             try:
-                outcome = await bus.execute(answer.call.command, f"id-{answer.number}", Sender(actor="again"))
+                outcome = await bus.execute(call.command, f"id-{answer.number}", Sender(actor="again"))
             except Rejected as error:
                 outcome = error
             assert said(answer) == said(replace(answer, outcome=outcome))
