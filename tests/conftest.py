@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,6 +12,14 @@ from tests.tenants import Places
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs that tests start are compiled once, not at each start
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported and collected out of the garbage collector's rounds: it stays until the end anyway."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

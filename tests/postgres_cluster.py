@@ -1,15 +1,23 @@
-"""PostgreSQL servers of one test alone, which it may kill, copy, promote and fill up. They run without `fsync`."""
+"""PostgreSQL servers of one test alone, which it may kill, copy, promote and fill up. They run without `fsync`.
+
+They are copies of one that is made once for each process of tests: all of a process have one system identifier, as a
+primary and its standbys do.
+"""
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import os
+import select
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -17,17 +25,22 @@ from typing import Any
 
 from diptych.adapters.connect import default_read_store
 from diptych.adapters.postgres.deployment import migrate
-from tests.postgres_server import by_hand, run
+from tests.postgres_server import by_hand, new_folder, run
 
 __all__ = ["Server", "cluster", "migrated"]
 
 psutil: Any = import_module("psutil")  # the server's wheel needs it, and brings it; its types it does not
 ANSWER_S_MAX = 30
+_NOTED_MEMORY = 6
+"""The line of `postmaster.pid` with the key and the number of its shared memory."""
+_REMOVED = 0
+"""`IPC_RMID`."""
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
 fsync = off
 shared_buffers = 16MB
+dynamic_shared_memory_type = mmap
 max_connections = 60
 log_min_messages = fatal
 """
@@ -51,9 +64,13 @@ class Server:
         addresses = ",".join(server.address for server in (self, *others))
         return f"postgresql://postgres@{addresses}/postgres?schema=own"
 
-    def make(self, *options: object) -> None:
-        """Make an empty one."""
-        _call("initdb", "-D", self.data, "-U", "postgres", "--auth=trust", "--encoding=utf8", "--no-sync", *options)
+    def make(self, log: Path) -> None:
+        """Make an empty one, with its log in a folder of its own."""
+        made = _made()
+        _call("cp", "-a", made / "tables", self.data)
+        _call("cp", "-a", made / "log", log)
+        (self.data / "pg_wal").unlink()
+        (self.data / "pg_wal").symlink_to(log)
         self.configure(_SETTINGS)
 
     def configure(self, settings: str) -> None:
@@ -81,8 +98,23 @@ class Server:
         """Its machine is gone: every process at once, with SIGKILL."""
         processes = self.processes()
         for process in processes:
-            process.kill()
-        psutil.wait_procs(processes, ANSWER_S_MAX)
+            with suppress(psutil.NoSuchProcess):  # the first has gone, and others go with it
+                process.kill()
+        for process in processes:
+            _wait_for_end(process)
+        if processes:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Remove what a killed server leaves: a piece of the machine's shared memory, and a note that it is running.
+
+        A new one would believe the note for as long as nobody has asked how the killed one ended.
+        """
+        note = self.data / "postmaster.pid"
+        with suppress(FileNotFoundError):  # where it was about to end, it has done both
+            _, segment = note.read_text().splitlines()[_NOTED_MEMORY].split()
+            ctypes.CDLL(None).shmctl(int(segment), _REMOVED, None)
+            note.unlink()
 
     def standby(self, data: Path) -> Server:
         """A copy that follows this one, hot, from now on."""
@@ -118,12 +150,10 @@ def cluster(*, tables: Path | None = None, log: Path | None = None) -> Generator
 
     Its tables, or its log, may be elsewhere. The log has small segments then, so that it soon needs more of them.
     """
-    folder = Path(tempfile.mkdtemp(prefix="diptych-cluster-"))
+    folder = _folder()
     server = Server(tables or folder / "first")
     try:
-        if (user := _user()) is not None:
-            shutil.chown(folder, user)
-        server.make("--waldir", log or folder / "log", "--wal-segsize", 1)
+        server.make(log or folder / "log")
         server.start()
         yield server
     finally:
@@ -139,8 +169,36 @@ async def migrated(url: str) -> str:
     return url
 
 
+def _wait_for_end(process: Any) -> None:
+    """Wait until a process has ended, though whoever inherited it may be slow to ask how."""
+    if sys.platform != "linux":
+        process.wait(ANSWER_S_MAX)
+        return
+    with suppress(ProcessLookupError), os.fdopen(os.pidfd_open(process.pid)) as end:
+        assert select.select([end], [], [], ANSWER_S_MAX)[0], f"{process} should have ended"
+
+
+@cache
+def _made() -> Path:
+    """The folder of one that was never started; it goes with this process."""
+    folder = _folder()
+    atexit.register(shutil.rmtree, folder)
+    options = ("--auth=trust", "--encoding=utf8", "--no-sync", "--wal-segsize", 1)
+    _call("initdb", "-D", folder / "tables", "--waldir", folder / "log", "-U", "postgres", *options)
+    return folder
+
+
+def _folder() -> Path:
+    """A new folder of whoever runs servers."""
+    folder = new_folder("cluster")
+    if (user := _user()) is not None:
+        shutil.chown(folder, user)
+    return folder
+
+
 def _call(program: str, *arguments: object) -> None:
-    command: Sequence[str] = [str(_programs() / program), *map(str, arguments)]
+    own = _programs() / program
+    command: Sequence[str] = [str(own) if own.exists() else program, *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as output:  # no pipe: the server that `pg_ctl` starts would keep it open
         ended = subprocess.run(command, stdout=output, stderr=output, user=_user(), cwd="/", check=False)
         output.seek(0)

