@@ -41,7 +41,7 @@ unix_socket_directories = ''
 fsync = off
 shared_buffers = 16MB
 dynamic_shared_memory_type = mmap
-max_connections = 60
+max_connections = 300
 log_min_messages = fatal
 """
 

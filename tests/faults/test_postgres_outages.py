@@ -16,16 +16,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from diptych import Application
 from diptych.adapters.postgres import read_catalog
-from diptych.adapters.postgres.connection import Link
+from diptych.adapters.postgres.connection import Link, parse_url
 from diptych.adapters.postgres.read_store import connect
 from diptych.errors import OutcomeUnknown, StoreUnavailable
 from diptych.read_side import leases
 from diptych.testing.contracts.read_store_cases import SEATS, create
-from tests.faults.counting import CounterId, CountOf, Increment, counting
-from tests.faults.incrementing import Load, prove
-from tests.postgres_cluster import Server, cluster, migrated
+from tests.faults.incrementing import COMMANDS, COUNTERS, loaded, prepared, schemas
+from tests.postgres_cluster import Server, cluster
 from tests.postgres_server import by_hand, in_thread, new_read_store, run, with_parameter
 
 pytestmark = [
@@ -33,33 +31,10 @@ pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="servers are killed by signals here"),
 ]
 
-COMMANDS = 40
-
-
-@asynccontextmanager
-async def loaded(url: str) -> AsyncGenerator[tuple[Load, Application]]:
-    """Callers of one application, and another one that projects. In the end, all that they were told holds."""
-    async with Application(counting, store=url, projecting=False) as app, Application(counting, store=url) as worker:
-        load = Load(app)
-        async with load.running():
-            await load.acknowledged(COMMANDS)
-            await worker.projected()
-            yield load, app
-            await load.acknowledged(COMMANDS)
-        await prove(app, load.receipts)
-        assert (await worker.health()).ready
-        assert await worker.rebuilds.verify("counting.Count") is None
-
 
 async def cut(server: Server) -> None:
     """End every connection but one's own."""
     await run(server.url(), "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'diptych'")
-
-
-async def still_answers(app: Application) -> None:
-    row = await app.query(CountOf(counter=CounterId("c0")))
-    assert row is not None
-    assert row.value
 
 
 # ── read-only ────────────────────────────────────────────────────────────────
@@ -68,14 +43,13 @@ async def still_answers(app: Application) -> None:
 async def test_a_read_only_database_refuses_commands_and_answers_queries() -> None:
     """Nothing is done, and said so; once it may be written to again it is, also by connections made meanwhile."""
     with cluster() as server:
-        url = await migrated(server.url())
-        async with loaded(url) as (load, app), load.failing():
+        url = await prepared(server.url())
+        async with loaded(url) as load, load.failing():
             await run(url, "ALTER DATABASE postgres SET default_transaction_read_only = on")
             await cut(server)
             await load.failed()
-            with pytest.raises(StoreUnavailable, match=r"nothing was done.*read-only.*again"):
-                await app.execute(Increment(counter=CounterId("c0")), command_id="refused")
-            await still_answers(app)
+            await load.refused(StoreUnavailable, r"nothing was done.*read-only.*again")
+            await load.still_answers()
             async with by_hand(url) as link:
                 await link.execute("SET default_transaction_read_only = off")
                 await link.execute("ALTER DATABASE postgres RESET default_transaction_read_only")
@@ -108,16 +82,15 @@ async def test_on_a_hot_standby_queries_are_answered_and_work_goes_on_once_it_is
     monkeypatch.setattr(leases, "LEASE_RENEW_S", 0.1)
     monkeypatch.setattr(leases, "LEASE_LOOK_S", 0.05)
     with cluster() as primary:
-        await migrated(primary.url())
+        await prepared(primary.url())
         standby = primary.standby(primary.data.with_name("second"))
         await primary.confirm_with_standby()
         url = with_parameter(primary.url(standby), "target_session_attrs", "any")
-        async with loaded(url) as (load, app), load.failing():
+        async with loaded(url) as load, load.failing():
             await asyncio.to_thread(primary.kill)
             await load.failed()
-            with pytest.raises(StoreUnavailable, match=r"nothing was done.*read-only.*again"):
-                await app.execute(Increment(counter=CounterId("c0")), command_id="refused")
-            await still_answers(app)
+            await load.refused(StoreUnavailable, r"nothing was done.*read-only.*again")
+            await load.still_answers()
             await Noticed("diptych.leases").next()
             await asyncio.to_thread(standby.promote)
 
@@ -127,10 +100,11 @@ async def test_on_a_hot_standby_queries_are_answered_and_work_goes_on_once_it_is
 
 @asynccontextmanager
 async def history_locked(url: str) -> AsyncGenerator[Link]:
-    """While a transaction by hand holds the row that every append takes last."""
+    """While a transaction by hand holds the rows that every append takes last, of each history one."""
     async with by_hand(url) as link, link.transaction():
         await link.execute("SET LOCAL statement_timeout = 0; SET LOCAL transaction_timeout = 0")
-        await link.execute("SELECT 1 FROM own.history FOR UPDATE")
+        for each in (url, *schemas(url).values()):
+            await link.execute(f"SELECT 1 FROM {parse_url(each).quoted_schema}.history FOR UPDATE")
         yield link
 
 
@@ -143,31 +117,30 @@ async def test_what_takes_longer_than_the_server_allows_is_not_done(
 ) -> None:
     """A command that waits for somebody's lock past the server's limit says so; one cuts the connection as well."""
     with cluster() as server:
-        url = with_parameter(await migrated(server.url()), "pgbouncer", pooled)
-        async with loaded(url) as (load, app), load.failing():
+        url = with_parameter(await prepared(server.url()), "pgbouncer", pooled)
+        async with loaded(url) as load, load.failing():
             await server.set(setting, "'200ms'")
             async with history_locked(url):
                 await load.failed()
-                with pytest.raises(failure, match="again"):
-                    await app.execute(Increment(counter=CounterId("c0")), command_id="refused")
-                await still_answers(app)
+                await load.refused(failure, "again")
+                await load.still_answers()
 
 
 async def test_a_lock_timeout_of_the_server_does_not_end_an_append() -> None:
     """Its own limit holds, which is long enough for others to be done."""
     with cluster() as server:
-        url = await migrated(server.url())
-        async with loaded(url) as (load, _):
+        url = await prepared(server.url())
+        async with loaded(url) as load:
             await server.set("lock_timeout", "'1ms'")
             async with history_locked(url) as link:
                 waiting = (
                     "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' "
                     "AND clock_timestamp() - query_start > interval '50 ms'"
                 )
-                while not await link.fetchval(waiting):
+                while await link.fetchval(waiting) < 1 + len(COUNTERS):
                     await link.execute("SELECT pg_stat_clear_snapshot()")
             await load.acknowledged(COMMANDS)
-            assert not load.failures
+            assert not [calls.failures for calls in load.both if calls.failures]
 
 
 async def test_a_transaction_that_stood_still_for_too_long_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,15 +211,14 @@ async def use_up_log(server: Server) -> None:
 async def test_a_full_disk_loses_nothing(full: str) -> None:
     """Full of tables, commands fail with nothing done; where the log does not fit, the server ends, and comes back."""
     with small_disk(48) as disk, cluster(**{full: disk / "of-server"}) as server:
-        async with loaded(await migrated(server.url())) as (load, app), load.failing():
+        async with loaded(await prepared(server.url())) as load, load.failing():
             filler = fill(disk)
             if full == "log":
                 await use_up_log(server)
             await load.failed()
             if full == "tables":
-                with pytest.raises(StoreUnavailable, match=r"nothing was done: its disk is full.*again"):
-                    await app.execute(Increment(counter=CounterId("c0")), command_id="refused")
-                await still_answers(app)
+                await load.refused(StoreUnavailable, r"nothing was done: its disk is full.*again")
+                await load.still_answers()
             filler.unlink()
             if full == "log":
                 server.kill()

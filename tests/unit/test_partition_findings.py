@@ -28,8 +28,8 @@ from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
 from diptych.entrypoints.http import http_app
 from diptych.errors import OutcomeUnknown, StoreUnavailable
-from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import AppendResult, Commit
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
+from diptych.event_store.event_store import AppendResult, Commit, ReadResult
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, TOKENS_MAX, Place, Position
 from diptych.read_side import snapshot_turns
@@ -214,6 +214,51 @@ async def test_an_end_that_is_lost_while_it_is_looked_at_is_told() -> None:
         for _ in range(2):
             with pytest.raises(HistoryDiverged):
                 await log.head()
+
+
+class FoundWhileRead(MayFork):
+    """Notices in the middle of a read that it has lost its end, as PostgreSQL's does by a connection made anew."""
+
+    losing = False
+
+    async def read(
+        self, query: EventQuery, after: Position, limit: int, *, until: Position | None = None
+    ) -> ReadResult:
+        """What there is, if nothing was lost."""
+        self._notice()
+        return await super().read(query, after, limit, until=until)
+
+    async def read_backward(self, query: EventQuery, limit: int, *, before: Position | None = None) -> ReadResult:
+        """What there is, if nothing was lost."""
+        self._notice()
+        return await super().read_backward(query, limit, before=before)
+
+    def _notice(self) -> None:
+        if self.losing:
+            self.losing = False
+            self.lose()
+            raise HistoryDiverged("what was read", "the history turned out to be another one meanwhile")
+
+
+@pytest.mark.parametrize("of_history_first", [True, False])
+async def test_a_failover_that_each_store_notices_for_itself_is_no_other_order(*, of_history_first: bool) -> None:
+    """Order and history are back at one moment: what both share is there, and is not taken for lost in between."""
+    order, store = FoundWhileRead(SystemClock()), MayFork(SystemClock())
+    async with opened(store):
+        log = MergedLog(order, [store])
+        await log.open()
+        await append_one(store, event(), event())
+        shared = await log.head()
+        await append_one(store, event("lost"))
+        assert (await log.head()).position == 3
+        order.losing = True
+        if of_history_first:
+            store.lose()
+        assert await log.place_at(Position(2)) == shared
+        if not of_history_first:
+            store.lose()
+        assert await log.head() == shared
+        assert order.lost == 1
 
 
 # ── partitions that come and go ──────────────────────────────────────────────

@@ -246,6 +246,42 @@ async def test_slices_that_were_split_after_a_fork_are_verified() -> None:
     assert all(slice.stopped for slice in mine.slices), [(s.generation.slice, s.stopped) for s in mine.slices]
 
 
+class FoundLate(ForkingStore):
+    """Notices a second fork while it is looked at because of the first one."""
+
+    late = False
+
+    async def place_at(self, position: Position) -> Place | None:
+        """The place, if it is not noticed now."""
+        if self.late:
+            self.late = False
+            self.fork(3)
+            raise HistoryDiverged("what was read", "the history turned out to be another one meanwhile")
+        return await super().place_at(position)
+
+
+async def test_a_fork_that_is_noticed_while_another_is_verified_stops_nothing() -> None:
+    """What was being looked up is looked up again: rows of what is still there go on."""
+    world = World(warehouse(1), FoundLate(ManualClock()))
+    await world.open()
+    mine = world.projector()
+    await mine.open()
+    await world.append(Counted(sku=HEALTHY))
+    while await mine.advance(mine.slices):
+        pass
+    for _n in range(4):
+        await world.append(Counted(sku=HEALTHY))
+    world.store.fork(4)  # type: ignore[attr-defined]
+    world.store.late = True  # type: ignore[attr-defined]
+    with pytest.raises(HistoryDiverged, match="meanwhile"):
+        await mine._verify()
+    assert not any(slice.stopped for slice in mine.slices)
+    await mine._verify()
+    while await mine.advance(mine.slices):
+        pass
+    assert {slice.position for slice in mine.slices} == {3}
+
+
 # ── expiry ───────────────────────────────────────────────────────────────────
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from diptych.application.follower import Follower
 from diptych.event_store.merged_log import MergedLog
-from diptych.event_store.position import START, Position, Token
-from diptych.read_side.freshness import Requirement
+from diptych.event_store.position import START, Place, Position, Token
+from diptych.read_side.freshness import Requirement, Verify
 
 __all__ = ["Across"]
 
@@ -39,11 +40,23 @@ class Across(Follower):
         if after is None:
             return await super().requirement(after, asked, within_s)
         mine = [token for token in after if token.high.history_id == self.log.history_id]
+        others = [token.high for token in after if token not in mine and token.high.position > START]
         found = await super().requirement(mine, asked, within_s)
-        for token in after:
-            if token not in mine and token.high.position > START:
-                found.wanted = max(found.wanted, await self.log.covering(token.high))
+        found.verify = partial(self._cover, found, found.wanted, others, found.verify)
+        await self._cover(found, found.wanted, others)
         return found
+
+    async def _cover(
+        self, found: Requirement, wanted: Position, others: Sequence[Place], verify: Verify | None = None
+    ) -> None:
+        """Ask for these places as well, wherever they are in the merged log by now.
+
+        Raises:
+            HistoryDiverged: one of them is not in its history any more.
+        """
+        if verify is not None:
+            await verify()
+        found.wanted = max([wanted, *[await self.log.covering(place) for place in others]])
 
     async def _lag_s(self, checkpoint: Position) -> float:
         missing = await self.log.missing(checkpoint)  # one of each history: their times do not grow along the log

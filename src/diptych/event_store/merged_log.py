@@ -39,6 +39,8 @@ __all__ = ["MergedLog"]
 
 TAKE_IN_ATTEMPTS_MAX = 100
 """How often a process tries to take in events while others take in others."""
+LEARN_ATTEMPTS_MAX = 100
+"""How often the order is looked at anew because, meanwhile, it or a history turned out to be another one."""
 EXTENTS_KEPT_MAX = 4_096
 """Of the last extents, how many are kept in memory; older ones are read from the order."""
 EXTENTS_PAGE_MAX = 500
@@ -143,7 +145,7 @@ class MergedLog:
         await self._order.open()
         self._opened = True
         async with self._turn:
-            await self._begin()
+            await self._learn()
 
     async def close(self) -> None:
         """Close the order. May be called twice."""
@@ -324,9 +326,7 @@ class MergedLog:
         heads = [await store.head() for store in self._histories]
         async with self._turn:
             for _ in range(TAKE_IN_ATTEMPTS_MAX):
-                if self._forks != self.forks:
-                    await self._begin()
-                await self._catch_up()
+                await self._learn()
                 fresh = [head for head in heads if head.position > self._place_taken(head.history_id).position]
                 if not fresh or await self._append(fresh):
                     return
@@ -392,9 +392,25 @@ class MergedLog:
         """
         if position > self._end or self._forks != self.forks:
             async with self._turn:
-                if self._forks != self.forks:
+                await self._learn()
+
+    async def _learn(self) -> None:
+        """Know the order as it is now: what is new in it, or all of it anew after a fork. The caller has the turn.
+
+        Raises:
+            HistoryDiverged: a history is not the one any more that was taken in.
+        """
+        for left in reversed(range(LEARN_ATTEMPTS_MAX)):
+            forks = self.forks
+            try:
+                if self._forks != forks:
                     await self._begin()
                 await self._catch_up()
+            except HistoryDiverged:
+                if not left or forks == self.forks:
+                    raise  # else one of them turned out to be another one in the middle, and the others will
+            else:
+                return
 
     async def _catch_up(self) -> None:
         """Learn what other processes have put into the order."""

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
@@ -17,7 +18,7 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_store import Generation
 
-__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement", "check_wait"]
+__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement", "Verify", "check_wait"]
 
 WAIT_S = 5.0
 """Seconds that an answer is waited for, unless the caller says otherwise."""
@@ -26,6 +27,8 @@ WAIT_S_MAX = 60.0
 
 Missing = Callable[[Position], Awaitable[Sequence[RecordedEvent]]]
 """What is missing from rows that are folded up to a position."""
+Verify = Callable[[], Awaitable[None]]
+"""Raises `HistoryDiverged` where something is not in the history any more."""
 
 
 class Requirement:
@@ -33,23 +36,23 @@ class Requirement:
 
     Attributes:
         wanted: every event up to here.
-        place: the place of that, where a token has told it.
+        verify: makes sure that what tokens have told is still in the history; None where none have.
         recorded_before: every event that was recorded before this time; None asks for no time.
         strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
     """
 
-    __slots__ = ("place", "recorded_before", "strict", "wanted")
+    __slots__ = ("recorded_before", "strict", "verify", "wanted")
 
     def __init__(
         self,
         wanted: Position = START,
         *,
-        place: Place | None = None,
+        verify: Verify | None = None,
         recorded_before: datetime | None = None,
         strict: bool = True,
     ) -> None:
         self.wanted = wanted
-        self.place = place
+        self.verify = verify
         self.recorded_before = recorded_before
         self.strict = strict
 
@@ -103,7 +106,7 @@ class Freshness:
         for token in tokens:
             await self._check(token.high, "the consistency token")
             last = max(last, token.high, key=_position)
-        return Requirement(last.position, place=last)
+        return Requirement(last.position, verify=partial(self._check, last, "the consistency token"))
 
     async def _check(self, place: Place, what: str) -> None:
         """Make sure that a place is in the history.
@@ -180,8 +183,8 @@ class Freshness:
         if remaining <= 0:
             raise await self._not_fresh(behind, requirement, asking.replica)
         await asking.wait(name, behind.slices, remaining)
-        if requirement.place is not None:  # the history may have forked while it was waited for
-            await self._check(requirement.place, "the consistency token")
+        if requirement.verify is not None:  # the history may have forked while it was waited for
+            await requirement.verify()
 
     async def _not_fresh(self, behind: Behind, requirement: Requirement, replica: str) -> NotFresh:
         head = (await self._store.head()).position

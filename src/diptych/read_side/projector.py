@@ -197,9 +197,12 @@ class Projector:
         self._forks = forks
 
     async def _stop_if_diverged(self, slice: Slice) -> None:
+        forks = self._store.forks
         try:
             await self._check_history(slice.generation)
         except HistoryDiverged as error:
+            if forks != self._store.forks:
+                raise  # what it was looked up in turned out to be another one meanwhile: it is looked up again
             self._stop(slice, str(error))
 
     async def loaded(self, slice: Slice) -> None:
