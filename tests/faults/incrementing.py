@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter as Tally
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -35,6 +35,7 @@ __all__ = [
     "WAIT_S",
     "Calls",
     "Load",
+    "again",
     "called",
     "divided",
     "events_of",
@@ -107,6 +108,12 @@ def _is_whole(app: Application) -> bool:
 async def execute(app: Application, number: int, counters: Sequence[CounterId] = COUNTERS) -> Receipt:
     """Send the command of this number, under its id."""
     return await app.execute(Increment(counter=counters[number % len(counters)]), command_id=f"n{number}")
+
+
+async def again(app: Application, numbers: Iterable[int]) -> dict[int, Receipt]:
+    """Send the commands of these numbers, all at once."""
+    receipts = await asyncio.gather(*(execute(app, number) for number in numbers))
+    return dict(zip(numbers, receipts, strict=True))
 
 
 # ── the callers ──────────────────────────────────────────────────────────────
@@ -312,7 +319,7 @@ async def prove(app: Application, receipts: dict[int, Receipt]) -> None:
             done[decode(recorded.metadata, Envelope).command_id, place] += 1
             reached[decode(recorded.data, Incremented).counter] += 1
     assert done == Tally((f"n{number}", receipt.place) for number, receipt in receipts.items())
-    assert {number: await execute(app, number) for number in receipts} == receipts
+    assert await again(app, receipts) == receipts
     last = token_of(list(receipts.values()))
     for counter in COUNTERS:
         row = await app.query(CountOf(counter=counter), after=last, wait_s=WAIT_S)

@@ -102,7 +102,9 @@ async def test_on_a_hot_standby_queries_are_answered_and_work_goes_on_once_it_is
 async def history_locked(url: str) -> AsyncGenerator[Link]:
     """While a transaction by hand holds the rows that every append takes last, of each history one."""
     async with by_hand(url) as link, link.transaction():
-        await link.execute("SET LOCAL statement_timeout = 0; SET LOCAL transaction_timeout = 0")
+        await link.execute(
+            "SET LOCAL statement_timeout = 0; SET LOCAL transaction_timeout = 0; SET LOCAL lock_timeout = 0"
+        )
         for each in (url, *schemas(url).values()):
             await link.execute(f"SELECT 1 FROM {parse_url(each).quoted_schema}.history FOR UPDATE")
         yield link
