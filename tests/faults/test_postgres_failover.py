@@ -49,7 +49,7 @@ from tests.faults.incrementing import (
     token_of,
     whole,
 )
-from tests.faults.leased_stock import TOLD, Count, Sku, warehouse
+from tests.faults.leased_stock import TOLD, WHOLE, Count, Sku, stocking, told
 from tests.postgres_cluster import Server, cluster, migrated
 from tests.postgres_server import with_parameter
 
@@ -352,7 +352,7 @@ async def test_a_subscriber_of_the_lost_history_stops(
     monkeypatch.setenv(TOLD, str(tmp_path))
     primary, standby = pair
     url, rows = primary.url(standby), f"sqlite:{tmp_path}/rows.db"
-    async with Application(warehouse, store=url, read_store=rows) as app:
+    async with Application(stocking(divided=False), store=url, read_store=rows) as app:
         await app.execute(Count(sku=Sku("shared")))
         await caught_up(primary)
         await standby.cut_off()
@@ -366,7 +366,7 @@ async def test_a_subscriber_of_the_lost_history_stops(
         while not (stopped := (await app.status()).subscribers[0].stopped):
             await checkpoint()
         assert "the subscriber warehouse.hear belongs to another history" in stopped
-    assert [line.split()[1] for line in (tmp_path / "heard.txt").read_text().splitlines()] == ["1", "2"]
+    assert told(tmp_path, WHOLE, "heard.txt") == {os.getpid(): [1, 2]}
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sqlite3
@@ -19,10 +20,21 @@ import diptych
 from diptych import Application
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.adapters.sqlite.read_store import SqliteReadStore
+from diptych.application.partition import Partition
 from diptych.errors import StoreUnavailable
 from diptych.read_side.read_store import Leased
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, create
-from tests.faults.leased_stock import TOLD, Count, Sku, StockOf, warehouse
+from tests.faults.leased_stock import (
+    ACROSS,
+    TOLD,
+    WHOLE,
+    AllStockOf,
+    Count,
+    Sku,
+    StockOf,
+    applications,
+    told,
+)
 
 fcntl = pytest.importorskip("fcntl", reason="this system has no flock: everybody holds everything")
 pytestmark = pytest.mark.anyio
@@ -30,6 +42,14 @@ pytestmark = pytest.mark.anyio
 HANG_S = 60
 ROOT = Path(__file__).parents[2]
 KEY = (NAME, 1, 0)
+SKUS = (Sku("a"), Sku("b"))
+HISTORIES = {WHOLE: "whole", "a": "a", "b": "b", ACROSS: "across"}
+"""Each of them, and the name of its file."""
+
+
+def stores_in(folder: Path) -> dict[str, str]:
+    """What is whole, and two partitions with what is across them."""
+    return {name: f"sqlite:{folder}/{place}.db" for name, place in HISTORIES.items()}
 
 
 @contextmanager
@@ -37,7 +57,7 @@ def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that projects; it counts what it is told to."""
     sources = [str(Path(diptych.__file__).parents[1]), str(ROOT)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sources), TOLD: str(folder)}
-    command = [sys.executable, "-m", "tests.faults.leased_stock", f"sqlite:{folder}/events.db"]
+    command = [sys.executable, "-m", "tests.faults.leased_stock", json.dumps(stores_in(folder))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
     ) as process:
@@ -49,28 +69,48 @@ def another_process(folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def count_in(process: subprocess.Popen[str]) -> int:
-    """Let it count; the position of that event, once it is folded."""
+def count_in(process: subprocess.Popen[str], sku: Sku) -> None:
+    """Let it count; returns once that is folded."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write("a\n")
+    process.stdin.write(f"{sku}\n")
     process.stdin.flush()
-    return int(process.stdout.readline())
+    assert process.stdout.readline() != ""
 
 
-def told(folder: Path, name: str) -> dict[int, list[int]]:
-    """What each process worked on: positions by pid."""
-    found: dict[int, list[int]] = {}
-    for line in (folder / name).read_text().splitlines():
-        pid, position = map(int, line.split())
-        found.setdefault(pid, []).append(position)
-    return found
-
-
-async def delivered(app: Application, position: int) -> None:
+async def delivered(partition: Partition, position: int) -> None:
     seen = 0
-    while (await app.status()).subscribers[0].checkpoint < position:
-        seen = await app.partition().read_store.wait_for_change(seen, HANG_S)
+    while (await partition.status()).subscribers[0].checkpoint < position:
+        seen = await partition.read_store.wait_for_change(seen, HANG_S)
+
+
+async def counted(whole: Application, divided: Application, *, times: int) -> None:
+    """Count each SKU in both; it is folded and delivered then so many times."""
+    for app in (whole, divided):
+        for sku in SKUS:
+            receipt = await app.execute(Count(sku=sku))
+            row = await app.query(StockOf(sku=sku), after=receipt, wait_s=HANG_S)
+            assert row is not None
+            assert row.events == times
+    await delivered(whole.partition(), times * len(SKUS))
+    for sku in SKUS:
+        await delivered(divided.partition(sku), times)
+    across = await divided.query(AllStockOf(name="all"), freshness="latest", wait_s=HANG_S)
+    assert across is not None
+    assert across.events == times * len(SKUS)
+
+
+def worked(folder: Path, *shares: tuple[int, int]) -> None:
+    """Of every history, one process after the other has worked on so many events of each SKU, and on none twice."""
+    for history, each in {WHOLE: len(SKUS), ACROSS: len(SKUS), **dict.fromkeys(SKUS, 1)}.items():
+        expected: dict[int, list[int]] = {}
+        first = 1
+        for pid, times in shares:
+            expected[pid] = list(range(first, first + times * each))
+            first += times * each
+        assert told(folder, history, "folded.txt") == expected
+        if history != ACROSS:
+            assert told(folder, history, "heard.txt") == expected
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
@@ -81,26 +121,20 @@ async def test_g5_of_two_processes_one_works_and_the_other_takes_over_when_it_en
     """Killed or ended: what it left is folded and delivered by the other, and what it did is not done again."""
     monkeypatch.setenv(TOLD, str(tmp_path))
     with another_process(tmp_path) as first:
-        async with asyncio.timeout(HANG_S), Application(warehouse, store=f"sqlite:{tmp_path}/events.db") as app:
-            assert await asyncio.to_thread(count_in, first) == 1
-            receipt = await app.execute(Count(sku=Sku("a")))
-            row = await app.query(StockOf(sku=Sku("a")), after=receipt)
-            assert row is not None
-            assert row.events == 2
-            await delivered(app, 2)
-            assert told(tmp_path, "folded.txt") == told(tmp_path, "heard.txt") == {first.pid: [1, 2]}
+        whole, divided = applications(stores_in(tmp_path))
+        async with asyncio.timeout(HANG_S), whole, divided:
+            for sku in SKUS:
+                await asyncio.to_thread(count_in, first, sku)
+            await counted(whole, divided, times=2)
+            worked(tmp_path, (first.pid, 2))
             if end == "kill":
                 first.kill()
             else:
                 assert first.stdin is not None
                 first.stdin.close()
             await asyncio.to_thread(first.wait)
-            receipt = await app.execute(Count(sku=Sku("a")))
-            row = await app.query(StockOf(sku=Sku("a")), after=receipt, wait_s=HANG_S)
-            assert row is not None
-            assert row.events == 3
-            await delivered(app, 3)
-    assert told(tmp_path, "folded.txt") == told(tmp_path, "heard.txt") == {first.pid: [1, 2], os.getpid(): [3]}
+            await counted(whole, divided, times=3)
+    worked(tmp_path, (first.pid, 2), (os.getpid(), 1))
 
 
 # ── the files ────────────────────────────────────────────────────────────────
