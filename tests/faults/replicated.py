@@ -52,3 +52,31 @@ async def stock_of(query: StockOf, read: Reader) -> Answered:
     )
     (answered,) = await read.sql(Answered, statement, query.sku, touches=[Stock])
     return answered
+
+
+everywhere = BoundedContext("everywhere")
+"""Follows the stock of all partitions, where each SKU is one."""
+
+
+class AllStock(ReadModel):
+    name: Key[str]
+    units: int = 0
+
+
+class AllStockOf(Query[Answered]):
+    name: str
+
+
+@everywhere.projection(key=lambda event: "all", commutative=True)
+def all_stock(row: AllStock, event: Received) -> AllStock:
+    return replace(row, units=row.units + 1)
+
+
+@everywhere.query_handler
+async def all_stock_of(query: AllStockOf, read: Reader) -> Answered:
+    statement = (
+        "SELECT coalesce((SELECT units FROM everywhere_all_stock WHERE name = ?), 0) AS units, "
+        "CASE WHEN pg_is_in_recovery() THEN current_setting('cluster_name') ELSE '' END AS server"
+    )
+    (answered,) = await read.sql(Answered, statement, query.name, touches=[AllStock])
+    return answered

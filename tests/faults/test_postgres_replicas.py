@@ -15,15 +15,18 @@ from diptych import Application, BoundedContext, NotFresh, Query, Reader, Receip
 from diptych.adapters.connect import default_read_store
 from diptych.adapters.postgres import query_source, replica
 from diptych.adapters.postgres.query_source import ReadReplicas
+from diptych.application.follower import Follower
 from diptych.errors import Blocked, ConfigurationError, HistoryDiverged, StoreUnavailable
 from diptych.read_side.query_source import ReplicaStatus
 from tests.faults.replicated import (
+    AllStockOf,
     Answered,
     Receive,
     Received,
     Sku,
     Stock,
     StockOf,
+    everywhere,
     receive,
     stock,
     stock_of,
@@ -45,7 +48,7 @@ LONGEST_S = 60
 """… so that one which ends only with the caller's own wait fails."""
 WAL_WRITER_S = 10
 """How long the server may be set to leave commits that nobody waits for, at most."""
-PENS = Sku("pens")
+PENS, INKS = Sku("pens"), Sku("inks")
 PRIMARY = ""
 
 
@@ -80,7 +83,11 @@ async def ask(app: Application, **freshness: Any) -> Answered:
 
 
 def source_of(app: Application) -> ReadReplicas:
-    source = app.partition().panel.source
+    return source_in(app.partition())
+
+
+def source_in(follower: Follower) -> ReadReplicas:
+    source = follower.panel.source
     assert isinstance(source, ReadReplicas)
     return source
 
@@ -96,8 +103,13 @@ def asked_for(freshness: str, receipt: Receipt) -> dict[str, Any]:
 
 async def waits(app: Application) -> None:
     """Return once somebody waits for a replica."""
+    await waits_on(app.partition())
+
+
+async def waits_on(follower: Follower) -> None:
+    """Return once somebody waits for a replica of that partition."""
     async with asyncio.timeout(WAIT_S_MAX):
-        while not any(each.watch.waiting for each in source_of(app)._replicas):
+        while not any(each.watch.waiting for each in source_in(follower)._replicas):
             await checkpoint()
 
 
@@ -427,6 +439,47 @@ async def test_a_query_that_is_in_the_way_of_the_replay_is_asked_on_the_primary(
             while each.left_out:  # it is looked at
                 await checkpoint()
         assert (await ask(app)).server == NAME
+
+
+# ── partitions ───────────────────────────────────────────────────────────────
+
+
+async def test_each_partition_is_asked_on_its_replica_and_all_go_on_without_it(standby: Standby) -> None:
+    """A token of one waits there for its rows and for those across; health names each that has lost its replica."""
+    stores = {name: await new_stores() for name in (PENS, INKS, "*")}
+    await standby.caught_up()
+    replicas = {name: [standby.url_of(url)] for name, url in stores.items()}
+    async with Application(warehouse, everywhere, partition_by=Sku, store=stores, read_replicas=replicas) as app:
+        await app.execute(Receive(sku=INKS))
+        await app.projected()
+        await standby.caught_up()
+        questions: list[Query[Answered]] = [StockOf(sku=PENS), StockOf(sku=INKS), AllStockOf(name="all")]
+        async with standby.paused():
+            receipt = await app.execute(Receive(sku=PENS))
+            await app.projected()
+            assert [(await app.query(each)) for each in questions] == [answered(units) for units in (0, 1, 1)]
+            asked = [asyncio.create_task(app.query(each, after=receipt, wait_s=LONGEST_S)) for each in questions]
+            for follower in (app.partition(PENS), app.across):
+                await waits_on(follower)
+            assert await asked[1] == answered(1), "a token of another partition is not waited for"
+            await standby.resume()
+            found = await asyncio.wait_for(asyncio.gather(*asked), WAIT_S_MAX)
+            assert found == [answered(units) for units in (1, 1, 2)]
+        standby.kill()
+        try:
+            found = [await app.query(each, after=receipt, wait_s=WAIT_S_MAX) for each in questions]
+            assert found == [Answered(units=units, server=PRIMARY) for units in (1, 1, 2)]
+            health = await app.health()
+            assert health.ready
+            told = [told.partition(": no query is asked on the replica")[:2] for told in health.impaired]
+            assert told == [(f"partition '{name}'", ": no query is asked on the replica") for name in stores]
+        finally:
+            standby.start()
+
+
+def answered(units: int) -> Answered:
+    """By the replica."""
+    return Answered(units=units, server=NAME)
 
 
 # ── what is no replica ───────────────────────────────────────────────────────
