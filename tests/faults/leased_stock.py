@@ -122,8 +122,8 @@ async def run(stores: dict[str, str]) -> None:
             for app in (whole, divided):
                 receipt = await app.execute(Count(sku=Sku(line.strip())))
                 await app.query(StockOf(sku=Sku(line.strip())), after=receipt)
-            await divided.query(AllStockOf(name="all"), after=receipt)
-            print(receipt.position, flush=True)
+            await divided.query(AllStockOf(name="all"), freshness="latest")
+            print("counted", flush=True)
 
 
 if __name__ == "__main__":

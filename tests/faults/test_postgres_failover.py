@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych import Application, HistoryDiverged, Receipt, Rejected
+from diptych import Application, HistoryDiverged, Query, Receipt, Rejected
 from diptych.adapters.connect import commits_survive
 from diptych.adapters.postgres import connection
 from diptych.adapters.postgres.read_store import PostgresReadStore
+from diptych.application.follower import Follower
 from diptych.event_store.event_query import ALL_EVENTS
 from tests.faults.counting import CounterId, CountOf, Increment, TotalOf, counting
 from tests.faults.failing_over import (
@@ -386,7 +387,8 @@ async def undecided(
         yield one, other, lost[0][number], lost[1][number]
 
 
-GROWN_IN = {"own": (3 * LOST, COUNTERS), **{counter: (LOST, [counter]) for counter in COUNTERS}}
+GROWN_IN: dict[str, tuple[int, list[CounterId]]] = {"own": (3 * LOST, COUNTERS)}
+GROWN_IN.update((counter, (LOST, [counter])) for counter in COUNTERS)
 """What others write after the failover: more than was lost, in every history."""
 
 
@@ -394,7 +396,7 @@ async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Ser
     """A token that was good when the wait began is not taken for what is at its position now."""
     primary, standby = pair
     async with undecided(primary, standby) as (one, other, lost, lost_of_partition):
-        asked = [
+        asked: list[tuple[Application, Follower, Query[Any], Receipt]] = [
             (one, one.partition(), CountOf(counter=COUNTERS[0]), lost),
             (other, other.partition(COUNTERS[0]), CountOf(counter=COUNTERS[0]), lost_of_partition),
             (other, other.across, TotalOf(name="all"), lost_of_partition),

@@ -75,7 +75,7 @@ def count_in(process: subprocess.Popen[str], sku: Sku) -> None:
     assert process.stdout is not None
     process.stdin.write(f"{sku}\n")
     process.stdin.flush()
-    assert process.stdout.readline() != ""
+    assert process.stdout.readline() == "counted\n"
 
 
 async def delivered(partition: Partition, position: int) -> None:
@@ -102,7 +102,7 @@ async def counted(whole: Application, divided: Application, *, times: int) -> No
 
 def worked(folder: Path, *shares: tuple[int, int]) -> None:
     """Of every history, one process after the other has worked on so many events of each SKU, and on none twice."""
-    for history, each in {WHOLE: len(SKUS), ACROSS: len(SKUS), **dict.fromkeys(SKUS, 1)}.items():
+    for history, each in [(WHOLE, len(SKUS)), (ACROSS, len(SKUS)), *((sku, 1) for sku in SKUS)]:
         expected: dict[int, list[int]] = {}
         first = 1
         for pid, times in shares:

@@ -25,7 +25,7 @@ from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.application.registration import event_types, projections
 from diptych.clock import SystemClock
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import Commit
+from diptych.event_store.event_store import Commit, EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import START
 from diptych.event_store.recorded_event import NewEvent
@@ -302,16 +302,21 @@ async def stored(types: EventTypes, events: Sequence[Event]) -> MemoryEventStore
     store = MemoryEventStore(SystemClock())
     await store.open()
     for number, event in enumerate(events):
-        found = types.of(type(event))
-        metadata = encode(Envelope(actor=f"a{number}"))
-        data, settled = found.codec.settle(event)
-        new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), metadata)
-        await store.append([Commit((new,))])
+        await append(store, types, number, event)
     return store
 
 
+async def append(store: MemoryEventStore, types: EventTypes, number: int, event: Event) -> None:
+    """One more event, by an actor of that number."""
+    found = types.of(type(event))
+    metadata = encode(Envelope(actor=f"a{number}"))
+    data, settled = found.codec.settle(event)
+    new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), metadata)
+    await store.append([Commit((new,))])
+
+
 async def projected(
-    store: MemoryEventStore, types: EventTypes, read_store: ReadStore, batch: int
+    store: EventLog, types: EventTypes, read_store: ReadStore, batch: int
 ) -> dict[str, tuple[dict[Any, Any], dict[str, int]]]:
     """Rows by key and positions of blocked keys, by read model, folded in batches of one size."""
     kept = projector_module.BATCH_EVENTS_MAX, projector_module.BATCH_EVENTS_MIN
@@ -329,7 +334,7 @@ async def projected(
 
 
 async def shown(
-    store: MemoryEventStore, projector: Projector, read_store: ReadStore
+    store: EventLog, projector: Projector, read_store: ReadStore
 ) -> dict[str, tuple[dict[Any, Any], dict[str, int]]]:
     """Rows by key and positions of blocked keys, by read model, once every slice has folded everything."""
     found = {}

@@ -17,11 +17,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from diptych import Event
-from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.application.registration import event_types, projections
 from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import START
 from diptych.messages.registry import EventTypes
@@ -44,7 +44,7 @@ processes = st.lists(
 )
 
 
-async def came_and_went(store: MemoryEventStore, types: EventTypes, read_store: ReadStore, turns: Turns) -> Projector:
+async def came_and_went(store: EventLog, types: EventTypes, read_store: ReadStore, turns: Turns) -> Projector:
     """All processes at work; the last one, once everything is folded."""
     there: list[Projector] = []
     for slices, moves in turns:
