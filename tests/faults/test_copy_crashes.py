@@ -15,14 +15,17 @@ import pytest
 from diptych.adapters.connect import connect_event_store
 from diptych.adapters.postgres import restoring
 from diptych.clock import SystemClock
-from diptych.errors import StoreUnavailable
+from diptych.errors import HistoryDiverged, StoreUnavailable
 from diptych.event_store.copying import compare, copied_up_to
 from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
 from diptych.testing.contracts.event_store_case import commit, event, opened
 from diptych.testing.contracts.event_store_copies import whole
 from tests.cli_project import Outcome, Project, project_in
+from tests.faults.counting import Count, CountOf, Increment, TotalOf
+from tests.faults.failing_over import increments
+from tests.faults.incrementing import COUNTERS, divided
 from tests.postgres_cluster import Server, cluster, migrated, psutil
-from tests.postgres_server import by_hand, new_store, run
+from tests.postgres_server import by_hand, new_store, new_stores, run
 from tests.unit.test_copying import quietly
 
 pytestmark = pytest.mark.anyio
@@ -36,6 +39,8 @@ GATE = 20_241_130
 """The advisory lock that it stops at."""
 WAITS = f"locktype = 'advisory' AND objid = {GATE} AND NOT granted"
 """Who waits at the gate."""
+MOVED = 600
+"""Events of a partition, of which a copy stops at the last."""
 EXIT_WAIT_S = 60.0
 """A process that is still there has failed."""
 
@@ -63,7 +68,7 @@ async def fill() -> None:
 
 
 @asynccontextmanager
-async def gated(target: str) -> AsyncIterator[None]:
+async def gated(target: str, stop_at: int = STOP_AT) -> AsyncIterator[None]:
     """While in the block, no event gets past the gate into the target."""
     schema = target.rpartition("schema=")[2]
     await run(
@@ -71,7 +76,7 @@ async def gated(target: str) -> AsyncIterator[None]:
         f"""CREATE FUNCTION "{schema}".stop() RETURNS trigger LANGUAGE plpgsql SET lock_timeout = 0 AS $$ BEGIN
             PERFORM pg_advisory_xact_lock_shared({GATE}); RETURN NEW; END $$""",
         f"""CREATE TRIGGER stop BEFORE INSERT ON "{schema}".events FOR EACH ROW
-            WHEN (NEW.position = {STOP_AT}) EXECUTE FUNCTION "{schema}".stop()""",
+            WHEN (NEW.position = {stop_at}) EXECUTE FUNCTION "{schema}".stop()""",
     )
     async with by_hand(target) as link:
         await link.execute(f"SELECT pg_advisory_lock({GATE})")
@@ -143,6 +148,45 @@ async def test_a_copy_whose_server_goes_away_says_so(project: Project) -> None:
     assert "run the same again, and it goes on" in stopped.err
     again = await asyncio.to_thread(project.run, "copy", "--from", SOURCE, "--to", target)
     assert again.code == 0, again.err
+
+
+# ── a partition ──────────────────────────────────────────────────────────────
+
+
+async def test_a_partition_is_moved_by_a_copy_that_was_killed(project: Project) -> None:
+    """Half of it is taken for no partition, and nothing is put into it; all of it is, with its tokens and rows."""
+    one, other, _ = COUNTERS
+    here = {one: "sqlite:one.db", other: "sqlite:other.db", "*": "sqlite:across.db"}
+    there = {**here, one: await new_stores()}
+    async with divided(here) as app:
+        receipts = await increments(app, 1, MOVED, [one])
+        receipts |= await increments(app, MOVED + 1, MOVED + 3, [other])
+        await app.projected()
+        seen = await app.answer(TotalOf(name="all"))
+    copy = ("copy", "--from", here[one], "--to", there[one])
+    async with gated(there[one], MOVED):
+        with project.start(*copy, "--verbose") as process:
+            try:
+                await at_the_gate(process, there[one])
+                process.kill()
+                await asyncio.to_thread(process.communicate, timeout=EXIT_WAIT_S)
+            finally:
+                process.kill()
+    with pytest.raises(HistoryDiverged) as refusal:
+        await divided(there).open()
+    assert refusal.value.__notes__ == ["It was opening the partition '*'."]
+    again = await asyncio.to_thread(project.run, *copy)
+    assert again.code == 0, again.err
+    async with divided(there) as app:
+        assert (await increments(app, 1, MOVED, [one])) == {n: receipts[n] for n in range(1, MOVED + 1)}
+        last = await app.execute(Increment(counter=one))
+        assert last.position == MOVED + 1
+        row = await app.query(CountOf(counter=one), after=last, wait_s=EXIT_WAIT_S)
+        assert row == Count(counter=one, value=MOVED + 1, events=MOVED + 1)
+        total = await app.query(TotalOf(name="all"), after=f"{seen.token},{last.token}", wait_s=EXIT_WAIT_S)
+        assert total is not None
+        assert total.events == MOVED + 3 + 1
+        assert await app.across.rebuilds.verify("totals.Total") is None
 
 
 # ── a server that stands still ───────────────────────────────────────────────
