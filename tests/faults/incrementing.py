@@ -55,6 +55,8 @@ CALLERS = 8
 """Of each application."""
 COMMANDS = 40
 """Acknowledged by each application before what fails, and after it."""
+LOOKS = 8
+"""How often what is shown is looked at before it is remembered: who looks takes in what is across, as others do."""
 COUNTERS = [CounterId(f"c{number}") for number in range(3)]
 
 
@@ -179,9 +181,10 @@ class Calls:
                     self._waiting -= 1
 
     async def look(self) -> None:
-        """See every event that is there folded, and remember it."""
+        """See what is there folded, again and again while others write and fold, and remember the last of it."""
         await self.worker.projected()
-        found = await self.app.answer(TotalOf(name="all"))
+        for _ in range(LOOKS):
+            found = await self.app.answer(TotalOf(name="all"), freshness="latest", wait_s=WAIT_S)
         assert found.value is not None
         self.shown.append((found.token, found.value.events))
 
