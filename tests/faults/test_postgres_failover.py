@@ -387,9 +387,10 @@ async def undecided(
         yield one, other, lost[0][number], lost[1][number]
 
 
-GROWN_IN: dict[str, tuple[int, list[CounterId]]] = {"own": (3 * LOST, COUNTERS)}
-GROWN_IN.update((counter, (LOST, [counter])) for counter in COUNTERS)
-"""What others write after the failover: more than was lost, in every history."""
+HISTORIES: list[tuple[str, list[CounterId]]] = [("own", COUNTERS), *((counter, [counter]) for counter in COUNTERS)]
+"""The schema of each history, and what is counted in it."""
+MORE = {schema: (3 * LOST, counters) for schema, counters in HISTORIES}
+"""What others write in each after the failover: more than was lost."""
 
 
 async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Server]) -> None:
@@ -407,7 +408,7 @@ async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Ser
             assert isinstance(follower.read_store, PostgresReadStore)
             while not follower.read_store._changes._noticed.waiting:
                 await checkpoint()
-        fail_over(primary, standby, GROWN_IN)
+        fail_over(primary, standby, MORE)
         url = primary.url(standby)
         async with whole(url), divided(schemas(url)):
             for each in waiting:
@@ -431,7 +432,7 @@ async def test_who_follows_the_events_is_not_led_across_a_fork(pair: tuple[Serve
                 await anext(following)
             waiting.append(asyncio.ensure_future(anext(following)))
         await asyncio.wait(waiting, timeout=0)
-        fail_over(primary, standby, GROWN_IN)
+        fail_over(primary, standby, MORE)
         for each in waiting:
             with pytest.raises(HistoryDiverged, match="read"):
                 await each
