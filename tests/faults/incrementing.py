@@ -55,7 +55,7 @@ CALLERS = 8
 """Of each application."""
 COMMANDS = 40
 """Acknowledged by each application before what fails, and after it."""
-LOOKS = 8
+LOOKS = 4
 """How often what is shown is looked at before it is remembered: who looks takes in what is across, as others do."""
 COUNTERS = [CounterId(f"c{number}") for number in range(3)]
 
@@ -183,10 +183,10 @@ class Calls:
     async def look(self) -> None:
         """See what is there folded, again and again while others write and fold, and remember the last of it."""
         await self.worker.projected()
-        for _ in range(LOOKS):
-            found = await self.app.answer(TotalOf(name="all"), freshness="latest", wait_s=WAIT_S)
-        assert found.value is not None
-        self.shown.append((found.token, found.value.events))
+        seen = [await self.app.answer(TotalOf(name="all"), freshness="latest", wait_s=WAIT_S) for _ in range(LOOKS)]
+        last = seen[-1]
+        assert last.value is not None
+        self.shown.append((last.token, last.value.events))
 
     async def prove(self) -> None:
         """All that was told holds; rows are shown as before and more of them; and those who fold them are well."""
