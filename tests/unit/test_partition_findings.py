@@ -261,6 +261,34 @@ async def test_a_failover_that_each_store_notices_for_itself_is_no_other_order(*
         assert order.lost == 1
 
 
+class Beside(MemoryEventStore):
+    """Another one loses its end while this one is asked how far it is."""
+
+    beside: Forking | None = None
+
+    async def head(self) -> Place:
+        """The place of the last event."""
+        if self.beside is not None:
+            self.beside.lose()
+            self.beside = None
+        return await super().head()
+
+
+async def test_what_is_lost_while_heads_are_looked_up_is_not_put_into_the_order() -> None:
+    """It would be there for good, though the order had never seen it, and rows across would end."""
+    one, two = MayFork(SystemClock()), Beside(SystemClock())
+    async with opened(one), opened(two):
+        log = MergedLog(MemoryEventStore(SystemClock()), [one, two])
+        await log.open()
+        await append_one(one, event(), event())
+        shared = await log.head()
+        await append_one(one, event("lost"))
+        two.beside = one
+        assert await log.head() == shared
+        await append_one(one, event("other"))
+        assert [recorded.type for recorded in (await log.read(ALL_EVENTS, Position(2), 10)).events] == ["other"]
+
+
 # ── partitions that come and go ──────────────────────────────────────────────
 
 

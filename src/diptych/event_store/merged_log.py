@@ -323,14 +323,22 @@ class MergedLog:
             Overloaded: others were faster, again and again.
         """
         self._check_open()
-        heads = [await store.head() for store in self._histories]
+        forks, heads = await self._heads()
         async with self._turn:
             for _ in range(TAKE_IN_ATTEMPTS_MAX):
                 await self._learn()
+                if forks != self.forks:  # a head may be of what was lost: in the order it would be for good
+                    forks, heads = await self._heads()
+                    continue
                 fresh = [head for head in heads if head.position > self._place_taken(head.history_id).position]
                 if not fresh or await self._append(fresh):
                     return
         raise Overloaded("TAKE_IN_ATTEMPTS_MAX", TAKE_IN_ATTEMPTS_MAX)
+
+    async def _heads(self) -> tuple[int, list[Place]]:
+        """How far every history is, and how many forks were known before the first was asked."""
+        forks = self.forks
+        return forks, [await store.head() for store in self._histories]
 
     async def _append(self, heads: Sequence[Place]) -> bool:
         """Append an extent up to each of these places; False where others have appended."""
