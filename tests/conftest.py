@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs that tests start are compiled once, not at each start
+
+WORKERS_PER_CORE = 1.5
+"""Processes of tests for each core: many tests wait for servers, disks and programs that they have started."""
+WORKERS_MAX = 8
+"""Processes of tests at most: each one has a PostgreSQL of its own."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """What `--numprocesses=auto` stands for."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return min(math.ceil(cores * WORKERS_PER_CORE), WORKERS_MAX)
 
 
 def pytest_collection_finish() -> None:
