@@ -129,6 +129,9 @@ class Calls:
         app: what they call.
         worker: another one of the same stores, which projects.
         shown: the tokens of what they have seen before anything failed, and the rows that were counted then.
+        failing: who fails waits until it is over.
+        held: who has an outcome waits until it is over.
+        told: what those who failed were told.
     """
 
     app: Application
@@ -138,6 +141,8 @@ class Calls:
     shown: list[tuple[str, int]] = field(default_factory=list)
     over: bool = False
     failing: bool = False
+    held: bool = False
+    told: set[str] = field(default_factory=set)
     _numbers: count[int] = field(default_factory=lambda: count(1))
     _progress: asyncio.Condition = field(default_factory=asyncio.Condition)
     _waiting: int = 0
@@ -162,6 +167,8 @@ class Calls:
     async def call(self) -> None:
         """Be one of the callers."""
         while not self.over:
+            async with self._progress:
+                await self._progress.wait_for(lambda: not self.held)
             number = next(self._numbers)
             receipt = await self._outcome(number)
             async with self._progress:
@@ -175,10 +182,20 @@ class Calls:
             except Unavailable as error:
                 async with self._progress:
                     self.failures[type(error)] += 1
+                    self.told.add(str(error))
                     self._waiting += 1
                     self._progress.notify_all()
                     await self._progress.wait_for(lambda: not self.failing)
                     self._waiting -= 1
+
+    @asynccontextmanager
+    async def pausing(self) -> AsyncGenerator[None]:
+        """While the block runs, nobody calls anew."""
+        self.held = True
+        yield
+        self.held = False
+        async with self._progress:
+            self._progress.notify_all()
 
     async def look(self) -> None:
         """See what is there folded, again and again while others write and fold, and remember the last of it."""
@@ -238,7 +255,8 @@ class Load:
         """Wait until something is done and seen."""
         await self.acknowledged(COMMANDS)
         for calls in self.both:
-            await calls.look()
+            async with calls.pausing():  # else who folds runs after those who call
+                await calls.look()
 
     async def acknowledged(self, more: int) -> None:
         """Wait until either application has acknowledged so many more commands."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -121,11 +122,12 @@ async def test_what_takes_longer_than_the_server_allows_is_not_done(
     with cluster() as server:
         url = with_parameter(await prepared(server.url()), "pgbouncer", pooled)
         async with loaded(url) as load, load.failing():
-            await server.set(setting, "'200ms'")
+            await server.set(setting, "'500ms'")
             async with history_locked(url):
                 await load.failed()
                 await load.refused(failure, "again")
                 await load.still_answers()
+            await server.set(setting)
 
 
 async def test_a_lock_timeout_of_the_server_does_not_end_an_append() -> None:
@@ -219,7 +221,8 @@ async def test_a_full_disk_loses_nothing(full: str) -> None:
                 await use_up_log(server)
             await load.failed()
             if full == "tables":
-                await load.refused(StoreUnavailable, r"nothing was done: its disk is full.*again")
+                for calls in load.both:  # another command might find room in a table
+                    assert any(re.search(r"nothing was done: its disk is full.*again", told) for told in calls.told)
                 await load.still_answers()
             filler.unlink()
             if full == "log":
