@@ -385,12 +385,14 @@ class UnreadableEvent(HistoryError):
         type: the stored name of the event type.
         version: its stored version.
         position: its position in the history.
+        skeleton: the upcaster that would read it, to be filled in; empty where none would.
     """
 
-    def __init__(self, type: str, version: int, position: int, reason: str) -> None:
+    def __init__(self, type: str, version: int, position: int, reason: str, skeleton: str = "") -> None:
         self.type = type
         self.version = version
         self.position = position
+        self.skeleton = skeleton
         super().__init__(f"the event at position {position} is a stored {type} (version {version}): {reason}")
 
 

@@ -10,6 +10,7 @@ from diptych.errors import ConfigurationError
 from diptych.messages.annotations import scope_of_caller
 from diptych.messages.event import Event
 from diptych.messages.query import Query
+from diptych.messages.upcaster import Upcast, UpcasterDeclaration
 from diptych.read_side.projection import ProjectionDeclaration
 from diptych.read_side.query_bus import QueryDeclaration
 from diptych.read_side.read_model import ReadModel
@@ -49,6 +50,7 @@ class BoundedContext:
         self.query_handlers: list[QueryDeclaration] = []
         self.projections: list[ProjectionDeclaration] = []
         self.subscribers: list[SubscriberDeclaration] = []
+        self.upcasters: list[UpcasterDeclaration] = []
 
     def __repr__(self) -> str:
         return f"BoundedContext({self.name!r})"
@@ -197,3 +199,21 @@ class BoundedContext:
         """
         self.subscribers.append(SubscriberDeclaration(function, scope_of_caller()))
         return function
+
+    def upcaster(self, event: type[Event], /, *, from_version: int) -> Callable[[Upcast], Upcast]:
+        """Declare how stored events of an older version are read: from their fields to those of the next version.
+
+        The function takes the fields as JSON reads them, and gives those of the next version. It is pure, as
+        a fold is: everything that is folded from such events depends on it. Those of several versions are applied one
+        after the other, up to the version that the class has (`class OrderPlaced(Event, version=3)`).
+
+        Args:
+            event: the class, of a higher version.
+            from_version: that of the stored events, from 1.
+        """
+
+        def declare(function: Upcast) -> Upcast:
+            self.upcasters.append(UpcasterDeclaration(event, from_version, function))
+            return function
+
+        return declare

@@ -41,8 +41,9 @@ def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
     """Every event class of the contexts, with its stored name.
 
     Raises:
-        ConfigurationError: it cannot be told which of two contexts an event belongs to.
+        ConfigurationError: it cannot be told which of two contexts an event belongs to; or an upcaster leads nowhere.
     """
+    upcasters = [declaration for context in contexts for declaration in context.upcasters]
     published = [(context, set(_published(context))) for context in contexts]
     folded = [(context, set(_folded(context))) for context in contexts]
     found: dict[type[Event], EventType] = {}
@@ -51,8 +52,12 @@ def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
         if cls is not Event:
             owners = [context for context, events in published if cls in events]
             owners = owners or [context for context, events in folded if cls in events]
-            found[cls] = EventType(cls, _owner(cls, owners).name)
-    return EventTypes(found.values())
+            mine = [declaration for declaration in upcasters if declaration.event is cls]
+            found[cls] = EventType(cls, _owner(cls, owners).name, mine)
+    types = EventTypes(found.values())
+    for declaration in upcasters:
+        types.of(declaration.event)
+    return types
 
 
 def _owner(cls: type[Event], owners: Sequence[BoundedContext]) -> BoundedContext:

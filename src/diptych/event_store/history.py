@@ -12,7 +12,8 @@ from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.codec import decode
 from diptych.messages.envelope import Envelope, event_context
 from diptych.messages.event import Event, EventContext
-from diptych.messages.registry import EventTypes
+from diptych.messages.registry import EventType, EventTypes
+from diptych.messages.upcaster import UpcastFailed, skeleton
 
 __all__ = ["History"]
 
@@ -27,10 +28,10 @@ class History:
         self.types = types
 
     def event(self, recorded: RecordedEvent) -> Event:
-        """The event as an instance of its class.
+        """The event as an instance of its class, upcast where it was stored as an older version.
 
         Raises:
-            UnreadableEvent: no class is stored under that name and version, or its fields no longer fit.
+            UnreadableEvent: no class is stored under that name, nothing upcasts that version, or its fields do not fit.
         """
         found = self.types.stored_as(recorded.type)
         if found is None:
@@ -40,15 +41,39 @@ class History:
                 f'class NewName(Event, stored_as="{recorded.type}"); if it was removed, bring it back',
             )
         if found.version != recorded.version:
-            raise self._unreadable(
-                recorded, f"{found.cls.__name__} is version {found.version} here, and nothing upcasts one to the other"
-            )
+            return self._upcast(found, recorded)
         try:
             event: Event = found.codec.decode(recorded.data)
         except InvalidMessage as error:
+            following = found.version + 1
             raise self._unreadable(
-                recorded, f"{error}. Give new fields a default, and keep the fields that stored events have"
+                recorded,
+                f"{error}. Give new fields a default, and keep the fields that stored events have; or say class "
+                f"{found.cls.__name__}(Event, version={following}) and write an upcaster",
+                skeleton(found.cls, found.context, found.version, recorded.data),
             ) from error
+        return event
+
+    def _upcast(self, found: EventType, recorded: RecordedEvent) -> Event:
+        name = found.cls.__name__
+        is_here = f"{name} is version {found.version} here"
+        if recorded.version > found.version:
+            raise self._unreadable(recorded, f"{is_here}: newer code has stored it, run that one")
+        missing = found.upcasters.missing(recorded.version)
+        try:
+            data = found.upcasters.upcast(recorded.version, recorded.data, missing or found.version)
+            if missing is not None:
+                raise self._unreadable(
+                    recorded,
+                    f"{is_here}, and nothing upcasts version {missing} to the next: write an upcaster",
+                    skeleton(found.cls, found.context, missing, data),
+                )
+            event: Event = found.codec.decode(data)
+        except UpcastFailed as error:
+            raise self._unreadable(recorded, str(error)) from error
+        except InvalidMessage as error:
+            names = ", ".join(step.name for step in found.upcasters if step.from_version >= recorded.version)
+            raise self._unreadable(recorded, f"{is_here}, and what {names} made of it is none: {error}") from error
         return event
 
     def context(self, recorded: RecordedEvent) -> EventContext:
@@ -56,8 +81,9 @@ class History:
         envelope = decode(recorded.metadata, Envelope)
         return event_context(recorded.position, recorded.event_id, recorded.recorded_at, envelope)
 
-    def _unreadable(self, recorded: RecordedEvent, reason: str) -> UnreadableEvent:
-        return UnreadableEvent(recorded.type, recorded.version, recorded.position, reason)
+    def _unreadable(self, recorded: RecordedEvent, reason: str, skeleton: str = "") -> UnreadableEvent:
+        told = f"{reason}: {' '.join(skeleton.split())}" if skeleton else reason  # errors are one line
+        return UnreadableEvent(recorded.type, recorded.version, recorded.position, told, skeleton)
 
     async def register(self, store: EventStore, contexts: Collection[str]) -> None:
         """Make the coded event types facts where they are new, and compare them with those that are.
@@ -67,16 +93,17 @@ class History:
             UnreadableEvent: events are stored of a type of these contexts that the code does not know. A fold would
                 leave them out silently.
         """
-        coded = {
-            (found.name, found.version): StoredType(found.name, found.version, found.tag_names) for found in self.types
-        }
-        await store.register_types(list(coded.values()))  # first: it fills in what a failover has lost, and no more
+        coded = [StoredType(found.name, found.version, found.tag_names) for found in self.types]
+        await store.register_types(coded)  # first: it fills in what a failover has lost, and no more
         for stored in await store.stored_types():
-            known = coded.get((stored.name, stored.version))
-            if known is not None and known.tag_names != stored.tag_names:
-                raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
-            if known is None and (stored.name.partition(".")[0] in contexts or self.types.stored_as(stored.name)):
+            known = self.types.stored_as(stored.name)
+            if known is None:
+                if stored.name.partition(".")[0] in contexts:
+                    await self._refuse(store, stored)
+            elif known.upcasters.missing(stored.version) is not None:
                 await self._refuse(store, stored)
+            elif known.tag_names != stored.tag_names:
+                raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
 
     async def _refuse(self, store: EventStore, stored: StoredType) -> None:
         query = EventQuery((QueryItem(types=frozenset((stored.name,))),))

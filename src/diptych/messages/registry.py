@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 from diptych.errors import ConfigurationError, InvalidMessage, UnknownMessage
@@ -11,6 +12,7 @@ from diptych.messages.event import Event
 from diptych.messages.identity import tag_name
 from diptych.messages.message import options_of
 from diptych.messages.tags import tag, tag_reader
+from diptych.messages.upcaster import UpcasterDeclaration, Upcasters
 
 __all__ = ["EventType", "EventTypes", "MessageTypes"]
 
@@ -25,11 +27,12 @@ class EventType:
         version: the stored version.
         tags: reads the tags of one event.
         tag_names: the tag names of its fields, sorted; a stored fact.
+        upcasters: lead to its version from older ones.
     """
 
-    __slots__ = ("cls", "codec", "context", "name", "tag_names", "tags", "version")
+    __slots__ = ("cls", "codec", "context", "name", "tag_names", "tags", "upcasters", "version")
 
-    def __init__(self, cls: type[Event], context: str) -> None:
+    def __init__(self, cls: type[Event], context: str, upcasters: Iterable[UpcasterDeclaration] = ()) -> None:
         options = options_of(cls)
         self.cls = cls
         self.context = context
@@ -37,10 +40,11 @@ class EventType:
         self.version = options.version
         self.codec = Codec(cls)
         self.tags, self.tag_names = tag_reader(cls)
+        self.upcasters = Upcasters(cls, upcasters)
 
     def only_tagged(self, identity: type, value: str) -> EventType:
         """The same type; reading the tags of an event that names another identity of that kind is `InvalidMessage`."""
-        found = EventType(self.cls, self.context)
+        found = copy(self)
         found.tags = _only(self.tags, f"{tag_name(identity)}:", tag(identity, value))
         return found
 

@@ -175,6 +175,7 @@ class Projection:
         self.name = f"{context}.{form.name}"
         self.form = form
         self._folds = folds
+        self._upcasters = [step for cls in folds for step in types.of(cls).upcasters]
         self.types = frozenset(types.of(cls).name for cls in folds)
         self.query = EventQuery((QueryItem(self.types),))
         self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
@@ -195,7 +196,10 @@ class Projection:
             for function in (declaration.function, declaration.each, declaration.key, declaration.keys)
             if function is not None
         ]
-        schema = msgspec.to_builtins((self.form.table, sorted(self.types)))
+        upcasters = [(step.event.__qualname__, step.from_version, step.name) for step in self._upcasters]
+        functions += [step.function for step in self._upcasters]
+        # Without upcasters nothing is said of them: rows from before there were any stay what they are.
+        schema = msgspec.to_builtins((self.form.table, sorted(self.types), *sorted(upcasters)))
         values = {held for cls in (self.form.cls, *self._folds) for held in held_types(cls)}
         return fingerprint(functions, schema, max(declaration.version for declaration in declarations), values)
 
