@@ -412,5 +412,5 @@ class TagsChanged(HistoryError):
         super().__init__(
             f"stored events of {type} (version {version}) are tagged {list(stored)}, the code would tag them "
             f"{list(coded)}: decisions over old events would miss some. Keep what the fields' identities were "
-            "(Identity tag=, Untagged); a stored history cannot be tagged anew yet"
+            "(Identity tag=, formerly=, Untagged); a stored history cannot be tagged anew yet"
         )

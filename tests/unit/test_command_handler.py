@@ -205,8 +205,8 @@ def test_several_identities_and_none_are_boundaries_too() -> None:
 
     handler, command = compiled(pay), Pay(account=AccountId("a"), owner=OwnerId("o"))
     ((both, both_ids), (bare, bare_ids)) = handler.models(command)
-    assert both.item(both_ids).tags == {"account:a", "owner:o"}
-    assert bare.item(bare_ids) == QueryItem(frozenset({"bank.Happened"}))
+    assert [item.tags for item in both.query(both_ids).items] == [{"account:a", "owner:o"}]
+    assert bare.query(bare_ids).items == (QueryItem(frozenset({"bank.Happened"})),)
     handler.decide(command, initial(handler, command), CONTEXT)
     assert seen == [(Ownership(owner=OwnerId("o"), account=AccountId("a")), Everything())]
 

@@ -55,7 +55,7 @@ def test_a_model_is_scoped_by_its_identities() -> None:
     fold = ModelFold(Course, TYPES)
     assert fold.identities == (CourseId,)
     assert fold.initial(("python",)) == Course(course=CourseId("python"))
-    item = fold.item(("python",))
+    (item,) = fold.query(("python",)).items
     assert item == QueryItem(frozenset({"school.Opened", "school.Enrolled"}), frozenset({"course:python"}))
 
 

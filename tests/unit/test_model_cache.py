@@ -66,7 +66,7 @@ def key(model: type, *ids: str) -> ModelKey:
 
 def initial(model: type, *ids: str, at: int = 0) -> Folded:
     fold = FOLDS[model]
-    return Folded(fold.item(ids), fold.initial(ids), Position(at))
+    return Folded(fold.query(ids), fold.initial(ids), Position(at))
 
 
 def recent(event: Any) -> RecentEvent:
@@ -128,7 +128,7 @@ def test_a_state_is_brought_up_to_date_by_its_own_events() -> None:
     assert seen(tail, at=14) == (3,)
     assert seen(tail, "b", at=10) == (9,)
     assert tail.fold(key(All), initial(All, at=10), pending=False) == Folded(
-        FOLDS[All].item(()), All(count=5), Position(15)
+        FOLDS[All].query(()), All(count=5), Position(15)
     )
 
 
@@ -166,8 +166,8 @@ def test_what_did_not_come_about_is_dropped() -> None:
     tail.confirm(appended(first, third))
     assert (tail.end, seen(tail)) == (2, (1, 4))
     assert seen(tail, at=1) == (4,)
-    assert not tail.knows_of(FOLDS[Numbers].item(("b",)))
-    assert tail.knows_of(FOLDS[Numbers].item(("a",)))
+    assert not tail.knows_of(initial(Numbers, "b").item_now)
+    assert tail.knows_of(initial(Numbers, "a").item_now)
 
 
 def test_a_restart_forgets() -> None:
@@ -177,7 +177,7 @@ def test_a_restart_forgets() -> None:
     tail.add_pending(happened(2))
     tail.restart(Position(7))
     assert (tail.start, tail.committed, tail.end) == (7, 7, 7)
-    assert not tail.knows_of(FOLDS[Numbers].item(("a",)))
+    assert not tail.knows_of(initial(Numbers, "a").item_now)
     tail.confirm(appended(happened(3)))
     assert seen(tail, at=7) == (3,)
 

@@ -12,8 +12,10 @@ from diptych.clock import Clock
 from diptych.errors import DiptychError, HistoryDiverged, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventLog
+from diptych.event_store.history import History
 from diptych.event_store.position import START, Position, Token
 from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.stored_query import stored_query
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import EVENTUAL, Requirement
 from diptych.read_side.leases import Leases
@@ -48,10 +50,12 @@ class Follower:
     Attributes:
         name: of the partition; empty where there is only one.
         log: what is followed.
+        history: reads it with the event classes of the application.
     """
 
     name: str
     log: EventLog
+    history: History
     read_store: ReadStore
     clock: Clock
     queries: QueryBus
@@ -109,10 +113,12 @@ class Follower:
     ) -> AsyncIterator[RecordedEvent]:
         """The recorded events that match, ordered by position; with `follow`, those to come as well.
 
+        They are as they are stored. A name or tag of now stands for the former ones as well, see `formerly=`.
+
         Raises:
             HistoryDiverged: after a failover, other events may be where those were that it gave.
         """
-        store = self.log
+        store, query = self.log, stored_query(query, self.history.types)
         position, left, forks = Position(after), limit, store.forks
         while left is None or left > 0:
             found = await store.read(query, position, READ_PAGE_EVENTS if left is None else min(left, READ_PAGE_EVENTS))

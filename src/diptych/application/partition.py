@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from diptych.application.follower import Follower
 from diptych.event_store.event_store import EventStore
-from diptych.event_store.history import History
 from diptych.write_side.command_bus import CommandBus
 
 __all__ = ["Partition"]
@@ -24,7 +23,6 @@ class Partition(Follower):
     """
 
     store: EventStore
-    history: History
     commands: CommandBus
     context_names: frozenset[str]
 

@@ -94,16 +94,14 @@ def wire(
     name: str = "",
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet."""
-    history = History(compiled.types)
     follower = follow(
         compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
     )
     return Partition(
         **vars(follower),
         store=store,
-        history=history,
         commands=CommandBus(
-            compiled.handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max
+            compiled.handlers, store, follower.history, clock, middleware=middleware, waiting_max=commands_waiting_max
         ),
         context_names=compiled.context_names,
     )
@@ -147,6 +145,7 @@ def follow(
     return Follower(
         name=name,
         log=log,
+        history=history,
         read_store=read_store,
         clock=clock,
         queries=QueryBus(compiled.query_handlers, panel),

@@ -37,8 +37,9 @@ class History:
         if found is None:
             raise self._unreadable(
                 recorded,
-                "this application has no event of that name. If the class was renamed, keep its stored name with "
-                f'class NewName(Event, stored_as="{recorded.type}"); if it was removed, bring it back',
+                "this application has no event of that name. If the class was renamed, say what it was, "
+                f'class NewName(Event, formerly=["{recorded.type}"]), or keep its stored name, stored_as='
+                f'"{recorded.type}"; if it was removed, bring it back',
             )
         if found.version != recorded.version:
             return self._upcast(found, recorded)
@@ -58,7 +59,11 @@ class History:
         name = found.cls.__name__
         is_here = f"{name} is version {found.version} here"
         if recorded.version > found.version:
-            raise self._unreadable(recorded, f"{is_here}: newer code has stored it, run that one")
+            renamed = f"; over a rename versions go on: say version={recorded.version} or higher"
+            raise self._unreadable(
+                recorded,
+                f"{is_here}: newer code has stored it, run that one{renamed if recorded.type != found.name else ''}",
+            )
         missing = found.upcasters.missing(recorded.version)
         try:
             data = found.upcasters.upcast(recorded.version, recorded.data, missing or found.version)
@@ -102,7 +107,7 @@ class History:
                     await self._refuse(store, stored)
             elif known.upcasters.missing(stored.version) is not None:
                 await self._refuse(store, stored)
-            elif known.tag_names != stored.tag_names:
+            elif known.tag_names != self.types.tag_names_now(stored.tag_names):
                 raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
 
     async def _refuse(self, store: EventStore, stored: StoredType) -> None:

@@ -18,7 +18,8 @@ class Event(Message):
     """What happened: `class Enrolled(Event): course: CourseId`.
 
     What is stored is its name, qualified by the bounded context that publishes it (`school.Enrolled`), its version
-    (`class Enrolled(Event, version=2)`) and its fields. A class that was renamed keeps its stored name with
+    (`class Enrolled(Event, version=2)`) and its fields. A class that was renamed names what it was stored as before,
+    `class CourseEnrolled(Event, formerly=["Enrolled"])`, or keeps its stored name for new events as well, with
     `class CourseEnrolled(Event, stored_as="school.Enrolled")`.
     """
 

@@ -37,6 +37,7 @@ class Options(typing.NamedTuple):
     name: str | None
     version: int
     scope: Scope
+    formerly: tuple[str, ...] = ()
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -54,14 +55,17 @@ class MessageMeta(msgspec.StructMeta):
         *,
         stored_as: str | None = None,
         version: int = 1,
+        formerly: Sequence[str] = (),
         **keywords: Any,
     ) -> MessageMeta:
-        """Make the class; `stored_as` and `version` are for events."""
+        """Make the class; `stored_as`, `version` and `formerly` are for events."""
         scope = scope_of_caller()
+        if isinstance(formerly, str):
+            raise TypeError(f"{name}: formerly takes a list of names, formerly=[{formerly!r}]")
         _settle_annotations(namespace, scope)
         keywords = {"frozen": True, "kw_only": True, **keywords}
         cls = super().__new__(mcls, name, bases, namespace, **keywords)
-        type.__setattr__(cls, "__options__", Options(stored_as, version, scope))
+        type.__setattr__(cls, "__options__", Options(stored_as, version, scope, tuple(formerly)))
         return cls
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from diptych.errors import ConfigurationError, InvalidMessage, UnknownMessage
 from diptych.messages.codec import Codec
 from diptych.messages.event import Event
-from diptych.messages.identity import tag_name
-from diptych.messages.message import options_of
+from diptych.messages.identity import Identity, former_tag_names, tag_name
+from diptych.messages.message import held_types, options_of
 from diptych.messages.tags import tag, tag_reader
 from diptych.messages.upcaster import UpcasterDeclaration, Upcasters
 
@@ -23,6 +23,7 @@ class EventType:
     Attributes:
         cls: the class.
         name: the stored name, qualified by context: "school.Enrolled".
+        formerly: the names under which it was stored before, qualified too.
         context: the name of the context that it belongs to.
         version: the stored version.
         tags: reads the tags of one event.
@@ -30,13 +31,14 @@ class EventType:
         upcasters: lead to its version from older ones.
     """
 
-    __slots__ = ("cls", "codec", "context", "name", "tag_names", "tags", "upcasters", "version")
+    __slots__ = ("cls", "codec", "context", "formerly", "name", "tag_names", "tags", "upcasters", "version")
 
     def __init__(self, cls: type[Event], context: str, upcasters: Iterable[UpcasterDeclaration] = ()) -> None:
         options = options_of(cls)
         self.cls = cls
         self.context = context
         self.name = options.name or f"{context}.{cls.__name__}"
+        self.formerly = tuple(name if "." in name else f"{context}.{name}" for name in options.formerly)
         self.version = options.version
         self.codec = Codec(cls)
         self.tags, self.tag_names = tag_reader(cls)
@@ -61,12 +63,17 @@ def _only(tags: Callable[[Any], tuple[str, ...]], kind: str, mine: str) -> Calla
 
 
 class EventTypes:
-    """Every event class of an application: the two-way dictionary between classes and stored names."""
+    """Every event class of an application: the two-way dictionary between classes and stored names.
+
+    Raises:
+        ConfigurationError: two classes would have one name, now or formerly; or two kinds of identities one tag name.
+    """
 
     def __init__(self, types: Iterable[EventType]) -> None:
         self._by_class: dict[type, EventType] = {}
         self._by_name: dict[str, EventType] = {}
-        for found in types:
+        known = list(types)
+        for found in known:
             other = self._by_name.setdefault(found.name, found)
             if other.cls is not found.cls:
                 raise ConfigurationError(
@@ -75,6 +82,16 @@ class EventTypes:
                     "stored_as="
                 )
             self._by_class[found.cls] = found
+        for found in known:
+            for name in found.formerly:
+                other = self._by_name.setdefault(name, found)
+                if other.cls is not found.cls or name == found.name:
+                    so_is = "it is still" if name == found.name else f"{other.cls.__qualname__} is, or was, too"
+                    raise ConfigurationError(
+                        f"{found.cls.__qualname__} says that it was stored as {name!r}, and {so_is}: a stored name "
+                        "means one class. Remove it from formerly="
+                    )
+        self._formerly_tagged = _former_tags(known)
 
     def __iter__(self) -> Iterator[EventType]:
         return iter(self._by_class.values())
@@ -94,8 +111,41 @@ class EventTypes:
         return found
 
     def stored_as(self, name: str) -> EventType | None:
-        """The type with this stored name, if the application knows it."""
+        """The type that has or had this stored name, if the application knows it."""
         return self._by_name.get(name)
+
+    def stored_names(self, name: str) -> Iterable[str]:
+        """Every name under which events of a type may be stored: the one given, and those that it had formerly."""
+        found = self._by_name.get(name)
+        return (name,) if found is None or found.name != name else (name, *found.formerly)
+
+    def stored_tags(self, tag: str) -> Iterable[str]:
+        """Every tag with which events of an identity may be stored: the one given, and those that it had formerly."""
+        kind, _, value = tag.partition(":")
+        return (tag, *(f"{former}:{value}" for former in self._formerly_tagged.get(kind, ())))
+
+    def tag_names_now(self, stored: Iterable[str]) -> tuple[str, ...]:
+        """Stored tag names, sorted, each as the identities that had it are called now."""
+        now = {former: name for name, formerly in self._formerly_tagged.items() for former in formerly}
+        return tuple(sorted(now.get(name, name) for name in stored))
+
+
+def _former_tags(types: Iterable[EventType]) -> dict[str, tuple[str, ...]]:
+    """The former tag names of identities, by the name of now; of those that events hold."""
+    held = {part for found in types for part in held_types(found.cls)}
+    kinds = [part for part in held if isinstance(part, type) and issubclass(part, Identity)]
+    claims = {tag_name(kind): tag_name(kind) for kind in kinds}
+    found: dict[str, tuple[str, ...]] = {}
+    for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
+        name = tag_name(kind)
+        for former in dict.fromkeys(former_tag_names(kind)):
+            if claims.get(former) == former or claims.setdefault(former, name) != name:
+                raise ConfigurationError(
+                    f"{kind.__qualname__} says that its tag was {former!r}, which is, or was too, the tag of those "
+                    f"that now have {claims[former]!r}: a tag means one kind of thing. Remove it from formerly="
+                )
+            found[name] = tuple(dict.fromkeys((*found.get(name, ()), former)))
+    return found
 
 
 class MessageTypes:

@@ -16,6 +16,7 @@ import msgspec
 
 from diptych.errors import ConfigurationError, DiptychError
 from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import Scope, members, parameter_types
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.message import field_types, held_types
@@ -176,8 +177,9 @@ class Projection:
         self.form = form
         self._folds = folds
         self._upcasters = [step for cls in folds for step in types.of(cls).upcasters]
-        self.types = frozenset(types.of(cls).name for cls in folds)
-        self.query = EventQuery((QueryItem(self.types),))
+        names = frozenset(types.of(cls).name for cls in folds)
+        self.query = stored_query(EventQuery((QueryItem(names),)), types)
+        self.types = frozenset(name for item in self.query.items for name in item.types)
         self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
         self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
         self.partitions = partitions

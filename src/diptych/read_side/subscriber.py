@@ -21,6 +21,7 @@ from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import Scope, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.registry import EventTypes
@@ -102,7 +103,7 @@ def compile_subscriber(
     async def deliver(events: Sequence[tuple[Event, EventContext]]) -> None:
         await function(events, **bound)
 
-    return Subscriber(f"{context}.{function.__name__}", EventQuery((QueryItem(names),)), deliver)
+    return Subscriber(f"{context}.{function.__name__}", stored_query(EventQuery((QueryItem(names),)), types), deliver)
 
 
 class Subscription:

@@ -37,10 +37,10 @@ def fold_models(handler: CommandHandler, command: Command, facts: Sequence[Fact]
 
 def _fold_model(key: ModelKey, facts: Sequence[Fact]) -> Any:
     fold, ids = key
-    item = fold.item(ids)
+    query = fold.query(ids)
     state = _twice(f"the initial state of {fold.name}", fold.initial, ids)
     for fact in facts:
-        if item.matches(fact.recorded.type, fact.recorded.tags):
+        if query.matches(fact.recorded.type, fact.recorded.tags):
             state = _twice(f"{fold.name}.evolve", fold.evolve, state, fact.event, fact.context)
     return state
 

@@ -291,7 +291,7 @@ class CommandBus:
         """
         if attempt.based_on is None:
             return
-        query = EventQuery(tuple([fold.item(ids) for fold, ids in keys]))
+        query = EventQuery(tuple([item for fold, ids in keys for item in fold.query(ids).items]))
         found = await self._store.read(query, attempt.based_on, CHANGES_TOLD_MAX)
         self._group.check(attempt.forks)
         if found.events:
@@ -333,17 +333,16 @@ class CommandBus:
         """Fold what the store holds onto the state that is known, or from the beginning."""
         fold, ids = key
         forks = self._group.keep_up()
-        folded = self._cache.get(key) or Folded(fold.item(ids), fold.initial(ids), START)
-        query = EventQuery((folded.item,))
+        folded = self._cache.get(key) or Folded(fold.query(ids), fold.initial(ids), START)
         more = True
         while more:
-            found = await self._store.read(query, folded.position, FOLD_PAGE_EVENTS)
+            found = await self._store.read(folded.query, folded.position, FOLD_PAGE_EVENTS)
             self._group.check(forks)
             state: Any = folded.state
             for recorded in found.events:
                 context = self._history.context(recorded) if fold.takes_context else None
                 state = fold.evolve(state, self._history.event(recorded), context)
-            folded = Folded(folded.item, state, found.through)
+            folded = Folded(folded.query, state, found.through)
             more = found.more
             if more:
                 await pause()

@@ -16,8 +16,9 @@ import msgspec
 from typing_extensions import TypeVarTuple, Unpack, dataclass_transform
 
 from diptych.errors import ConfigurationError
-from diptych.event_store.event_query import QueryItem
+from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.position import START, Position
+from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import evaluate, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.identity import Identity
@@ -45,16 +46,21 @@ class Folded(msgspec.Struct, frozen=True, gc=False):
     """What a decision stands on: a model's state, of which events it is made, and up to where.
 
     Attributes:
-        item: the events that are folded.
+        query: the events that are folded, by all the names with which they may be stored.
         state: the state after them.
         position: up to which it holds: that of the head its read covered, not that of its last event.
         pending: that of the last of its events that was not committed when it was folded; 0 where all were.
     """
 
-    item: QueryItem
+    query: EventQuery
     state: Any
     position: Position
     pending: Position = START
+
+    @property
+    def item_now(self) -> QueryItem:
+        """Those of them that code of now has stored. For conditions it is not enough."""
+        return self.query.items[0]
 
 
 class ModelFold:
@@ -71,7 +77,8 @@ class ModelFold:
         self.cls = cls
         self.identities = _identities(cls)
         self.events, self.takes_context = _evolve_signature(cls)
-        self._types = frozenset(types.of(event).name for event in self.events)
+        self._names = frozenset(types.of(event).name for event in self.events)
+        self._types = types
         self._identity_fields = _identity_fields(cls, self.identities)
         self._evolve: Callable[..., Any] = cls.evolve
 
@@ -84,10 +91,10 @@ class ModelFold:
         """The state before any event, for the given identities."""
         return self.cls(**{name: ids[index] for name, index in self._identity_fields})
 
-    def item(self, ids: tuple[str, ...]) -> QueryItem:
+    def query(self, ids: tuple[str, ...]) -> EventQuery:
         """Which events are folded for the given identities."""
         tags = frozenset(tag(identity, value) for identity, value in zip(self.identities, ids, strict=True))
-        return QueryItem(self._types, tags)
+        return stored_query(EventQuery((QueryItem(self._names, tags),)), self._types)
 
     def evolve(self, state: Any, event: Event, context: EventContext | None) -> Any:
         """The state after an event. `context` is needed where `takes_context`.

@@ -297,7 +297,7 @@ class GroupCommit:
         for result, draft in appended:
             before = Position(result.place.position - len(draft.events))
             for key, stood_on in draft.stands.items():
-                self._cache.put(key, Folded(stood_on.item, stood_on.state, before))
+                self._cache.put(key, Folded(stood_on.query, stood_on.state, before))
 
     # ── deciding ─────────────────────────────────────────────────────────────
 
@@ -358,7 +358,7 @@ class GroupCommit:
         """
         if newest.position >= self.tail.start:
             return False
-        return attempt.broken > 0 or self.tail.knows_of(newest.item)
+        return attempt.broken > 0 or self.tail.knows_of(newest.item_now)
 
     def _encode(self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded]) -> _Draft:
         metadata = encode(attempt.envelope)
@@ -382,9 +382,13 @@ class GroupCommit:
 
     def _conditions(self, attempt: Attempt, stands: Mapping[ModelKey, Folded]) -> tuple[AppendCondition, ...]:
         """That nothing came that the decision does not know; nor anything since what the command is based on."""
-        known = [AppendCondition(folded.item, self.tail.judged_after(folded)) for folded in stands.values()]
-        if attempt.based_on is not None:
-            known += [AppendCondition(folded.item, attempt.based_on) for folded in stands.values()]
+        known = [
+            AppendCondition(item, self.tail.judged_after(folded))
+            for folded in stands.values()
+            for item in folded.query.items
+        ]
+        if (since := attempt.based_on) is not None:
+            known += [AppendCondition(item, since) for folded in stands.values() for item in folded.query.items]
         return tuple(known)
 
     def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
