@@ -385,6 +385,7 @@ class UnreadableEvent(HistoryError):
         type: the stored name of the event type.
         version: its stored version.
         position: its position in the history.
+        reason: why, and what to do.
         skeleton: the upcaster that would read it, to be filled in; empty where none would.
     """
 
@@ -392,8 +393,10 @@ class UnreadableEvent(HistoryError):
         self.type = type
         self.version = version
         self.position = position
+        self.reason = reason
         self.skeleton = skeleton
-        super().__init__(f"the event at position {position} is a stored {type} (version {version}): {reason}")
+        told = f"{reason}: {' '.join(skeleton.split())}" if skeleton else reason  # an error is one line
+        super().__init__(f"the event at position {position} is a stored {type} (version {version}): {told}")
 
 
 class TagsChanged(HistoryError):

@@ -21,6 +21,8 @@ COMMANDS = [
     ("parked", "discard"),
     ("rebuild",),
     ("copy",),
+    ("schema", "show"),
+    ("schema", "check"),
 ]
 
 

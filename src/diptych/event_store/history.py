@@ -87,8 +87,7 @@ class History:
         return event_context(recorded.position, recorded.event_id, recorded.recorded_at, envelope)
 
     def _unreadable(self, recorded: RecordedEvent, reason: str, skeleton: str = "") -> UnreadableEvent:
-        told = f"{reason}: {' '.join(skeleton.split())}" if skeleton else reason  # errors are one line
-        return UnreadableEvent(recorded.type, recorded.version, recorded.position, told, skeleton)
+        return UnreadableEvent(recorded.type, recorded.version, recorded.position, reason, skeleton)
 
     async def register(self, store: EventStore, contexts: Collection[str]) -> None:
         """Make the coded event types facts where they are new, and compare them with those that are.
@@ -107,8 +106,17 @@ class History:
                     await self._refuse(store, stored)
             elif known.upcasters.missing(stored.version) is not None:
                 await self._refuse(store, stored)
-            elif known.tag_names != self.types.tag_names_now(stored.tag_names):
-                raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
+            self.check_tags(stored)
+
+    def check_tags(self, stored: StoredType) -> None:
+        """Make sure that the code tags events of a stored type as those of it that are stored.
+
+        Raises:
+            TagsChanged: it would tag them otherwise.
+        """
+        known = self.types.stored_as(stored.name)
+        if known is not None and known.tag_names != self.types.tag_names_now(stored.tag_names):
+            raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
 
     async def _refuse(self, store: EventStore, stored: StoredType) -> None:
         query = EventQuery((QueryItem(types=frozenset((stored.name,))),))

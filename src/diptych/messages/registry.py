@@ -44,6 +44,12 @@ class EventType:
         self.tags, self.tag_names = tag_reader(cls)
         self.upcasters = Upcasters(cls, upcasters)
 
+    @property
+    def fields(self) -> frozenset[str]:
+        """The names of its fields, as they are stored."""
+        kind = self.cls.__struct_config__.tag_field
+        return frozenset(self.cls.__struct_encode_fields__) | ({kind} if kind else frozenset())
+
     def only_tagged(self, identity: type, value: str) -> EventType:
         """The same type; reading the tags of an event that names another identity of that kind is `InvalidMessage`."""
         found = copy(self)
@@ -92,6 +98,7 @@ class EventTypes:
                         "means one class. Remove it from formerly="
                     )
         self._formerly_tagged = _former_tags(known)
+        self._tagged_now = {old: name for name, formerly in self._formerly_tagged.items() for old in formerly}
 
     def __iter__(self) -> Iterator[EventType]:
         return iter(self._by_class.values())
@@ -126,8 +133,12 @@ class EventTypes:
 
     def tag_names_now(self, stored: Iterable[str]) -> tuple[str, ...]:
         """Stored tag names, sorted, each as the identities that had it are called now."""
-        now = {former: name for name, formerly in self._formerly_tagged.items() for former in formerly}
-        return tuple(sorted(now.get(name, name) for name in stored))
+        return tuple(sorted(self._tagged_now.get(name, name) for name in stored))
+
+    def tags_now(self, stored: Iterable[str]) -> set[str]:
+        """Stored tags, each with the name that the identities that had it have now."""
+        parts = [tag.partition(":") for tag in stored]
+        return {f"{self._tagged_now.get(kind, kind)}:{value}" for kind, _, value in parts}
 
 
 def _former_tags(types: Iterable[EventType]) -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,7 @@ from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.parked import discard, list_parked, replay
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
+from diptych.entrypoints.cli.schema import check, show
 from diptych.entrypoints.cli.status import status
 
 __all__ = ["command_line", "main", "run_command_line"]
@@ -86,6 +87,16 @@ def command_line() -> App:
         name = command.__name__
         example = f"diptych parked {name} Seats '\\[\"python\"]' school:school"
         _add(parked, key, command, name, example, arguments="READ_MODEL KEY [APP...]")
+    schema = App(
+        name="schema",
+        help="List the event types of a store, or check that the code reads them.",
+        usage="Usage: diptych schema COMMAND",
+        help_epilogue="",
+        sort_key=9,
+    )
+    app.command(schema)
+    _add(schema, 1, show, "show", f"diptych schema show {_STORE}")
+    _add(schema, 2, check, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
     _add(app, 6, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
     url = "--store postgresql://localhost/school"
     _add(app, 7, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")

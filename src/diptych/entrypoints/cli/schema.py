@@ -1,0 +1,140 @@
+"""`diptych schema`: which event types a store holds, and whether the code reads all of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from diptych.entrypoints.cli import screen
+from diptych.entrypoints.cli.failures import FAILED
+from diptych.entrypoints.cli.options import (
+    EVENT_STORE_UNSET,
+    LOGS_UNSET,
+    PARTITION_UNSET,
+    AppNames,
+    EventStoreOptions,
+    LogOptions,
+    PartitionOptions,
+)
+from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.signals import run_async
+from diptych.messages.codec import encode
+
+if TYPE_CHECKING:
+    from diptych.event_store.schema_check import CheckedSchema, HeldType
+
+__all__ = ["check", "show"]
+
+
+def show(
+    *,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    stores: EventStoreOptions = EVENT_STORE_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """List the event types of a store: versions, how many events, the first and the last.
+
+    It reads the whole history, and needs no code.
+
+    Args:
+        json: Print one JSON object a line.
+        stores: which.
+        partition: which.
+        log: how.
+    """
+    settings = settled(
+        verbose=log.verbose, store=stores.store, partition=partition.partition, log_format=log.log_format
+    )
+    found = run_async(lambda: _held(settings))
+    if json:
+        for held in found:
+            screen.write(encode(held))
+    elif found:
+        screen.output().print(_table(found))
+    else:
+        screen.output().print("The store holds no events.")
+
+
+def check(
+    *app: AppNames,
+    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    stores: EventStoreOptions = EVENT_STORE_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> int:
+    """Read every event of a store with the code, and tell what it does not read.
+
+    The exit code is 1 where there is something. Run it before a release, against a copy of what is live.
+
+    Args:
+        app: the code.
+        json: Print one JSON object.
+        stores: which.
+        partition: which.
+        log: how.
+    """
+    settings = settled(
+        verbose=log.verbose, app=app, store=stores.store, partition=partition.partition, log_format=log.log_format
+    )
+    found = run_async(lambda: _checked(settings))
+    if json:
+        screen.write(encode(found))
+    else:
+        _show(found)
+    return FAILED if found.breaks else 0
+
+
+async def _held(settings: Settings) -> list[HeldType]:
+    from diptych.entrypoints.cli.looking import opened_store
+    from diptych.event_store.schema_check import held_types
+
+    async with opened_store(settings) as store:
+        with screen.progress("Reading") as bar:
+            return await held_types(store, bar)
+
+
+async def _checked(settings: Settings) -> CheckedSchema:
+    from diptych.application.registration import event_types
+    from diptych.entrypoints.cli.contexts import load_contexts
+    from diptych.entrypoints.cli.looking import opened_store
+    from diptych.event_store.history import History
+    from diptych.event_store.schema_check import check_schema
+
+    contexts = load_contexts(settings.app)
+    for context in contexts:
+        context.load()
+    history = History(event_types(contexts))
+    async with opened_store(settings) as store:
+        with screen.progress("Reading") as bar:
+            return await check_schema(store, history, [context.name for context in contexts], bar)
+
+
+def _table(found: list[HeldType]) -> object:
+    table = screen.table("Event types", "type", "tags", "version", "events", "first", "last", numbers=4)
+    for held in found:
+        numbers = (held.version, held.events, held.first, held.last)
+        table.add_row(held.type, " ".join(held.tags), *map(screen.count, numbers))
+    return table
+
+
+def _show(found: CheckedSchema) -> None:
+    output = screen.output()
+    for each in found.breaks:
+        events = "1 event" if each.events == 1 else f"{screen.count(each.events)} events"
+        first = f"from position {screen.count(each.position)} on"
+        output.print(f"{each.type} (version {each.version}): {events} cannot be read, {first}", style="bold red")
+        output.print(each.reason, soft_wrap=True)
+        if each.skeleton:
+            output.print(f"\n{each.skeleton}\n", soft_wrap=True)
+    for field in found.ignored:
+        output.print(
+            f"{field.type} (version {field.version}): nothing reads the field {field.field!r} that "
+            f"{screen.count(field.events)} of its events have, from position {screen.count(field.position)} on",
+            style="yellow",
+            soft_wrap=True,
+        )
+    looked_at = f"{screen.count(found.events)} events of {screen.count(found.types)} types and versions"
+    broken = screen.count(sum(each.events for each in found.breaks))
+    output.print(f"{looked_at}: {f'{broken} cannot be read' if found.breaks else 'all can be read'}")

@@ -1,0 +1,185 @@
+"""What the store holds of which event type, and whether the code reads it: every event is decoded, none guessed at."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import msgspec
+
+from diptych.errors import InvalidMessage, TagsChanged, UnreadableEvent
+from diptych.event_store.digest import Moved
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.history import History
+from diptych.event_store.pages import event_pages
+from diptych.event_store.position import START, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.messages.codec import decode
+
+__all__ = ["Break", "CheckedSchema", "HeldType", "IgnoredField", "check_schema", "held_types"]
+
+
+class HeldType(msgspec.Struct, frozen=True):
+    """An event type and version that the store holds events of.
+
+    Attributes:
+        type: the stored name.
+        events: how many.
+        first: the position of the first one.
+        last: that of the last one.
+        tags: the tag names that it was registered with.
+    """
+
+    type: str
+    version: int
+    events: int
+    first: Position
+    last: Position
+    tags: tuple[str, ...] = ()
+
+
+class Break(msgspec.Struct, frozen=True):
+    """Events of one type and version that the code does not read, for one reason.
+
+    Attributes:
+        events: how many.
+        position: of the first one.
+        reason: what breaks, and what to do.
+        skeleton: the upcaster that would read them, to be filled in; empty where none would.
+    """
+
+    type: str
+    version: int
+    events: int
+    position: Position
+    reason: str
+    skeleton: str
+
+
+class IgnoredField(msgspec.Struct, frozen=True):
+    """A field that stored events have and that nothing reads: it was removed, or renamed without an upcaster."""
+
+    type: str
+    version: int
+    field: str
+    events: int
+    position: Position
+
+
+class CheckedSchema(msgspec.Struct, frozen=True):
+    """What became of a comparison of the code with all that is stored.
+
+    Attributes:
+        events: how many were looked at.
+        types: of how many types and versions they are.
+        breaks: what the code does not read; empty where all is well.
+        ignored: what it reads without looking.
+    """
+
+    events: int
+    types: int
+    breaks: list[Break]
+    ignored: list[IgnoredField]
+
+
+async def held_types(store: EventStore, moved: Moved) -> list[HeldType]:
+    """Every type and version that events are stored of, by name and version. Reads the whole history."""
+    tags = {(type.name, type.version): type.tag_names for type in await store.stored_types()}
+    found: dict[tuple[str, int], HeldType] = {}
+    end = (await store.head()).position
+    async for page in event_pages(store, START, end):
+        for event in page:
+            key, at = (event.type, event.version), event.position
+            before = found.get(key)
+            first, events = (at, 0) if before is None else (before.first, before.events)
+            found[key] = HeldType(event.type, event.version, events + 1, first, at, tags.get(key, ()))
+        moved(page[-1].position, end)
+    return [found[key] for key in sorted(found)]
+
+
+async def check_schema(store: EventStore, history: History, contexts: Collection[str], moved: Moved) -> CheckedSchema:
+    """Read every event with the code, as a fold of it would, and tell what it does not read.
+
+    Args:
+        store: where.
+        history: reads with the event classes of the code.
+        contexts: whose events the code has to know; those of others are none of its business.
+        moved: told how far it is.
+    """
+    check = _Check(history, contexts)
+    end = (await store.head()).position
+    for stored in await store.stored_types():
+        try:
+            history.check_tags(stored)
+        except TagsChanged as error:
+            check.tags_changed[stored.name, stored.version] = str(error)
+    async for page in event_pages(store, START, end):
+        for event in page:
+            check.look_at(event)
+        moved(page[-1].position, end)
+    return CheckedSchema(end, len(check.seen), list(check.breaks.values()), list(check.ignored.values()))
+
+
+class _Check:
+    """What was found so far.
+
+    Attributes:
+        tags_changed: why the code would tag a type and version otherwise, where it would.
+    """
+
+    def __init__(self, history: History, contexts: Collection[str]) -> None:
+        self.tags_changed: dict[tuple[str, int], str] = {}
+        self.seen: set[tuple[str, int]] = set()
+        self.breaks: dict[tuple[str, int, str], Break] = {}
+        self.ignored: dict[tuple[str, int, str], IgnoredField] = {}
+        self._history = history
+        self._contexts = contexts
+
+    def look_at(self, recorded: RecordedEvent) -> None:
+        known = self._history.types.stored_as(recorded.type)
+        self.seen.add((recorded.type, recorded.version))
+        if known is None and recorded.type.partition(".")[0] not in self._contexts:
+            return
+        try:
+            event = self._history.event(recorded)
+        except UnreadableEvent as error:
+            self._breaks(recorded, error.reason, error.skeleton)
+            return
+        changed = self.tags_changed.get((recorded.type, recorded.version))
+        if changed is not None:
+            self._breaks(recorded, changed)
+            return
+        found = self._history.types.of(type(event))
+        if found.version == recorded.version:
+            self._note_ignored(recorded, found.fields)
+        else:
+            self._check_values(recorded, found.tags(event))
+
+    def _check_values(self, recorded: RecordedEvent, tags: Collection[str]) -> None:
+        """An upcaster changes what is read, and no tag: one that changes an identity puts the event into two models."""
+        if self._history.types.tags_now(recorded.tags) != set(tags):
+            reason = (
+                f"it is tagged {list(recorded.tags)}, and upcast it would be tagged {list(tags)}: let the upcaster "
+                "keep the identities as they are"
+            )
+            self._breaks(recorded, reason)
+
+    def _breaks(self, recorded: RecordedEvent, reason: str, skeleton: str = "") -> None:
+        """One for each skeleton of a type and version: reasons name positions, so each would be one of its own."""
+        key = (recorded.type, recorded.version, skeleton)
+        before = self.breaks.get(key)
+        if before is None:
+            self.breaks[key] = Break(recorded.type, recorded.version, 1, recorded.position, reason, skeleton)
+        else:
+            self.breaks[key] = msgspec.structs.replace(before, events=before.events + 1)
+
+    def _note_ignored(self, recorded: RecordedEvent, fields: Collection[str]) -> None:
+        try:
+            names = decode(recorded.data, dict[str, Any]).keys() - fields
+        except InvalidMessage:  # an array: it was read, and has no names
+            return
+        for name in names:
+            key = (recorded.type, recorded.version, name)
+            before = self.ignored.get(key)
+            events, position = (0, recorded.position) if before is None else (before.events, before.position)
+            self.ignored[key] = IgnoredField(recorded.type, recorded.version, name, events + 1, position)

@@ -1,0 +1,97 @@
+"""`diptych schema`: what a store holds, and whether the code of a project reads it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from diptych import SyncApplication
+from tests.cli_project import STORE, Project, project_in
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A project whose settings name its context and its store, which holds three events of two types."""
+    with project_in(tmp_path, monkeypatch) as made:
+        made.settings(f'app = ["{made.context}"]\nstore = "{STORE}"\n')
+        made.enrol("python", "ruby")
+        made.audit("python")
+        yield made
+
+
+def later(project: Project, old: str, new: str) -> str:
+    """The project's context as a later release has it; its name for the command line."""
+    name = f"{project.module}_later"
+    source = (project.folder / f"{project.module}.py").read_text()
+    assert old in source
+    (project.folder / f"{name}.py").write_text(source.replace(old, new))
+    return f"{name}:school"
+
+
+def test_show_lists_what_the_store_holds(project: Project) -> None:
+    """As a table, and as one JSON object a line; without any code."""
+    code, out, err = project.run("schema", "show")
+    assert (code, err) == (0, "")
+    lines = [line.split() for line in out.splitlines()]
+    assert ["school.Audited", "course", "1", "1", "3", "3"] in lines
+    assert ["school.Enrolled", "course", "1", "2", "1", "2"] in lines
+    assert [json.loads(line) for line in project.run("schema", "show", "--json").out.splitlines()] == [
+        {"type": "school.Audited", "version": 1, "events": 1, "first": 3, "last": 3, "tags": ["course"]},
+        {"type": "school.Enrolled", "version": 1, "events": 2, "first": 1, "last": 2, "tags": ["course"]},
+    ]
+
+
+def test_check_passes_where_the_code_reads_everything(project: Project) -> None:
+    """Exit code 0, for people and for machines."""
+    assert project.run("schema", "check") == (0, "3 events of 2 types and versions: all can be read\n", "")
+    code, out, err = project.run("schema", "check", "--json")
+    assert (code, json.loads(out), err) == (0, {"events": 3, "types": 2, "breaks": [], "ignored": []}, "")
+
+
+def test_check_fails_with_what_breaks_and_what_to_write(project: Project) -> None:
+    """Exit code 1; the skeleton of the upcaster stands by itself, to be copied."""
+    changed = later(project, "class Enrolled(Event):", "class Enrolled(Event, version=2):\n    seat: int")
+    code, out, err = project.run("schema", "check", changed)
+    assert (code, err) == (1, "")
+    assert "school.Enrolled (version 1): 2 events cannot be read, from position 1 on\n" in out
+    assert (
+        "\n@school.upcaster(Enrolled, from_version=1)\n"
+        "def enrolled_from_1(stored: Mapping[str, Any]) -> Mapping[str, Any]:\n"
+        '    return {**stored, "seat": ...}  # as version 2 has them\n'
+    ) in out
+    assert out.endswith("3 events of 2 types and versions: 2 cannot be read\n")
+    (found,) = json.loads(project.run("schema", "check", changed, "--json").out)["breaks"]
+    assert (found["type"], found["version"], found["events"], found["position"]) == ("school.Enrolled", 1, 2, 1)
+
+
+def test_check_tells_of_a_field_that_nothing_reads(project: Project) -> None:
+    """It is no failure: a field may be removed."""
+    with_note = later(project, "class Audited(Event):", "class Audited(Event):\n    note: str = ''")
+    school = importlib.import_module(with_note.partition(":")[0])
+    with SyncApplication(school.school, store=STORE) as app:
+        app.execute(school.Audit(course="ruby"))
+    code, out, err = project.run("schema", "check")
+    assert (code, err) == (0, "")
+    told = "school.Audited (version 1): nothing reads the field 'note' that 1 of its events have, from position 4 on\n"
+    assert out == f"{told}4 events of 2 types and versions: all can be read\n"
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_a_store_that_is_not_there_is_not_made(project: Project, command: str) -> None:
+    """It looks, and changes nothing."""
+    code, out, err = project.run("schema", command, "--store", "sqlite:nowhere.db")
+    assert (code, out) == (1, "")
+    assert err.startswith("error: there is no store at nowhere.db")
+    assert not (project.folder / "nowhere.db").exists()
+
+
+def test_check_needs_code(project: Project) -> None:
+    """There is nothing to compare without."""
+    project.settings(f'store = "{STORE}"\n')
+    code, _, err = project.run("schema", "check")
+    assert code == 1
+    assert "which bounded context?" in err
