@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from msgspec.structs import replace
+
 from diptych.errors import InvalidMessage, TagsChanged, UnreadableEvent
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import START
 from diptych.event_store.recorded_event import RecordedEvent
-from diptych.messages.codec import decode
+from diptych.messages.codec import decode, encode
 from diptych.messages.envelope import Envelope, event_context
 from diptych.messages.event import Event, EventContext
 from diptych.messages.registry import EventType, EventTypes
@@ -31,7 +33,8 @@ class History:
         """The event as an instance of its class, upcast where it was stored as an older version.
 
         Raises:
-            UnreadableEvent: no class is stored under that name, nothing upcasts that version, or its fields do not fit.
+            UnreadableEvent: no class is stored under that name, nothing upcasts that version, an upcaster fails or
+                changes an identity, or its fields do not fit.
         """
         found = self.types.stored_as(recorded.type)
         if found is None:
@@ -74,12 +77,31 @@ class History:
                     skeleton(found.cls, found.context, missing, data),
                 )
             event: Event = found.codec.decode(data)
+            tags = found.tags(event)
         except UpcastFailed as error:
             raise self._unreadable(recorded, str(error)) from error
         except InvalidMessage as error:
             names = ", ".join(step.name for step in found.upcasters if step.from_version >= recorded.version)
             raise self._unreadable(recorded, f"{is_here}, and what {names} made of it is none: {error}") from error
+        if self.types.tags_now(recorded.tags) != set(tags):  # decisions on the identity that it names would miss it
+            raise self._unreadable(
+                recorded,
+                f"it is tagged {list(recorded.tags)}, and upcast it would be tagged {list(tags)}: let the upcaster "
+                "keep the identities as they are",
+            )
         return event
+
+    def as_now(self, recorded: RecordedEvent) -> RecordedEvent:
+        """A recorded event as code of now would have stored it: its type, version, fields and tags.
+
+        Raises:
+            UnreadableEvent: see `event`.
+        """
+        event = self.event(recorded)
+        found, tags = self.types.of(type(event)), self.types.tags_now(recorded.tags)
+        if (found.name, found.version) == (recorded.type, recorded.version) and tags == set(recorded.tags):
+            return recorded
+        return replace(recorded, type=found.name, version=found.version, data=encode(event), tags=tuple(sorted(tags)))
 
     def context(self, recorded: RecordedEvent) -> EventContext:
         """What is known of a recorded event beside its fields."""

@@ -152,17 +152,6 @@ class _Check:
         found = self._history.types.of(type(event))
         if found.version == recorded.version:
             self._note_ignored(recorded, found.fields)
-        else:
-            self._check_values(recorded, found.tags(event))
-
-    def _check_values(self, recorded: RecordedEvent, tags: Collection[str]) -> None:
-        """An upcaster changes what is read, and no tag: one that changes an identity puts the event into two models."""
-        if self._history.types.tags_now(recorded.tags) != set(tags):
-            reason = (
-                f"it is tagged {list(recorded.tags)}, and upcast it would be tagged {list(tags)}: let the upcaster "
-                "keep the identities as they are"
-            )
-            self._breaks(recorded, reason)
 
     def _breaks(self, recorded: RecordedEvent, reason: str, skeleton: str = "") -> None:
         """One for each skeleton of a type and version: reasons name positions, so each would be one of its own."""

@@ -295,7 +295,8 @@ class CommandBus:
         found = await self._store.read(query, attempt.based_on, CHANGES_TOLD_MAX)
         self._group.check(attempt.forks)
         if found.events:
-            raise ContextChanged(type(attempt.command).__name__, attempt.based_on, found.events, more=found.more)
+            changes = [self._history.as_now(recorded) for recorded in found.events]
+            raise ContextChanged(type(attempt.command).__name__, attempt.based_on, changes, more=found.more)
 
     async def _decide_impure(self, attempt: Attempt) -> None:
         """Run a handler that is async or takes services: on committed state, outside of any batch."""

@@ -16,7 +16,8 @@ class ContextChanged(DiptychError):
     Attributes:
         command: the name of the command type.
         based_on: the position that the command was based on.
-        events: what has come since that concerns the decision, in order; the first of them, where they are many.
+        events: what has come since that concerns the decision, in order; the first of them, where they are many. Those
+            that are stored under former names, or as older versions, are told as code of now would have stored them.
         more: whether there are more.
     """
 
