@@ -19,7 +19,8 @@ DiptychError
 │   ├── StoreUnavailable       the store cannot be reached, is locked, or its disk is full
 │   ├── OutcomeUnknown         the commit may or may not be durable: send the same command id again
 │   ├── NotFresh               the answer asked for is not there yet, and the wait is over
-│   └── Blocked                the answer touches a key whose projection is blocked
+│   ├── Blocked                the answer touches a key whose projection is blocked
+│   └── NewerHistory           newer code has stored an event: ask a process that runs it (an UnreadableEvent, too)
 ├── HistoryError             the stored history and this code, or this token, do not fit
 │   ├── HistoryDiverged        a token, checkpoint or cursor is of another history
 │   ├── NewerStore             the store was written by a newer Diptych
@@ -54,6 +55,7 @@ __all__ = [
     "InvalidMessage",
     "MessageError",
     "MissingService",
+    "NewerHistory",
     "NewerStore",
     "NotFresh",
     "NotGranted",
@@ -397,6 +399,10 @@ class UnreadableEvent(HistoryError):
         self.skeleton = skeleton
         told = f"{reason}: {' '.join(skeleton.split())}" if skeleton else reason  # an error is one line
         super().__init__(f"the event at position {position} is a stored {type} (version {version}): {told}")
+
+
+class NewerHistory(UnreadableEvent, Unavailable):
+    """Newer code has stored an event that has to be read: ask a process that runs that code."""
 
 
 class TagsChanged(HistoryError):

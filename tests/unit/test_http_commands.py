@@ -13,7 +13,7 @@ import pytest
 from diptych import Application, Conflict, NotFresh
 from diptych.entrypoints.http import http_app
 from diptych.entrypoints.http.body import BODY_BYTES_MAX
-from diptych.errors import Blocked, OutcomeUnknown, Overloaded, StoreUnavailable
+from diptych.errors import Blocked, NewerHistory, OutcomeUnknown, Overloaded, StoreUnavailable
 from tests.http_library import Outside, open_library
 
 pytestmark = pytest.mark.anyio
@@ -264,6 +264,7 @@ async def test_other_methods_are_not_allowed(client: httpx2.AsyncClient, path: s
         (StoreUnavailable("the disk is full"), "store-unavailable", {}, "1"),
         (OutcomeUnknown("k-9", "the connection was lost"), "outcome-unknown", {"command_id": "k-9"}, "1"),
         (NotFresh("Book", 9, 4), "not-fresh", {"read_model": "Book", "wanted": 9, "reached": 4}, "1"),
+        (NewerHistory("library.Lent", 2, 7, "newer code has stored it"), "unavailable", {}, "1"),
         (Blocked("Book", ["[1]"], "torn"), "blocked", {"read_model": "Book", "keys": ["[1]"]}, "60"),
     ],
 )

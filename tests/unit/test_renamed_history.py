@@ -1,167 +1,52 @@
-"""A history under former names, on every way to a decision: bound models, stale screens, dry runs, partitions, slices."""
+"""A history under former names, on every way to a decision: bound models, stale screens, dry runs, slices."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
 from diptych import (
     Application,
     BoundedContext,
-    By,
-    Command,
     ContextChanged,
-    DecisionModel,
     Event,
     Identity,
     Key,
     Query,
-    Reader,
     ReadModel,
     Receipt,
     Rejected,
     replace,
 )
-from diptych.application.partition import Partition
 from diptych.errors import UnreadableEvent
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import Appended, Commit, ReadResult
-from diptych.event_store.recorded_event import NewEvent
+from diptych.event_store.event_store import ReadResult
 from diptych.messages.codec import decode
-from diptych.messages.unique_id import unique_bytes
 from diptych.testing import scenario
+from tests.renamed_bank import (
+    ADA,
+    BOB,
+    MAIN,
+    STORED,
+    WAYS,
+    Balance,
+    BalanceOf,
+    BranchId,
+    Move,
+    MoveBound,
+    Moved,
+    MoveMapped,
+    MoveOutside,
+    bank,
+    store_as_older_code,
+)
 
 pytestmark = pytest.mark.anyio
 
 SLICES = 4
-
-
-class BranchId(Identity, formerly=["office"]): ...
-
-
-class AccountId(Identity, formerly=["acct"]): ...
-
-
-class Move(Command):
-    branch: BranchId
-    source: AccountId
-    target: AccountId
-    cents: int
-
-
-class MoveBound(Move):
-    """Decided on two models, each bound by its field."""
-
-
-class MoveMapped(Move):
-    """Decided on a model for each account that the command names."""
-
-
-class MoveOutside(Move):
-    """Decided before it is submitted: its handler is async."""
-
-
-class Moved(Event, version=2, formerly=["Transferred"]):
-    branch: BranchId
-    source: AccountId
-    target: AccountId
-    cents: int
-
-
-class Account(DecisionModel[AccountId]):
-    account: AccountId
-    cents: int = 100
-
-    def evolve(self, event: Moved) -> Account:
-        change = event.cents * ((event.target == self.account) - (event.source == self.account))
-        return replace(self, cents=self.cents + change)
-
-
-class Pair(DecisionModel[AccountId, BranchId]):
-    moves: int = 0
-
-    def evolve(self, event: Moved) -> Pair:
-        return Pair(moves=self.moves + 1)
-
-
-class Balance(ReadModel):
-    account: Key[AccountId]
-    cents: int = 100
-
-
-class BalanceOf(Query[Balance | None]):
-    branch: BranchId
-    account: AccountId
-
-
-MAIN, ADA, BOB = BranchId("main"), AccountId("ada"), AccountId("bob")
-
-
-def bank(context: BoundedContext | None = None, slices: int = 1) -> BoundedContext:
-    """Nobody's balance goes below nothing."""
-    context = context or BoundedContext("bank")
-
-    def decided(command: Move, source: Account) -> Moved:
-        if source.cents < command.cents:
-            raise Rejected("not-enough", cents=source.cents)
-        return Moved(branch=command.branch, source=command.source, target=command.target, cents=command.cents)
-
-    @context.command_handler
-    def move_bound(
-        command: MoveBound,
-        source: Annotated[Account, By("source")],
-        target: Annotated[Account, By("target")],
-        pair: Annotated[Pair, By("source", "branch")],
-    ) -> Moved:
-        return decided(command, source)
-
-    @context.command_handler
-    def move_mapped(command: MoveMapped, accounts: Mapping[AccountId, Account]) -> Moved:
-        return decided(command, accounts[command.source])
-
-    @context.command_handler(idempotent=True)
-    async def move_outside(command: MoveOutside, source: Annotated[Account, By("source")]) -> Moved:
-        return decided(command, source)
-
-    @context.upcaster(Moved, from_version=1)
-    def moved_from_1(stored: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**stored, "cents": round(float(stored["euros"]) * 100)}
-
-    @context.projection(partitions=slices, each=sides, key=lambda side: side[0])
-    def balances(row: Balance, event: Moved, side: tuple[AccountId, int]) -> Balance:
-        return replace(row, cents=row.cents + side[1])
-
-    @context.query_handler
-    async def balance_of(query: BalanceOf, reader: Reader) -> Balance | None:
-        return await reader.get(Balance, query.account)
-
-    return context
-
-
-def sides(event: Moved) -> Iterator[tuple[AccountId, int]]:
-    """What an event is to each of its accounts."""
-    yield event.source, -event.cents
-    yield event.target, event.cents
-
-
-WAYS = [MoveBound, MoveMapped, MoveOutside]
-STORED = {
-    "another type": ("bank.Transferred", 1, b'"euros":"0.70"', ("account:ada", "account:bob", "branch:main")),
-    "other tags": ("bank.Moved", 2, b'"cents":70', ("acct:ada", "acct:bob", "office:main")),
-    "all of it": ("bank.Transferred", 1, b'"euros":"0.70"', ("acct:ada", "acct:bob", "branch:main")),
-}
-
-
-async def store_as_older_code(partition: Partition, names: str) -> None:
-    """Bob has 70 of Ada's cents, by a process with older code that has the same store open."""
-    type, version, amount, tags = STORED[names]
-    data = b'{"branch":"main","source":"ada","target":"bob",%b}' % amount
-    commit = Commit(events=(NewEvent(unique_bytes(), type, version, data, tags),))
-    (result,) = await partition.store.append([commit])
-    assert isinstance(result, Appended)
 
 
 # ── decisions ────────────────────────────────────────────────────────────────
@@ -320,9 +205,7 @@ async def test_partitions_by_context_have_their_own_former_names(names: str) -> 
         desk: str
 
     other = BoundedContext("desk", events=[Opened])
-    async with Application(
-        bank(), other, store={"bank": "memory:", "desk": "memory:"}, partition_by="context"
-    ) as app:
+    async with Application(bank(), other, store={"bank": "memory:", "desk": "memory:"}, partition_by="context") as app:
         await store_as_older_code(app.partition("bank"), names)
         with pytest.raises(Rejected):
             await app.execute(MoveBound(branch=MAIN, source=ADA, target=BOB, cents=31))

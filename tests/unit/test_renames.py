@@ -398,3 +398,32 @@ def test_the_names_of_one_item_are_bounded() -> None:
     types = event_types([identities(ManyId, ShopId)])
     with pytest.raises(ConfigurationError, match="STORED_ITEMS_MAX=64"):
         stored_query(EventQuery((QueryItem(tags=frozenset({"many:1"})),)), types)
+
+
+async def test_a_model_of_too_many_names_is_told_when_the_application_is_made() -> None:
+    """Not by its first command."""
+
+    class LaneId(Identity, formerly=[f"lane{n}" for n in range(8)]): ...
+
+    class RackId(Identity, formerly=[f"rack{n}" for n in range(8)]): ...
+
+    class Stored(Event):
+        lane: LaneId
+        rack: RackId
+
+    class Store(Command):
+        lane: LaneId
+        rack: RackId
+
+    class Place(DecisionModel[LaneId, RackId]):
+        def evolve(self, event: Stored) -> Place:
+            return self
+
+    depot = BoundedContext("depot")
+
+    @depot.command_handler
+    def store(command: Store, place: Place) -> Stored:
+        return Stored(lane=command.lane, rack=command.rack)
+
+    with pytest.raises(ConfigurationError, match="81 sets of tags"):
+        await Application(depot).open()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from diptych import (
     replace,
 )
 from diptych.application.registration import event_types, projections
-from diptych.errors import TagsChanged, UnreadableEvent
+from diptych.errors import NewerHistory, TagsChanged, Unavailable, UnreadableEvent
 from diptych.event_store.event_store import Appended, Commit
 from diptych.event_store.recorded_event import NewEvent
 from diptych.messages.unique_id import unique_bytes
@@ -47,6 +48,12 @@ class CustomerId(Identity): ...
 class Place(Command):
     order: OrderId
     cents: int
+
+
+class Look(Command):
+    """Folds the order, and does nothing."""
+
+    order: OrderId
 
 
 class Total(ReadModel):
@@ -73,6 +80,14 @@ def version_1() -> BoundedContext:
     @shop.command_handler
     def place(command: Place) -> OrderPlaced:
         return OrderPlaced(order=command.order, total=f"{command.cents / 100:.2f}")
+
+    class Known(DecisionModel[OrderId]):
+        def evolve(self, event: OrderPlaced) -> Known:
+            return self
+
+    @shop.command_handler
+    def look(command: Look, known: Known) -> None:
+        return None
 
     @shop.projection
     def totals(row: Total, event: OrderPlaced) -> Total:
@@ -266,6 +281,20 @@ async def test_an_event_of_a_newer_version_refuses_the_store(store_url: str) -> 
     assert unreadable.value.skeleton == ""
 
 
+async def test_code_that_meets_a_newer_version_says_that_it_is_the_older_one(store_url: str) -> None:
+    """While it runs: what would fold the event may be asked of another process; nothing is guessed (rule 22)."""
+    async with Application(version_1(), store=store_url) as app:
+        await store_as_older_code(app, 3, b'{"order":"pen","cents":250,"currency":"EUR"}')
+        with pytest.raises(NewerHistory, match="version 1 here: newer code has stored it") as newer:
+            await app.execute(Look(order=PEN))
+        assert (newer.value.type, newer.value.version, newer.value.position) == ("shop.OrderPlaced", 3, 1)
+        assert isinstance(newer.value, Unavailable)
+        await app.execute(Look(order=OrderId("ink")))
+        await until(lambda: not app.partition().projector.slices[0].goes_on, app)
+        (projection,) = (await app.status()).projections
+        assert (projection.checkpoint, projection.blocked) == (0, 0)
+
+
 async def test_a_changed_schema_without_a_version_gives_the_upcaster_to_write(store_url: str) -> None:
     """A field that stored events have not and that has no default: to be given one, or to be filled in."""
     async with Application(version_3(), store=store_url) as app:
@@ -348,6 +377,22 @@ async def test_an_upcaster_leads_from_a_version_below_that_of_the_class(version:
     shop.upcaster(OrderPlaced, from_version=version)(with_currency)
     with pytest.raises(ConfigurationError, match=rf"with_currency upcasts OrderPlaced from version {version}.* 3 here"):
         await Application(shop).open()
+
+
+async def test_an_upcaster_may_be_what_partial_makes(store_url: str) -> None:
+    """A step with something filled in; messages name the function that it was made of."""
+
+    def with_this(currency: str, stored: Fields) -> Fields:
+        return {**stored, "currency": currency, "cents": stored["cents"] + (0 if currency else None)}
+
+    async with Application(version_3(second=partial(with_this, "CHF")), store=store_url) as app:
+        await store_as_older_code(app, *VERSIONS[0])
+        found = await app.query(TotalOf(order=PEN), freshness="latest")
+        assert found == Total(order=PEN, cents=250, currency="CHF")
+    async with Application(version_3(second=partial(with_this, ""))) as app:
+        await store_as_older_code(app, *VERSIONS[0])
+        with pytest.raises(UnreadableEvent, match="with_this of version 2 failed: TypeError"):
+            await app.execute(Place(order=PEN, cents=1))
 
 
 async def test_a_version_has_one_upcaster() -> None:

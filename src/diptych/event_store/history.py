@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from diptych.errors import InvalidMessage, TagsChanged, UnreadableEvent
+from diptych.errors import InvalidMessage, NewerHistory, TagsChanged, UnreadableEvent
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import START
@@ -35,6 +35,7 @@ class History:
         Raises:
             UnreadableEvent: no class is stored under that name, nothing upcasts that version, an upcaster fails or
                 changes an identity, or its fields do not fit.
+            NewerHistory: its version is newer than that of the class.
         """
         found = self.types.stored_as(recorded.type)
         if found is None:
@@ -62,11 +63,11 @@ class History:
         name = found.cls.__name__
         is_here = f"{name} is version {found.version} here"
         if recorded.version > found.version:
+            newer = f"{is_here}: newer code has stored it, run that one"
+            if recorded.type == found.name:
+                raise NewerHistory(recorded.type, recorded.version, recorded.position, newer)
             renamed = f"; over a rename versions go on: say version={recorded.version} or higher"
-            raise self._unreadable(
-                recorded,
-                f"{is_here}: newer code has stored it, run that one{renamed if recorded.type != found.name else ''}",
-            )
+            raise self._unreadable(recorded, newer + renamed)
         missing = found.upcasters.missing(recorded.version)
         try:
             data = found.upcasters.upcast(recorded.version, recorded.data, missing or found.version)

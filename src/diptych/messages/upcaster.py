@@ -6,6 +6,7 @@ the classes of older versions need not be kept.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -36,7 +37,10 @@ class UpcasterDeclaration(NamedTuple):
     @property
     def name(self) -> str:
         """Where the function is, for messages."""
-        return f"{self.function.__module__}.{self.function.__qualname__}"
+        function: Any = self.function
+        while isinstance(function, functools.partial):
+            function = function.func
+        return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 class Upcasters:

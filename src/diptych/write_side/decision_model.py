@@ -71,14 +71,19 @@ class ModelFold:
         identities: the identity classes that scope it, may be empty.
         events: the event classes that it folds.
         takes_context: whether `evolve` asks for the `EventContext`.
+
+    Raises:
+        ConfigurationError: it cannot be folded as it is written; or its identities had too many names.
     """
 
     def __init__(self, cls: type[Any], types: EventTypes) -> None:
         self.cls = cls
         self.identities = _identities(cls)
         self.events, self.takes_context = _evolve_signature(cls)
+        self._types, self._renamed = types, True
         self._names = frozenset(types.of(event).name for event in self.events)
-        self._types = types
+        anyone = self.query(tuple(map(str, range(len(self.identities)))))  # too many names are told now
+        self._names, self._renamed = anyone.items[0].types, len(anyone.items) > 1
         self._identity_fields = _identity_fields(cls, self.identities)
         self._evolve: Callable[..., Any] = cls.evolve
 
@@ -93,8 +98,9 @@ class ModelFold:
 
     def query(self, ids: tuple[str, ...]) -> EventQuery:
         """Which events are folded for the given identities."""
-        tags = frozenset(tag(identity, value) for identity, value in zip(self.identities, ids, strict=True))
-        return stored_query(EventQuery((QueryItem(self._names, tags),)), self._types)
+        tags = frozenset([tag(identity, value) for identity, value in zip(self.identities, ids, strict=True)])
+        query = EventQuery((QueryItem(self._names, tags),))
+        return stored_query(query, self._types) if self._renamed else query
 
     def evolve(self, state: Any, event: Event, context: EventContext | None) -> Any:
         """The state after an event. `context` is needed where `takes_context`.
