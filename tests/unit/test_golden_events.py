@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from diptych import BoundedContext, Event, Identity
+from diptych import BoundedContext, Event, Identity, Untagged
 from diptych.testing import check_golden_events
 
 Fields = Mapping[str, Any]
@@ -108,6 +108,17 @@ def test_an_upcaster_that_changes_an_identity_fails(folder: Path) -> None:
     wrong = shop(Later, upcaster=lambda stored: {**in_cents(stored), "order": "ink"})
     with pytest.raises(AssertionError, match=r"tagged \['order:pen'\], and upcast .* \['order:ink'\]"):
         check_golden_events(wrong, folder=folder, update=True)
+
+
+def test_a_class_that_is_tagged_otherwise_fails(folder: Path) -> None:
+    """Without an upcaster, too: what is stored keeps its tags, and decisions look for those of now."""
+
+    class OrderPlaced(Event):
+        order: Untagged[OrderId]
+        total: str
+
+    with pytest.raises(AssertionError, match=r"stored with the tags \['order:pen'\], and read with \[\]"):
+        check_golden_events(shop(OrderPlaced), folder=folder, update=True)
 
 
 def test_an_upcaster_without_a_golden_file_fails(folder: Path) -> None:

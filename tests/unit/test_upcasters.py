@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,6 +93,10 @@ def version_1() -> BoundedContext:
     @shop.projection
     def totals(row: Total, event: OrderPlaced) -> Total:
         return replace(row, cents=-1)
+
+    @shop.subscriber
+    async def listen(events: Sequence[tuple[OrderPlaced, EventContext]]) -> None:
+        return None
 
     return shop
 
@@ -216,6 +221,17 @@ async def test_a_kept_receipt_tells_its_events_upcast(old_store: str) -> None:
 
 
 @kept
+async def test_a_kept_receipt_outlives_an_upcaster_that_fails(old_store: str) -> None:
+    """Sent again under its id, the command is not executed again: its receipt waits for the upcaster to be mended."""
+    async with Application(version_3(second=fails), store=old_store) as app:
+        with pytest.raises(UnreadableEvent, match="fails of version 2 failed"):
+            await app.execute(Place(order=PEN, cents=250), command_id="first")
+        assert (await app.status()).head == 1
+    async with Application(version_3(), store=old_store) as app:
+        assert (await app.execute(Place(order=PEN, cents=250), command_id="first")).position == 1
+
+
+@kept
 async def test_a_changed_upcaster_builds_the_rows_anew(old_store: str) -> None:
     """Rows of older code of an upcaster are not this code's rows; by hand it is the same (rule 23)."""
 
@@ -293,6 +309,20 @@ async def test_code_that_meets_a_newer_version_says_that_it_is_the_older_one(sto
         await until(lambda: not app.partition().projector.slices[0].goes_on, app)
         (projection,) = (await app.status()).projections
         assert (projection.checkpoint, projection.blocked) == (0, 0)
+
+
+async def test_a_subscriber_of_older_code_leaves_a_newer_version_to_newer_code(tmp_path: Path) -> None:
+    """It says so, and gives its lease up: it would hold up the process that can read the event (rule 22)."""
+    store, told = f"sqlite:{tmp_path / 'shop.db'}", list[OrderPlaced]()
+    async with Application(version_1(), store=store) as old:
+        await store_as_older_code(old, 3, b'{"order":"pen","cents":250,"currency":"EUR"}')
+        (subscription,) = old.partition().subscriptions
+        await until(lambda: bool(subscription.failure), old)
+        async with Application(version_3(told=told), store=store) as new:
+            await until(lambda: bool(told), new)
+            (status,) = (await old.status()).subscribers
+    assert told == [OrderPlaced(order=PEN, cents=250, currency="EUR")]
+    assert "newer code has stored it" in status.stopped
 
 
 async def test_a_changed_schema_without_a_version_gives_the_upcaster_to_write(store_url: str) -> None:

@@ -153,7 +153,9 @@ def follow(
         projector=projector,
         subscriptions=subscriptions,
         leases=Leases(
-            read_store, lambda: projector.wanted() + [found.lease_key for found in subscriptions], unique_id()
+            read_store,
+            lambda: projector.wanted() + [found.lease_key for found in subscriptions if not found.outdated],
+            unique_id(),
         ),
         projecting=projecting,
         blocked_keys=BlockedKeys(projector, log, read_store),

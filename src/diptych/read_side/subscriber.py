@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import ConfigurationError, MissingService
+from diptych.errors import ConfigurationError, MissingService, NewerHistory
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
@@ -111,11 +111,13 @@ class Subscription:
 
     Attributes:
         failure: what it failed with last; empty while deliveries succeed.
+        outdated: it has met an event that newer code has stored, and leaves it to processes that run that.
     """
 
     def __init__(self, subscriber: Subscriber, store: EventLog, history: History, read_store: ReadStore) -> None:
         self.subscriber = subscriber
         self.failure = ""
+        self.outdated = False
         self._store = store
         self._history = history
         self._read_store = read_store
@@ -147,7 +149,7 @@ class Subscription:
 
     def start(self, leases: Leases) -> None:
         """Deliver from now on, in a task of its own, while it is held."""
-        self._closing = False
+        self._closing = self.outdated = False
         following = self._follow(leases)
         self._task = asyncio.get_running_loop().create_task(following, name=f"diptych {self.subscriber.name}")
 
@@ -173,6 +175,11 @@ class Subscription:
                 elif not await self._deliver_held(leases):
                     await self._store.wait_for_events(self.position, IDLE_WAIT_S)
                 self.failure, backoff = "", BACKOFF_FIRST_S
+            except NewerHistory as error:
+                self.failure, self.outdated = told(error), True
+                _log.error("subscriber %s leaves it to newer code: %s", self.subscriber.name, self.failure)
+                leases.ask()
+                return
             except Exception as error:  # noqa: BLE001  # the user's code failed: reported, and tried again
                 self.failure = told(error)
                 _log.error("subscriber %s tries again in %.1f s: %s", self.subscriber.name, backoff, self.failure)
