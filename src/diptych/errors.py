@@ -405,6 +405,27 @@ class NewerHistory(UnreadableEvent, Unavailable):
     """Newer code has stored an event that has to be read: ask a process that runs that code."""
 
 
+class UnreadableState(HistoryError):
+    """The state that is kept of a state-stored model does not fit its class of today.
+
+    Attributes:
+        model: its name, qualified by context.
+        key: which one of them, as a JSON array of its identities.
+        position: up to which it is folded.
+        reason: why.
+    """
+
+    def __init__(self, model: str, key: str, position: int, reason: str) -> None:
+        self.model = model
+        self.key = key
+        self.position = position
+        self.reason = reason
+        super().__init__(
+            f"the state of {model} {key}, kept at position {position}, cannot be read: {reason}. Give new fields a "
+            "default and keep the types of old ones; or drop state_stored, and it is folded from its events again"
+        )
+
+
 class TagsChanged(HistoryError):
     """The code would tag an event type otherwise than the events of that type in the store are tagged.
 

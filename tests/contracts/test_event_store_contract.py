@@ -22,6 +22,7 @@ from diptych.event_store.event_store import (
     EventStore,
     HistoryPart,
     KeptOutcome,
+    KeptState,
     ReadResult,
     Refused,
     StoredType,
@@ -188,6 +189,54 @@ class KeepsEverything(MemoryEventStore):
 
     def _carry_out(self, commit: Commit) -> Appended:
         return super()._carry_out(msgspec.structs.replace(commit, keep=True))
+
+
+class KeepsStatesOfLosers(MemoryEventStore):
+    """Keeps what commits leave of decision models, appended or not."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        for commit in commits:
+            for state in commit.states:
+                self._states[state.model, state.key] = KeptState(state.fold, state.data, (await self.head()).position)
+        return await super().append(commits, base)
+
+
+class KeepsStatesWithoutEvents(MemoryEventStore):
+    """Keeps what a commit leaves of decision models though no event has made it."""
+
+    def _carry_out(self, commit: Commit) -> Appended:
+        result = super()._carry_out(commit)
+        for state in commit.states:
+            self._states[state.model, state.key] = KeptState(state.fold, state.data, result.place.position)
+        return result
+
+
+class StatesOfTheWholeBatch(MemoryEventStore):
+    """Says of every state of a batch that it is of its last event."""
+
+    async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
+        results = await super().append(commits, base)
+        head = await self.head()
+        for key in [(state.model, state.key) for commit in commits for state in commit.states]:
+            if (kept := self._states.get(key)) is not None:
+                self._states[key] = msgspec.structs.replace(kept, position=head.position)
+        return results
+
+
+class KeepsTheFirstState(MemoryEventStore):
+    """Does not replace what is kept of a decision model."""
+
+    def _carry_out(self, commit: Commit) -> Appended:
+        new = tuple(state for state in commit.states if (state.model, state.key) not in self._states)
+        return super()._carry_out(msgspec.structs.replace(commit, states=new))
+
+
+class StatesByKeyAlone(MemoryEventStore):
+    """Takes models for each other."""
+
+    def _carry_out(self, commit: Commit) -> Appended:
+        same = tuple(msgspec.structs.replace(state, model="shop.Product") for state in commit.states)
+        return super()._carry_out(msgspec.structs.replace(commit, states=same))
 
 
 class ChangedConditions(MemoryEventStore):
@@ -508,6 +557,11 @@ BROKEN = [
     (DuplicatedCommand, "test_a_command_id_has_one_effect"),
     (ForgetsRejections, "test_a_rejection_is_kept_where_asked"),
     (KeepsEverything, "test_a_rejection_is_kept_where_asked"),
+    (KeepsStatesOfLosers, "test_what_is_not_appended_leaves_no_state"),
+    (KeepsStatesWithoutEvents, "test_an_outcome_without_events_leaves_no_state"),
+    (StatesOfTheWholeBatch, "test_of_one_batch_the_last_state_counts"),
+    (KeepsTheFirstState, "test_a_state_is_kept_with_the_events_that_made_it"),
+    (StatesByKeyAlone, "test_a_state_is_kept_with_the_events_that_made_it"),
     (IgnoresTagOnlyConditions, "test_a_condition_breaks_on_a_later_match_only"),
     (IgnoresTypeOnlyConditions, "test_a_condition_breaks_on_a_later_match_only"),
     (IgnoresConditionsOnEverything, "test_a_condition_on_everything_breaks_on_any_event"),

@@ -23,9 +23,9 @@ import pytest
 
 from diptych import BoundedContext, ConfigurationError, Event, Identity, Indexed, Key, ReadModel, Value, replace
 from diptych.application.registration import event_types, projections
+from diptych.messages import fingerprint as fingerprint_module
+from diptych.messages.fingerprint import fingerprint
 from diptych.messages.message import MessageMeta
-from diptych.read_side import fingerprint as fingerprint_module
-from diptych.read_side.fingerprint import fingerprint
 
 HEAD = """
 from decimal import Decimal
@@ -223,7 +223,7 @@ def test_a_lambda_within_a_call_is_the_same_in_every_process(tmp_path: Path) -> 
     """Where its lines are no statement of their own, no address or file name gets in; nor does what is beside it."""
     source = """
 import sys
-from diptych.read_side.fingerprint import fingerprint
+from diptych.messages.fingerprint import fingerprint
 def call(**options): return options
 options = call(
     key=lambda event: [part for part in (lambda: event)()],

@@ -108,7 +108,19 @@ def command_handlers(
             other = found.setdefault(handler.command, handler)
             if other is not handler:
                 raise ConfigurationError(f"{handler.command.__name__} has two handlers: {other.name}, {handler.name}")
+    _check_kept(folds.values())
     return found
+
+
+def _check_kept(folds: Iterable[ModelFold]) -> None:
+    """Make sure that no two models' states would be kept under one name."""
+    kept: dict[str, ModelFold] = {}
+    for fold in folds:
+        if fold.form is not None and (other := kept.setdefault(fold.form.model, fold)) is not fold:
+            raise ConfigurationError(
+                f"the states of two decision models would be kept as {fold.form.model}: rename {fold.cls.__module__}."
+                f"{fold.cls.__qualname__} or {other.cls.__module__}.{other.cls.__qualname__}"
+            )
 
 
 def handled_commands(contexts: Sequence[BoundedContext]) -> Iterable[tuple[str, type]]:

@@ -28,6 +28,8 @@ __all__ = [
     "EventStore",
     "HistoryPart",
     "KeptOutcome",
+    "KeptState",
+    "ModelState",
     "ReadResult",
     "Refused",
     "StoredType",
@@ -45,6 +47,34 @@ TAG_BYTES_MAX = 512
 """Bytes of one tag, in UTF-8."""
 COMMAND_ID_CHARACTERS_MAX = 128
 """Characters of a command id."""
+STATE_BYTES_MAX = 1 << 20
+"""Bytes of one decision model's kept state."""
+STATE_KEY_BYTES_MAX = 1_024
+"""Bytes of what names one kept state among those of its model, in UTF-8."""
+
+
+class ModelState(msgspec.Struct, frozen=True, gc=False):
+    """What a decision model is after a commit, kept beside the history (rules 24 and 26).
+
+    Attributes:
+        model: its name, qualified by context: "shop.Product".
+        key: which one of them, as text of its identities.
+        fold: which code has folded it: a state that another fold has made is not this one's.
+        data: the state, at most `STATE_BYTES_MAX`.
+    """
+
+    model: str
+    key: str
+    fold: str
+    data: bytes
+
+
+class KeptState(msgspec.Struct, frozen=True, gc=False):
+    """A model's state, and up to where its events are folded: the last event of the commit that left it."""
+
+    fold: str
+    data: bytes
+    position: Position
 
 
 class Commit(msgspec.Struct, frozen=True, gc=False):
@@ -57,6 +87,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
         payload_hash: tells this payload from others under the same id.
         rejection: the rejection as JSON, where the command is refused.
         keep: whether the outcome is kept under the command id (G4).
+        states: what models are after its events, each once; kept where it has any, in the same transaction (G1).
     """
 
     events: tuple[NewEvent, ...] = ()
@@ -65,6 +96,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
     payload_hash: bytes = b""
     rejection: bytes | None = None
     keep: bool = True
+    states: tuple[ModelState, ...] = ()
 
 
 class KeptOutcome(msgspec.Struct, frozen=True):
@@ -296,6 +328,10 @@ class EventStore(EventLog, Protocol):
         The order is that of their code points; `""` is before the first. One that is kept while pages are read is in
         a later page, or in none.
         """
+        ...
+
+    async def model_state(self, model: str, key: str) -> KeptState | None:
+        """What is kept of a decision model: the state that the last commit to carry one has left."""
         ...
 
     async def stored_types(self) -> list[StoredType]:

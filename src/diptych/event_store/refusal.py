@@ -10,8 +10,11 @@ from diptych.event_store.event_store import (
     COMMIT_EVENTS_MAX,
     EVENT_BYTES_MAX,
     EVENT_TAGS_MAX,
+    STATE_BYTES_MAX,
+    STATE_KEY_BYTES_MAX,
     TAG_BYTES_MAX,
     Commit,
+    ModelState,
 )
 from diptych.event_store.recorded_event import NewEvent
 
@@ -38,6 +41,9 @@ def refusal(commit: Commit) -> str | None:
     for event in events:
         if not _is_plain(event) and (reason := _event_refusal(event)):
             return f"event {event.type!r}: {reason}"
+    for state in commit.states:
+        if reason := _state_refusal(state):
+            return f"the state of {state.model}: {reason}"
     return None if len(events) < 2 else _several_refusal(events)
 
 
@@ -77,6 +83,16 @@ def _is_plain(event: NewEvent) -> bool:
         and 1 <= event.version <= VERSION_MAX
         and (len(tags) <= 1 or len(set(tags)) == len(tags))
     )
+
+
+def _state_refusal(state: ModelState) -> str | None:
+    if len(state.data) > STATE_BYTES_MAX:
+        return f"it has {len(state.data)} bytes, more than STATE_BYTES_MAX={STATE_BYTES_MAX}"
+    if not all(map(is_storable, (state.model, state.key, state.fold))) or b"\0" in state.data:
+        return "it contains NUL or a lone surrogate"
+    if len(state.key.encode()) > STATE_KEY_BYTES_MAX:
+        return f"its key {state.key[:32]!r}… has more than STATE_KEY_BYTES_MAX={STATE_KEY_BYTES_MAX} bytes"
+    return None
 
 
 def _command_id_refusal(command_id: str) -> str | None:

@@ -38,6 +38,8 @@ class Options(typing.NamedTuple):
     version: int
     scope: Scope
     formerly: tuple[str, ...] = ()
+    state_stored: bool = False
+    snapshot_every: int | None = None
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,))
@@ -56,16 +58,25 @@ class MessageMeta(msgspec.StructMeta):
         stored_as: str | None = None,
         version: int = 1,
         formerly: Sequence[str] = (),
+        state_stored: bool = False,
+        snapshot_every: int | None = None,
         **keywords: Any,
     ) -> MessageMeta:
-        """Make the class; `stored_as`, `version` and `formerly` are for events."""
+        """Make the class.
+
+        `stored_as` and `formerly` are for events, `state_stored` and `snapshot_every` for decision models, `version`
+        for either.
+        """
         scope = scope_of_caller()
         if isinstance(formerly, str):
             raise TypeError(f"{name}: formerly takes a list of names, formerly=[{formerly!r}]")
         _settle_annotations(namespace, scope)
         keywords = {"frozen": True, "kw_only": True, **keywords}
         cls = super().__new__(mcls, name, bases, namespace, **keywords)
-        type.__setattr__(cls, "__options__", Options(stored_as, version, scope, tuple(formerly)))
+        if (state_stored or snapshot_every is not None) and not hasattr(cls, "evolve"):
+            raise TypeError(f"{name}: state_stored and snapshot_every are for decision models, which have an evolve")
+        options = Options(stored_as, version, scope, tuple(formerly), state_stored, snapshot_every)
+        type.__setattr__(cls, "__options__", options)
         return cls
 
 

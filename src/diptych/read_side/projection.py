@@ -19,9 +19,9 @@ from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import Scope, members, parameter_types
 from diptych.messages.event import Event, EventContext, event_classes
+from diptych.messages.fingerprint import fingerprint
 from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
-from diptych.read_side.fingerprint import fingerprint
 from diptych.read_side.partitions import SLICES_MAX
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
 from diptych.read_side.read_store import Key, value_refusal

@@ -27,10 +27,20 @@ from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
 from diptych.write_side.command_handler import CommandHandler, ModelKey
 from diptych.write_side.context_changed import ContextChanged
-from diptych.write_side.decision_model import Folded
-from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, Attempt, GroupCommit, Lost, Outdated
+from diptych.write_side.decision_model import Folded, ModelFold
+from diptych.write_side.group_commit import (
+    COMMANDS_WAITING_MAX,
+    Attempt,
+    Decision,
+    GroupCommit,
+    Lost,
+    Outdated,
+    Unfolded,
+)
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
+from diptych.write_side.left_states import StateKeeping
 from diptych.write_side.model_cache import ModelCache
+from diptych.write_side.state_form import key_of
 from diptych.write_side.verdict import Verdict
 
 __all__ = ["CommandBus", "CommandMiddleware", "NextCommand", "Sender"]
@@ -89,7 +99,8 @@ class CommandBus:
         self._clock = clock
         self._middleware = tuple(middleware)
         self._cache = ModelCache()
-        self._group = GroupCommit(store, history.types, self._cache, waiting_max=waiting_max)
+        folds = {fold for handler in handlers.values() for fold in handler.folds}
+        self._group = GroupCommit(store, history.types, self._cache, StateKeeping(folds), waiting_max=waiting_max)
         self._waiting_max = waiting_max
         self._under_way = 0
         self._folding: dict[ModelKey, asyncio.Future[Folded | None]] = {}
@@ -242,6 +253,7 @@ class CommandBus:
 
     async def _decide(self, attempt: Attempt, based_on: Sequence[Token]) -> Receipt:
         keys = attempt.handler.models(attempt.command)
+        attempt.others.clear()
         attempt.based_on = await self._anchor(based_on) if based_on else None
         await self._check_unchanged(attempt, keys)
         conflicts = 0
@@ -253,8 +265,7 @@ class CommandBus:
                 attempt.stands[key] = known
             if not attempt.handler.pure:
                 await self._decide_impure(attempt)
-            self._group.submit(attempt)
-            outcome = await attempt.outcome
+            outcome = await self._submitted(attempt)
             if isinstance(outcome, Lost):
                 await self._check_unchanged(attempt, keys)
                 conflicts += 1
@@ -265,8 +276,20 @@ class CommandBus:
                     return await self._kept(outcome, attempt)
                 return _told(outcome)
             known_here = outcome.position if isinstance(outcome, Lost) else self._group.tail.committed
-            for key in keys:
+            for key in (*keys, *attempt.others):
                 await self._folded(key, attempt.forks, known_here)
+            attempt.others.clear()
+            attempt.await_outcome()
+
+    async def _submitted(self, attempt: Attempt) -> Decision:
+        """What becomes of an attempt, once every model that its events change is there as well (rule 24)."""
+        while True:  # at most CHAIN_ATTEMPTS_MAX times
+            self._group.submit(attempt)
+            outcome = await attempt.outcome
+            if not isinstance(outcome, Unfolded):
+                return outcome
+            for key in outcome.keys:
+                attempt.others[key] = await self._folded(key, attempt.forks)
             attempt.await_outcome()
 
     async def _anchor(self, tokens: Sequence[Token]) -> Position:
@@ -307,6 +330,15 @@ class CommandBus:
         states = {key: folded.state for key, folded in attempt.stands.items()}
         attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
 
+    async def _kept_state(self, fold: ModelFold, ids: tuple[str, ...]) -> Folded:
+        """Where a model's fold begins: at the state that was kept of it, or before the first event."""
+        if fold.form is not None:
+            kept = await self._store.model_state(fold.form.model, key_of(ids))
+            state = None if kept is None else fold.form.state(ids, kept)
+            if kept is not None and state is not None:
+                return Folded(fold.query(ids), state, kept.position)
+        return Folded(fold.query(ids), fold.initial(ids), START)
+
     async def _folded(self, key: ModelKey, forks: int, at_least: Position = START) -> Folded:
         """A model folded from the store up to a position or further; whoever wants the same at the same time joins.
 
@@ -334,7 +366,7 @@ class CommandBus:
         """Fold what the store holds onto the state that is known, or from the beginning."""
         fold, ids = key
         forks = self._group.keep_up()
-        folded = self._cache.get(key) or Folded(fold.query(ids), fold.initial(ids), START)
+        folded = self._cache.get(key) or await self._kept_state(fold, ids)
         more = True
         while more:
             found = await self._store.read(folded.query, folded.position, FOLD_PAGE_EVENTS)
@@ -343,7 +375,7 @@ class CommandBus:
             for recorded in found.events:
                 context = self._history.context(recorded) if fold.takes_context else None
                 state = fold.evolve(state, self._history.event(recorded), context)
-            folded = Folded(folded.query, state, found.through)
+            folded = Folded(folded.query, state, found.through, START, folded.unsaved + len(found.events))
             more = found.more
             if more:
                 await pause()

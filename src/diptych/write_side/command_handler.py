@@ -75,6 +75,7 @@ class Decided(msgspec.Struct, frozen=True):
 class _Binding(NamedTuple):
     """How one model parameter finds the entities it is folded for: each once; exactly one, unless `many`."""
 
+    fold: ModelFold
     keys: Callable[[Command], Sequence[ModelKey]]
     many: bool
 
@@ -89,6 +90,7 @@ class CommandHandler:
         command_name: its name, qualified by context: "school.Enrol".
         pure: synchronous and without services: it may be run again at will, and on pending state.
         idempotent: whether an impure one may be run again after a conflict.
+        folds: the models that it is decided on, whichever they are of.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class CommandHandler:
         self._function = declaration.function
         self._arguments = arguments
         self._bindings = [argument for argument in arguments if isinstance(argument, _Binding)]
+        self.folds = [binding.fold for binding in self._bindings]
 
     def models(self, command: Command) -> Sequence[ModelKey]:
         """The models that a command is decided on, each once."""
@@ -303,12 +306,12 @@ class _SignatureCompiler:
     def _one(self, name: str, fold: ModelFold, by: By | None) -> _Binding:
         fields = self._named_by(name, fold, by) if by else [self._field(name, fold, kind) for kind in fold.identities]
         if not fields:
-            return _Binding(lambda command: ((fold, ()),), many=False)
+            return _Binding(fold, lambda command: ((fold, ()),), many=False)
         if len(fields) == 1:
             read_one: Callable[[Command], str] = attrgetter(fields[0])
-            return _Binding(lambda command: ((fold, (read_one(command),)),), many=False)
+            return _Binding(fold, lambda command: ((fold, (read_one(command),)),), many=False)
         read = attrgetter(*fields)
-        return _Binding(lambda command: ((fold, read(command)),), many=False)
+        return _Binding(fold, lambda command: ((fold, read(command)),), many=False)
 
     def _named_by(self, name: str, fold: ModelFold, by: By) -> list[str]:
         for field in by.fields:
@@ -359,7 +362,7 @@ class _SignatureCompiler:
         def keys(command: Command) -> list[ModelKey]:
             return [(fold, (found.removeprefix(prefix),)) for found in reader.read(command) if found.startswith(prefix)]
 
-        return _Binding(keys, many=True)
+        return _Binding(fold, keys, many=True)
 
     def _error(self, parameter: str, what: str, remedy: str) -> ConfigurationError:
         return ConfigurationError(f"{self._name}: parameter `{parameter}` {what}; {remedy}")

@@ -25,6 +25,7 @@ from diptych.messages.identity import Identity
 from diptych.messages.message import MessageMeta, field_types, required_fields, scope_of
 from diptych.messages.registry import EventTypes
 from diptych.messages.tags import tag
+from diptych.write_side.state_form import state_form
 
 __all__ = ["DecisionModel", "Folded", "ModelFold", "folded_events"]
 
@@ -39,6 +40,9 @@ class DecisionModel(msgspec.Struct, Generic[*Ids], metaclass=MessageMeta, frozen
     events are folded; it may take `context: EventContext` as well. A field without default that is typed with one of
     the model's identities is filled with the one it is folded for. `DecisionModel[CourseId, StudentId]` folds events
     that carry both tags; a bare `DecisionModel`, all events of its types.
+
+    `class Product(DecisionModel[ProductId], state_stored=True)` keeps its state with every commit that has an event of
+    it; `snapshot_every=100` after a hundred events. Either spares folding from the first event.
     """
 
 
@@ -50,12 +54,14 @@ class Folded(msgspec.Struct, frozen=True, gc=False):
         state: the state after them.
         position: up to which it holds: that of the head its read covered, not that of its last event.
         pending: that of the last of its events that was not committed when it was folded; 0 where all were.
+        unsaved: events folded since it was last kept.
     """
 
     query: EventQuery
     state: Any
     position: Position
     pending: Position = START
+    unsaved: int = 0
 
     @property
     def item_now(self) -> QueryItem:
@@ -71,6 +77,8 @@ class ModelFold:
         identities: the identity classes that scope it, may be empty.
         events: the event classes that it folds.
         takes_context: whether `evolve` asks for the `EventContext`.
+        names: with which those may be stored.
+        form: how its states are kept; None where they are not.
 
     Raises:
         ConfigurationError: it cannot be folded as it is written; or its identities had too many names.
@@ -81,9 +89,10 @@ class ModelFold:
         self.identities = _identities(cls)
         self.events, self.takes_context = _evolve_signature(cls)
         self._types, self._renamed = types, True
-        self._names = frozenset(types.of(event).name for event in self.events)
+        self.names = frozenset(types.of(event).name for event in self.events)
         anyone = self.query(tuple(map(str, range(len(self.identities)))))  # too many names are told now
-        self._names, self._renamed = anyone.items[0].types, len(anyone.items) > 1
+        self.names, self._renamed = anyone.items[0].types, len(anyone.items) > 1
+        self.form = state_form(cls, self.events, types, timed=self.takes_context)
         self._identity_fields = _identity_fields(cls, self.identities)
         self._evolve: Callable[..., Any] = cls.evolve
 
@@ -99,7 +108,7 @@ class ModelFold:
     def query(self, ids: tuple[str, ...]) -> EventQuery:
         """Which events are folded for the given identities."""
         tags = frozenset([tag(identity, value) for identity, value in zip(self.identities, ids, strict=True)])
-        query = EventQuery((QueryItem(self._names, tags),))
+        query = EventQuery((QueryItem(self.names, tags),))
         return stored_query(query, self._types) if self._renamed else query
 
     def evolve(self, state: Any, event: Event, context: EventContext | None) -> Any:

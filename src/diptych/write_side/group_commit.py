@@ -50,9 +50,10 @@ from diptych.messages.unique_id import unique_bytes
 from diptych.write_side.command_handler import CommandHandler, Decided, ModelKey
 from diptych.write_side.decision_model import Folded
 from diptych.write_side.idempotency import Receipt, encode_rejection, rejection
+from diptych.write_side.left_states import StateKeeping, after, due_snapshots, kept
 from diptych.write_side.model_cache import ModelCache, RecentEvent, Tail
 
-__all__ = ["Attempt", "GroupCommit", "Lost", "Outdated"]
+__all__ = ["Attempt", "Decision", "GroupCommit", "Lost", "Outdated", "Unfolded"]
 
 COMMANDS_WAITING_MAX = 10_000
 """Commands that wait for their commit; past it, `Overloaded`."""
@@ -74,8 +75,15 @@ class Outdated(NamedTuple):
     """The command was not decided: its models changed, or may have, in a way that cannot be told without reading."""
 
 
-Outcome: TypeAlias = Receipt | Rejected | KeptOutcome | Lost | Outdated
+class Unfolded(NamedTuple):
+    """The command is decided, but not what its events make of these models, whose states are kept."""
+
+    keys: Sequence[ModelKey]
+
+
+Decision: TypeAlias = Receipt | Rejected | KeptOutcome | Lost | Outdated
 """What becomes of an attempt, where it does not fail; `KeptOutcome`: it is a duplicate."""
+Outcome: TypeAlias = Decision | Unfolded
 
 
 class Attempt:
@@ -83,6 +91,7 @@ class Attempt:
 
     Attributes:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
+        others: models that it is not decided on, and whose states its events change (rule 24).
         decided: where it was decided before it was submitted (handlers that are not pure).
         based_on: nothing that it is decided on may have changed since then; None where its caller asks for no such.
         dry_run: it is decided and judged like any other, and nothing is appended.
@@ -92,7 +101,7 @@ class Attempt:
 
     __slots__ = (
         "based_on", "broken", "caller_gave_id", "command", "context", "decided", "dry_run", "envelope", "forks",
-        "handler", "outcome", "payload_hash", "stands",
+        "handler", "others", "outcome", "payload_hash", "stands",
     )  # fmt: skip
 
     def __init__(
@@ -115,6 +124,7 @@ class Attempt:
         self.caller_gave_id = caller_gave_id
         self.dry_run = dry_run
         self.stands: dict[ModelKey, Folded] = {}
+        self.others: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
         self.based_on: Position | None = None
         self.broken = 0
@@ -142,6 +152,7 @@ class _Draft(msgspec.Struct, frozen=True):
     Attributes:
         events: those of the commit.
         decided: what its caller is told: the same but for a dry run, whose commit has none.
+        left: models after it, as its commit keeps them.
     """
 
     attempt: Attempt
@@ -150,6 +161,7 @@ class _Draft(msgspec.Struct, frozen=True):
     events: Sequence[RecentEvent]
     decided: Sequence[RecentEvent]
     rejected: Rejected | None
+    left: Mapping[ModelKey, Folded] = {}
 
 
 class GroupCommit:
@@ -160,12 +172,14 @@ class GroupCommit:
         store: EventStore,
         types: EventTypes,
         cache: ModelCache,
+        keeping: StateKeeping,
         *,
         waiting_max: int = COMMANDS_WAITING_MAX,
     ) -> None:
         self._store = store
         self._types = types
         self._cache = cache
+        self._keeping = keeping
         self._waiting_max = waiting_max
         self._waiting: deque[Attempt] = deque()
         self._deferred: list[Attempt] = []
@@ -297,7 +311,7 @@ class GroupCommit:
         for result, draft in appended:
             before = Position(result.place.position - len(draft.events))
             for key, stood_on in draft.stands.items():
-                self._cache.put(key, Folded(stood_on.query, stood_on.state, before))
+                self._cache.put(key, Folded(stood_on.query, stood_on.state, before, START, stood_on.unsaved))
 
     # ── deciding ─────────────────────────────────────────────────────────────
 
@@ -319,25 +333,28 @@ class GroupCommit:
         try:
             self.check(attempt.forks)
             if attempt.decided is not None:
-                draft = self._encode(attempt, attempt.decided, attempt.stands)
+                draft = self._encode(attempt, attempt.decided, attempt.stands, states)
             else:
                 stands = self._stands(attempt, states)
                 if stands is None:
                     return None
                 seen = {key: folded.state for key, folded in stands.items()}
                 decided = attempt.handler.decide(attempt.command, seen, attempt.context)
-                draft = self._encode(attempt, decided, stands)
+                draft = self._encode(attempt, decided, stands, states)
         except BaseException as error:  # noqa: BLE001  # the user's code failed: its caller hears it, the others go on
             attempt.fail(error)
             return None
-        self.tail.add_pending(draft.events)
+        if draft is not None:
+            self.tail.add_pending(draft.events)
+            for key, folded in draft.left.items():
+                states[key] = Folded(folded.query, folded.state, self.tail.end, self.tail.end)
         return draft
 
     def _stands(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> dict[ModelKey, Folded] | None:
         """What a decision stands on now, pending events included; None where the attempt has to wait or ends here."""
         stands: dict[ModelKey, Folded] = {}
         for key, loaded in attempt.stands.items():
-            newest = states.get(key) or self._cache.peek(key)
+            newest = self._newest(key, states)
             if newest is None or newest.position < loaded.position:
                 newest = loaded
             if self._is_outdated(attempt, newest):
@@ -350,6 +367,9 @@ class GroupCommit:
             stands[key] = states[key] = folded
         return stands
 
+    def _newest(self, key: ModelKey, states: Mapping[ModelKey, Folded]) -> Folded | None:
+        return states.get(key) or self._cache.peek(key)
+
     def _is_outdated(self, attempt: Attempt, newest: Folded) -> bool:
         """Whether a model is older than the tail, and what it lacks would make the decision a conflict for sure.
 
@@ -360,31 +380,67 @@ class GroupCommit:
             return False
         return attempt.broken > 0 or self.tail.knows_of(newest.item_now)
 
-    def _encode(self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded]) -> _Draft:
+    def _changed(
+        self,
+        attempt: Attempt,
+        events: Sequence[RecentEvent],
+        stands: Mapping[ModelKey, Folded],
+        states: dict[ModelKey, Folded],
+    ) -> Mapping[ModelKey, Folded] | None:
+        """The models whose states go into the commit, before its events; None where one of them has to be read."""
+        before: dict[ModelKey, Folded] = {}
+        unfolded: list[ModelKey] = []
+        for key in self._keeping.touched(events):
+            if (stood_on := stands.get(key)) is not None:
+                before[key] = stood_on
+                continue
+            newest = self._newest(key, states) or attempt.others.get(key)
+            if newest is None or self._is_outdated(attempt, newest):
+                unfolded.append(key)
+            elif (folded := self.tail.fold(key, newest, pending=True)) is not None:
+                before[key] = attempt.others[key] = states[key] = folded
+        if unfolded:
+            attempt.broken += 1
+            attempt.end(Unfolded(unfolded) if attempt.broken <= CHAIN_ATTEMPTS_MAX else Lost(self.tail.end))
+            return None
+        return before | due_snapshots(stands, len(events))
+
+    def _encode(
+        self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded], states: dict[ModelKey, Folded]
+    ) -> _Draft | None:
         metadata = encode(attempt.envelope)
         events = [self._settle(attempt, event, metadata) for event in decided.events]
         refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
         self._batch_bytes += len(refused or b"")
+        left: dict[ModelKey, Folded] = {}
+        if self._keeping.keeps_any and events and not attempt.dry_run:
+            before = self._changed(attempt, events, stands, states)
+            if before is None:
+                return None
+            left = {key: after(key, folded, events) for key, folded in before.items()}
         commit = Commit(
             events=tuple([recent.new for recent in events]),
-            conditions=self._conditions(attempt, stands),
+            conditions=self._conditions(attempt, stands, left),
             command_id=attempt.context.command_id,
             payload_hash=attempt.payload_hash,
             rejection=refused,
             keep=refused is None or attempt.caller_gave_id,
+            states=kept(attempt.handler.name, left) if left else (),
         )
         rejected = None if refused is None else rejection(refused)
         if attempt.dry_run:
             if (reason := refusal(commit)) is not None:
                 raise Unstorable(attempt.handler.name, _names(events), reason)
             return _Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected)
-        return _Draft(attempt, stands, commit, events, events, rejected)
+        return _Draft(attempt, stands, commit, events, events, rejected, left)
 
-    def _conditions(self, attempt: Attempt, stands: Mapping[ModelKey, Folded]) -> tuple[AppendCondition, ...]:
+    def _conditions(
+        self, attempt: Attempt, stands: Mapping[ModelKey, Folded], left: Mapping[ModelKey, Folded]
+    ) -> tuple[AppendCondition, ...]:
         """That nothing came that the decision does not know; nor anything since what the command is based on."""
         known = [
             AppendCondition(item, self.tail.judged_after(folded))
-            for folded in stands.values()
+            for folded in ({**stands, **left} if left else stands).values()
             for item in folded.query.items
         ]
         if (since := attempt.based_on) is not None:

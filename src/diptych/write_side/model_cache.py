@@ -132,10 +132,12 @@ class Tail:
         if not self.start <= folded.position < until:
             return folded
         fold, item, state, pending_at = key[0], folded.item_now, folded.state, folded.pending
+        unsaved = folded.unsaved
         for position in self._candidates(item, folded.position, until):
             recent = self._events[position - self.start - 1]
             if not item.matches(recent.type, recent.new.tags):
                 continue
+            unsaved += 1
             if position > self.committed:
                 pending_at = Position(position)
             if not fold.takes_context:
@@ -146,7 +148,7 @@ class Tail:
                 recorded_at = self._recorded_at[position - self.start - 1]
                 context = event_context(position, recent.new.event_id, recorded_at, recent.envelope)
                 state = fold.evolve(state, recent.event, context)
-        return Folded(folded.query, state, until, pending_at)
+        return Folded(folded.query, state, until, pending_at, unsaved)
 
     def judged_after(self, folded: Folded) -> Position:
         """After which no event may match, for a decision on this state to hold.

@@ -24,6 +24,7 @@ from diptych.event_store.event_store import (
     Duplicate,
     HistoryPart,
     KeptOutcome,
+    KeptState,
     ReadResult,
     Refused,
     StoredType,
@@ -65,6 +66,7 @@ class MemoryEventStore:
         self._by_tag: defaultdict[str, list[int]] = defaultdict(list)
         self._by_type: defaultdict[str, list[int]] = defaultdict(list)
         self._outcomes: dict[str, KeptOutcome] = {}
+        self._states: dict[tuple[str, str], KeptState] = {}
         self._tag_names: dict[tuple[str, int], tuple[str, ...]] = {}
         self._held_types: set[tuple[str, int]] = set()
         self._watch = HeadWatch()
@@ -151,6 +153,9 @@ class MemoryEventStore:
             self._outcomes[commit.command_id] = KeptOutcome(
                 commit.command_id, commit.payload_hash, place, len(commit.events), commit.rejection
             )
+        if commit.events:
+            for state in commit.states:
+                self._states[state.model, state.key] = KeptState(state.fold, state.data, place.position)
         return Appended(place, self._recorded_at_us)
 
     def _add(self, event: RecordedEvent) -> None:
@@ -259,6 +264,11 @@ class MemoryEventStore:
         return True
 
     # ── types ────────────────────────────────────────────────────────────────
+
+    async def model_state(self, model: str, key: str) -> KeptState | None:
+        """What is kept of a decision model."""
+        self._check_open()
+        return self._states.get((model, key))
 
     async def stored_types(self) -> list[StoredType]:
         """Types and versions that events are stored of, by name and version."""

@@ -7,7 +7,7 @@ items match which of its events. What depends on the history is judged there.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
@@ -39,12 +39,25 @@ from diptych.event_store.refusal import is_storable
 if TYPE_CHECKING:
     import asyncpg
 
-__all__ = ["Batch", "append_statement"]
+__all__ = ["Batch", "append_and_keep_statement", "append_statement"]
 
 ANY_AFTER = (1 << 63) - 1
 """Where no condition is, none is stale."""
 
-_AS_TEXT = frozenset(name for name, kind in PARAMETERS.items() if kind in {"integer[]", "bigint[]", "boolean[]"})
+_STATE_PARAMETERS: Mapping[str, str] = {
+    "state_commits": "integer[]",
+    "state_models": "text[]",
+    "state_keys": "text[]",
+    "state_folds": "text[]",
+    "state_datas": "bytea[]",
+}
+"""What is kept of decision models, and of which commits, counted from 1."""
+
+_AS_TEXT = frozenset(
+    name
+    for name, kind in (*PARAMETERS.items(), *_STATE_PARAMETERS.items())
+    if kind in {"integer[]", "bigint[]", "boolean[]"}
+)
 """Arrays that go as text: the driver looks at every element of an array several times, at a text not at all."""
 
 _encode_tags = msgspec.json.Encoder().encode
@@ -58,11 +71,45 @@ def append_statement(schema: str) -> str:
 
     Their types are said, so that no function of the same name but another signature is ever taken for it.
     """
-    parameters = ", ".join(
+    return f"SELECT * FROM {schema}.append({_placeholders(PARAMETERS)})"
+
+
+def append_and_keep_statement(schema: str) -> str:
+    """The same call, and in one statement with it what the commits that it appends leave of decision models.
+
+    Behind the parameters of the call come those of `Batch.state_arguments`.
+    """
+    states = _placeholders(_STATE_PARAMETERS, len(PARAMETERS) + 1)
+    counts = _placeholders({"event_counts": PARAMETERS["event_counts"]}, list(PARAMETERS).index("event_counts") + 1)
+    return f"""
+        WITH answer AS MATERIALIZED ({append_statement(schema)}),
+        appended AS (
+            SELECT u.number, u.code, a.head + sum(u.events) FILTER (WHERE u.code = {APPENDED}) OVER (ORDER BY u.number)
+                AS position
+            FROM answer AS a CROSS JOIN LATERAL (
+                SELECT c.number, c.events, coalesce(a.codes[c.number], {APPENDED}) AS code
+                FROM unnest({counts}) WITH ORDINALITY AS c (events, number)
+            ) AS u
+            WHERE NOT a.diverged
+        ),
+        kept AS (
+            INSERT INTO {schema}.model_states (model, key, fold, data, position)
+            SELECT DISTINCT ON (s.model, s.key) s.model, s.key, s.fold, s.data, c.position
+            FROM unnest({states}) AS s (number, model, key, fold, data)
+            JOIN appended AS c ON c.number = s.number AND c.code = {APPENDED}
+            ORDER BY s.model, s.key, s.number DESC
+            ON CONFLICT (model, key) DO UPDATE
+            SET fold = excluded.fold, data = excluded.data, position = excluded.position
+        )
+        SELECT * FROM answer
+    """
+
+
+def _placeholders(parameters: Mapping[str, str], first: int = 1) -> str:
+    return ", ".join(
         f"${number}::{'text::' if name in _AS_TEXT else ''}{kind}"
-        for number, (name, kind) in enumerate(PARAMETERS.items(), 1)
+        for number, (name, kind) in enumerate(parameters.items(), first)
     )
-    return f"SELECT * FROM {schema}.append({parameters})"
 
 
 class Batch:
@@ -121,6 +168,22 @@ class Batch:
             told[name] if name in told else _as_text(columns[name]) if name in _AS_TEXT else columns[name]
             for name in PARAMETERS
         ]
+
+    @property
+    def has_states(self) -> bool:
+        """Whether any of its commits leaves something of a decision model."""
+        return any(commit.states for commit in self._commits)
+
+    def state_arguments(self) -> list[Any]:
+        """What `append_and_keep_statement` takes behind the arguments of `append_statement`."""
+        states = [
+            (number, state.model, state.key, state.fold, state.data)
+            for number, (commit, refusal) in enumerate(zip(self._commits, self._refusals, strict=True), 1)
+            if commit.events and refusal is None
+            for state in commit.states
+        ]
+        numbers, *columns = zip(*states, strict=True) if states else [()] * len(_STATE_PARAMETERS)
+        return [_as_text(numbers), *columns]
 
     # ── going ────────────────────────────────────────────────────────────────
 

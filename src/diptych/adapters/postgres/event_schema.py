@@ -77,6 +77,17 @@ CREATE TABLE {schema}.outcomes (
 );
 """
 
+_MODEL_STATES = """
+CREATE TABLE {schema}.model_states (
+    model text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,   -- JSON array of identities
+    fold text COLLATE "C" NOT NULL,  -- which code has folded it
+    data bytea NOT NULL,             -- JSON
+    position bigint NOT NULL,        -- up to which its events are folded
+    PRIMARY KEY (model, key)
+) WITH (fillfactor = 80);
+"""
+
 _AS_OWNER = """
 ALTER FUNCTION {schema}.append SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 ALTER FUNCTION {schema}.register_types SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -91,6 +102,7 @@ EVENT_STORE_MIGRATIONS = Migrations(
         Migration(3, "append section as its owner", _AS_OWNER),
         Migration(4, "append section that checks its batches", APPEND_FUNCTION_CHECKED),
         Migration(5, "append section in fewer steps", APPEND_FUNCTION_IN_FEWER_STEPS),
+        Migration(6, "states of decision models", _MODEL_STATES),
     ),
 )
 
@@ -107,6 +119,7 @@ EVENT_STORE_GRANTS = Grants(
         "tags": _SEEN_BY_ALL,
         "event_tags": _SEEN_BY_ALL,
         "outcomes": {"writer": "SELECT"},
+        "model_states": {"writer": "SELECT, INSERT, UPDATE"},
     },
     functions={"append": ("writer",), "register_types": ("writer",)},
 )

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 
 from diptych.adapters.postgres.append_function import WRONG_ISOLATION
-from diptych.adapters.postgres.append_section import Batch, append_statement
+from diptych.adapters.postgres.append_section import Batch, append_and_keep_statement, append_statement
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
     INDEXED,
@@ -41,7 +41,15 @@ from diptych.errors import (
     StoreUnavailable,
 )
 from diptych.event_store.event_query import EventQuery
-from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
+from diptych.event_store.event_store import (
+    AppendResult,
+    Commit,
+    HistoryPart,
+    KeptOutcome,
+    KeptState,
+    ReadResult,
+    StoredType,
+)
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
@@ -93,6 +101,7 @@ class PostgresEventStore:
         )
         self._writing = Connections(url, APPEND_CONNECTIONS, read_only=False, verify=self._verify_writer)
         self._append_statement = append_statement(self._schema)
+        self._append_and_keep_statement = append_and_keep_statement(self._schema)
         self._select_known = select_known(self._schema)
         self._known = KnownHistory(url.shown)
         self._held: set[tuple[str, int]] = set()
@@ -234,9 +243,12 @@ class PostgresEventStore:
             raise (failure(self._url, error) or error) from error
 
     async def _send(self, link: Link, batch: Batch, known: Known, *, closely: bool) -> list[AppendResult]:
-        arguments = self._arguments(batch, known, closely=closely)
+        statement, arguments = self._append_statement, self._arguments(batch, known, closely=closely)
+        if batch.has_states:
+            statement = self._append_and_keep_statement
+            arguments += batch.state_arguments()
         try:
-            (answer,) = await self._writing.rows_on(link, self._append_statement, arguments, timeout_s=APPEND_S_MAX)
+            (answer,) = await self._writing.rows_on(link, statement, arguments, timeout_s=APPEND_S_MAX)
         except DRIVER_ERRORS as error:
             if state_of(error) == WRONG_ISOLATION:
                 raise ConfigurationError(
@@ -445,6 +457,13 @@ class PostgresEventStore:
         self._check_open()
         rows = await self._fetch(select_page(self._schema), after, limit)
         return [kept_outcome(self._known.history_id, *row) for row in rows]
+
+    async def model_state(self, model: str, key: str) -> KeptState | None:
+        """What is kept of a decision model."""
+        self._check_open()
+        statement = f"SELECT fold, data, position FROM {self._schema}.model_states WHERE model = $1 AND key = $2"
+        rows = await self._fetch(statement, model, key)
+        return KeptState(*rows[0]) if rows else None
 
     # ── waiting ──────────────────────────────────────────────────────────────
 

@@ -49,6 +49,10 @@ INSERT_EVENT = (
     "INSERT INTO events (position, type, version, recorded_at, event_id, data, tags, metadata) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 )
+KEEP_STATE = """
+    INSERT INTO model_states (model, key, fold, data, position) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (model, key) DO UPDATE SET fold = excluded.fold, data = excluded.data, position = excluded.position
+"""
 INSERT_EVENT_TAG = "INSERT INTO event_tags (tag, position, type) VALUES (?, ?, ?)"
 INSERT_OUTCOME = (
     "INSERT INTO outcomes (command_id, payload_hash, position, event_count, rejection) VALUES (?, ?, ?, ?, ?)"
@@ -57,6 +61,7 @@ HOLD_VERSION = """
     INSERT INTO event_versions (type, version, held) VALUES (?, ?, 1)
     ON CONFLICT (type, version) DO UPDATE SET held = 1
 """
+_StateRow: TypeAlias = tuple[str, str, str, bytes, Position]
 _OutcomeRow: TypeAlias = tuple[str, bytes, Position, int, bytes | None]
 _encode_tags = msgspec.json.Encoder().encode
 
@@ -165,6 +170,7 @@ class _Batch:
         self._events: list[NewEvent] = []
         self._event_ids: set[bytes] = set()
         self._outcomes: dict[str, _OutcomeRow] = {}
+        self._states: dict[tuple[str, str], _StateRow] = {}
         self.head = head
         self.pending = RecentPositions(head.position)
         self.new_tags: dict[str, int] = {}
@@ -256,6 +262,9 @@ class _Batch:
                 self._event_ids.add(event.event_id)
             self._events += events
             self.head = Place(self._start.history_id, Position(self.pending.head), events[-1].event_id)
+            for state in commit.states:
+                key = state.model, state.key
+                self._states[key] = (*key, state.fold, state.data, self.head.position)
         if commit.keep and commit.command_id is not None:
             self._outcomes[commit.command_id] = (
                 commit.command_id,
@@ -273,6 +282,8 @@ class _Batch:
             self._write_events()
         if self._outcomes:
             self._connection.executemany(INSERT_OUTCOME, self._outcomes.values())
+        if self._states:
+            self._connection.executemany(KEEP_STATE, self._states.values())
 
     def _write_events(self) -> None:
         types = self._type_ids()

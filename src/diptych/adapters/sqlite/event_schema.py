@@ -10,10 +10,21 @@ from diptych.adapters.sqlite.file_format import FileFormat
 
 __all__ = ["EVENT_STORE_FORMAT"]
 
+_MODEL_STATES = """
+    CREATE TABLE model_states (
+        model TEXT NOT NULL,
+        key TEXT NOT NULL,             -- JSON array of identities
+        fold TEXT NOT NULL,            -- which code has folded it
+        data BLOB NOT NULL,            -- JSON
+        position INTEGER NOT NULL,     -- up to which its events are folded
+        PRIMARY KEY (model, key)
+    ) WITHOUT ROWID
+"""
+
 EVENT_STORE_FORMAT = FileFormat(
     name="event store",
     application_id=0x44507465,  # "DPte"
-    version=1,
+    version=2,
     schema=(
         "CREATE TABLE history (one INTEGER PRIMARY KEY CHECK (one = 1), history_id BLOB NOT NULL)",
         """
@@ -58,5 +69,7 @@ EVENT_STORE_FORMAT = FileFormat(
             rejection BLOB                 -- JSON
         ) WITHOUT ROWID
         """,
+        _MODEL_STATES,
     ),
+    upgrades={1: (_MODEL_STATES,)},
 )

@@ -27,7 +27,15 @@ from diptych.adapters.sqlite.restoring import register, restore
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed, StoreUnavailable
 from diptych.event_store.event_query import EventQuery
-from diptych.event_store.event_store import AppendResult, Commit, HistoryPart, KeptOutcome, ReadResult, StoredType
+from diptych.event_store.event_store import (
+    AppendResult,
+    Commit,
+    HistoryPart,
+    KeptOutcome,
+    KeptState,
+    ReadResult,
+    StoredType,
+)
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -255,6 +263,14 @@ class SqliteEventStore:
         reading = self._open_reading()
         with self._failures:
             return kept_outcome(reading.connection, self._history_id, command_id)
+
+    async def model_state(self, model: str, key: str) -> KeptState | None:
+        """What is kept of a decision model."""
+        reading = self._open_reading()
+        statement = "SELECT fold, data, position FROM model_states WHERE model = ? AND key = ?"
+        with self._failures:
+            row = reading.connection.execute(statement, (model, key)).fetchone()
+        return None if row is None else KeptState(*row)
 
     async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
         """Kept outcomes of the first command ids behind one."""

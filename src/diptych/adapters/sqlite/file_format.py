@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,15 +23,19 @@ class FileFormat(msgspec.Struct, frozen=True):
         application_id: four letters as a number, kept in the file's header.
         version: of the schema, kept in the file's header.
         schema: the statements that make it.
+        upgrades: by version, the statements that make the next one of it.
     """
 
     name: str
     application_id: int
     version: int
     schema: Sequence[str]
+    upgrades: Mapping[int, Sequence[str]] = {}
 
     def prepare(self, connection: sqlite3.Connection, path: str) -> bool:
         """Make sure, inside a write transaction, that the file is of this format. True if it was empty and now is.
+
+        One of an older version is upgraded.
 
         Raises:
             NewerStore: a newer Diptych wrote it.
@@ -41,6 +45,8 @@ class FileFormat(msgspec.Struct, frozen=True):
         if found_id == self.application_id:
             if version > self.version:
                 raise NewerStore(path, version, self.version)
+            for older in range(version, self.version):
+                self._make(connection, self.upgrades[older], older + 1)
             return False
         tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 5")]
         if found_id or version or tables:
@@ -48,11 +54,14 @@ class FileFormat(msgspec.Struct, frozen=True):
                 f"{path} is no {self.name} of Diptych but another SQLite file (application id {found_id:#x}, "
                 f"tables {', '.join(tables) or 'none'}): give the {self.name} a file of its own"
             )
-        for statement in self.schema:
-            connection.execute(statement)
+        self._make(connection, self.schema, self.version)
         connection.execute(f"PRAGMA application_id = {self.application_id}")
-        connection.execute(f"PRAGMA user_version = {self.version}")
         return True
+
+    def _make(self, connection: sqlite3.Connection, statements: Sequence[str], version: int) -> None:
+        for statement in statements:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {version}")
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:

@@ -12,7 +12,7 @@ from typing import ClassVar, TypeVar
 from diptych.clock import Clock
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
-from diptych.event_store.event_store import Appended, AppendResult, Commit, EventStore
+from diptych.event_store.event_store import Appended, AppendResult, Commit, EventStore, ModelState
 from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
 from diptych.messages.unique_id import unique_bytes
@@ -116,9 +116,10 @@ def commit(
     payload_hash: bytes = b"",
     rejection: bytes | None = None,
     keep: bool = True,
+    states: Sequence[ModelState] = (),
 ) -> Commit:
     """A commit, written short."""
-    return Commit(events, tuple(conditions), command_id, payload_hash, rejection, keep)
+    return Commit(events, tuple(conditions), command_id, payload_hash, rejection, keep, tuple(states))
 
 
 def expect(kind: type[T], result: AppendResult) -> T:

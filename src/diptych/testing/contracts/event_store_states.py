@@ -1,0 +1,100 @@
+"""The part of the event store's contract that keeps states of decision models beside the history (rules 24 and 26)."""
+
+from __future__ import annotations
+
+from diptych.event_store.event_store import (
+    STATE_BYTES_MAX,
+    STATE_KEY_BYTES_MAX,
+    Appended,
+    Conflicting,
+    Duplicate,
+    KeptState,
+    ModelState,
+    Refused,
+)
+from diptych.event_store.position import Position
+from diptych.testing.contracts.event_store_case import EventStoreCase, commit, condition, event, expect
+
+__all__ = ["StateContract"]
+
+
+def state(data: bytes, key: str = "1", model: str = "shop.Product", fold: str = "a") -> ModelState:
+    """What a commit leaves of a model, written short."""
+    return ModelState(model, key, fold, data)
+
+
+class StateContract(EventStoreCase):
+    """A commit and what it leaves of decision models: both, or neither."""
+
+    async def test_a_state_is_kept_with_the_events_that_made_it(self) -> None:
+        """At the place of its commit's last event, each by model and key; the last one counts, whatever folded it."""
+        async with self.two_stores() as (store, other):
+            assert await store.model_state("shop.Product", "1") is None
+            await store.append([commit(event(), event(), states=[state(b"{}"), state(b"[2]", "2")])])
+            assert await other.model_state("shop.Product", "1") == KeptState("a", b"{}", Position(2))
+            await other.append([commit(event(), states=[state(b"[3]", fold="b"), state(b"[4]", model="shop.Till")])])
+            assert await store.model_state("shop.Product", "1") == KeptState("b", b"[3]", Position(3))
+            assert await store.model_state("shop.Product", "2") == KeptState("a", b"[2]", Position(2))
+            assert await store.model_state("shop.Till", "1") == KeptState("a", b"[4]", Position(3))
+            assert await store.model_state("shop.Till", "2") is None
+
+    async def test_of_one_batch_the_last_state_counts(self) -> None:
+        """Each commit leaves what it says at its own place."""
+        async with self.store() as store:
+            await store.append(
+                [
+                    commit(event(), states=[state(b"[1]"), state(b"[1]", "2")]),
+                    commit(event(), states=[state(b"[2]")]),
+                    commit(event()),
+                ]
+            )
+            assert await store.model_state("shop.Product", "1") == KeptState("a", b"[2]", Position(2))
+            assert await store.model_state("shop.Product", "2") == KeptState("a", b"[1]", Position(1))
+
+    async def test_what_is_not_appended_leaves_no_state(self) -> None:
+        """A conflict, a duplicate or a refusal leaves nothing; the others of its batch do, at their places."""
+        async with self.store() as store:
+            await store.append([commit(event("A"), command_id="c-1", states=[state(b"[0]")])])
+            results = await store.append(
+                [
+                    commit(event(), conditions=[condition(0, ["A"])], states=[state(b"[1]"), state(b"[1]", "2")]),
+                    commit(event(), command_id="c-1", states=[state(b"[2]", "3")]),
+                    commit(event(), event(), states=[state(b"[3]", "4")]),
+                    commit(event("A", "t", "t"), states=[state(b"[4]", "5")]),
+                    commit(event(), states=[state(b"[5]", "6")]),
+                ]
+            )
+            expected = [Conflicting, Duplicate, Appended, Refused, Appended]
+            assert [type(result) for result in results] == expected
+            found = [await store.model_state("shop.Product", str(key)) for key in range(1, 7)]
+            assert found == [
+                KeptState("a", b"[0]", Position(1)),
+                None,
+                None,
+                KeptState("a", b"[3]", Position(3)),
+                None,
+                KeptState("a", b"[5]", Position(4)),
+            ]
+
+    async def test_an_outcome_without_events_leaves_no_state(self) -> None:
+        """There is no event that it could have been made by."""
+        async with self.store() as store:
+            (result,) = await store.append([commit(command_id="c-1", states=[state(b"[1]")])])
+            expect(Appended, result)
+            assert await store.model_state("shop.Product", "1") is None
+
+    async def test_a_state_has_its_limits(self) -> None:
+        """What is too large, or no text everywhere, is refused with its commit; at the limit it is not."""
+        async with self.store() as store:
+            fits = [state(bytes(STATE_BYTES_MAX).replace(b"\0", b"1")), state(b"1", "k" * STATE_KEY_BYTES_MAX)]
+            (result,) = await store.append([commit(event(), states=fits)])
+            expect(Appended, result)
+            for wrong in (
+                state(b"1" * (STATE_BYTES_MAX + 1)),
+                state(b"1", "k" * (STATE_KEY_BYTES_MAX + 1)),
+                state(b"1", "\0"),
+                state(b"\0"),
+            ):
+                (result,) = await store.append([commit(event(), states=[wrong])])
+                assert "state of shop.Product" in expect(Refused, result).reason
+            assert (await store.head()).position == 1
