@@ -25,6 +25,7 @@ DiptychError
 │   ├── HistoryDiverged        a token, checkpoint or cursor is of another history
 │   ├── NewerStore             the store was written by a newer Diptych
 │   ├── UnreadableEvent        a stored event has no class that can read it
+│   ├── UnreadableState        the kept state of a state-stored model does not fit its class
 │   └── TagsChanged            the code would tag a stored event type otherwise
 ├── StoreClosed              used before it was opened, or after it was closed
 └── ConfigurationError       wrong in the code or the settings: found at start-up
@@ -70,6 +71,7 @@ __all__ = [
     "UnknownMessage",
     "UnknownPartition",
     "UnreadableEvent",
+    "UnreadableState",
     "Unstorable",
 ]
 

@@ -25,7 +25,7 @@ PREAMBLE = """
 import asyncio, os, signal, sys
 from diptych.adapters.sqlite.event_store import SqliteEventStore
 from diptych.clock import SystemClock
-from diptych.event_store.event_store import Appended
+from diptych.event_store.event_store import Appended, ModelState
 from diptych.testing.contracts.event_store_case import commit, condition, event
 
 def say(text):
@@ -54,7 +54,13 @@ DIE_AT_STATEMENT = """
             os.kill(os.getpid(), signal.SIGKILL)
     globals()["left"] = left
     store._writer._connection.set_trace_callback(count)
-    batch = [commit(event("New", f"tag:{i}", "tag:all"), event("Newer"), command_id=f"c-{i}") for i in range(3)]
+    batch = [
+        commit(
+            event("New", f"tag:{i}", "tag:all"), event("Newer"), command_id=f"c-{i}",
+            states=[ModelState("shop.Product", str(i), "a", b"{}")],
+        )
+        for i in range(3)
+    ]
     await store.append(batch)
     say("acknowledged")
 """
@@ -125,6 +131,14 @@ async def kept(path: Path, command_ids: list[str]) -> list[bool]:
     return found
 
 
+async def kept_states(path: Path, keys: list[str]) -> list[bool]:
+    store = SqliteEventStore(str(path), SystemClock())
+    await store.open()
+    found = [await store.model_state("shop.Product", key) is not None for key in keys]
+    await store.close()
+    return found
+
+
 def test_kill_9_loses_nothing_acknowledged_and_leaves_no_half_batch(tmp_path: Path) -> None:
     """Killed again and again while it appends: what it acknowledged is there, contiguous, in whole batches."""
     path = tmp_path / "events.db"
@@ -153,7 +167,8 @@ def test_a_crash_at_any_statement_leaves_all_of_a_batch_or_nothing(tmp_path: Pat
         said = end(start(DIE_AT_STATEMENT, path, crash_at))
         events = asyncio.run(whole_history(path))
         outcomes = asyncio.run(kept(path, ["c-0", "c-1", "c-2"]))
-        assert (len(events), outcomes) in [(0, [False] * 3), (6, [True] * 3)]
+        states = asyncio.run(kept_states(path, ["0", "1", "2"]))
+        assert (len(events), outcomes, states) in [(0, [False] * 3, [False] * 3), (6, [True] * 3, [True] * 3)]
         if said:
             assert said == ["acknowledged"]
             assert len(events) == 6

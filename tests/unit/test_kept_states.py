@@ -278,7 +278,7 @@ async def test_a_snapshot_that_is_too_large_is_left_out(store_url: str, caplog: 
     assert len([record for record in caplog.records if "no snapshot" in record.message]) == 1
 
 
-async def test_what_cannot_be_kept_is_said_when_the_application_is_made() -> None:
+async def test_what_cannot_be_kept_is_said_when_the_application_is_opened() -> None:
     """Both ways at once, no events, the time of events, what is no JSON, and two models of one name."""
 
     class Both(DecisionModel[Sku], state_stored=True, snapshot_every=3):
@@ -293,8 +293,7 @@ async def test_what_cannot_be_kept_is_said_when_the_application_is_made() -> Non
         def evolve(self, event: Noted, context: EventContext) -> Timed: ...
 
     class Objects(DecisionModel[Sku], state_stored=True):
-        held: object | None = None
-        there: Application | None = None
+        last: Noted | Asked | None = None
 
         def evolve(self, event: Noted) -> Objects: ...
 
@@ -305,7 +304,7 @@ async def test_what_cannot_be_kept_is_said_when_the_application_is_made() -> Non
         (Objects, "cannot be kept as JSON"),
     ):
         with pytest.raises(ConfigurationError, match=told):
-            Application(notes(model))
+            await Application(notes(model)).open()
 
     twice = BoundedContext("notes")
 
@@ -316,7 +315,7 @@ async def test_what_cannot_be_kept_is_said_when_the_application_is_made() -> Non
     def ask(command: Ask, notes: Snapshots.Notes) -> Asked: ...
 
     with pytest.raises(ConfigurationError, match=r"two decision models would be kept as notes\.Notes"):
-        Application(twice)
+        await Application(twice).open()
 
 
 def test_only_decision_models_are_kept() -> None:

@@ -128,7 +128,7 @@ def test_a_state_is_brought_up_to_date_by_its_own_events() -> None:
     assert seen(tail, at=14) == (3,)
     assert seen(tail, "b", at=10) == (9,)
     assert tail.fold(key(All), initial(All, at=10), pending=False) == Folded(
-        FOLDS[All].query(()), All(count=5), Position(15)
+        FOLDS[All].query(()), All(count=5), Position(15), unsaved=5
     )
 
 

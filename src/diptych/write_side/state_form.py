@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diptych.messages.event import Event
     from diptych.messages.registry import EventTypes
 
-__all__ = ["StateForm", "state_form"]
+__all__ = ["StateForm", "key_of", "state_form"]
 
 STATE_STORED = "state-stored"
 """Stands for the fold where the state is the source: whichever code has folded it."""
