@@ -1,4 +1,4 @@
-"""The wait for a command's own write on PostgreSQL, beside the command itself and one-row commits of asyncpg.
+"""The wait for a command's own write on PostgreSQL, beside the command itself, the same by hand, and one-row commits.
 
 One caller on an idle server: a command, and the query that shows what it wrote, with the receipt as its token. Then
 keyed queries beside a bare SELECT by key.
@@ -13,6 +13,7 @@ import asyncpg
 
 from benchmarks.bank import Balance
 from benchmarks.bare_postgres import TABLES, raw_commits
+from benchmarks.bare_wait import ROW_TABLES, bare_waits
 from benchmarks.measure import Side, Turn, arguments, in_turns, report
 from benchmarks.postgres_server import database, in_schema
 from benchmarks.queries import ACCOUNTS, Stores, fill, own_write_side, query_side
@@ -26,7 +27,7 @@ async def prepare(url: str, stores: Stores) -> None:
     await migrate(stores.store, "event_store")
     await migrate(stores.read_store, "read_store")
     link: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(url)
-    await link.execute(TABLES)
+    await link.execute(TABLES + ROW_TABLES)
     await link.close()
     await fill(stores)
 
@@ -72,6 +73,7 @@ def main() -> None:
         sides = {
             "diptych": own_write_side(stores, after_receipt=True),
             "its_command": own_write_side(stores, after_receipt=False),
+            "bare_wait": lambda seconds: asyncio.run(bare_waits(url, ACCOUNTS, seconds)),
             "raw_commit": raw_side(url),
         }
         report("token wait on PostgreSQL, idle", in_turns(sides, asked.seconds, asked.rounds), "diptych")
