@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
-from benchmarks.bank import Activity, AccountId, Balance, Credit, Credited, activity, balance
+from benchmarks.bank import AccountId, Activity, Balance, Credit, Credited, activity, balance
 from benchmarks.bare_postgres import BareLoop
 from benchmarks.measure import Turn
 
