@@ -13,8 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from diptych.clock import pause
 from diptych.errors import HistoryDiverged, NotGranted, Unavailable, UnreadableEvent
@@ -36,15 +37,17 @@ from diptych.read_side.batch import (
     slice_write,
 )
 from diptych.read_side.leases import Leases
-from diptych.read_side.projection import Projection, told
+from diptych.read_side.projection import Projection, Step, told
 from diptych.read_side.read_store import (
     BlockedKey,
     Failed,
     Fenced,
     Generation,
+    Key,
     LeaseKey,
-    ReadSnapshot,
     ReadStore,
+    Row,
+    RowsAsked,
     SliceWrite,
     Written,
 )
@@ -65,6 +68,19 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 
 
 _log = logging.getLogger("diptych.projector")
+
+
+class _Share(NamedTuple):
+    """What a batch does to one slice.
+
+    Attributes:
+        keys: of the rows that its steps start from.
+    """
+
+    slice: Slice
+    planned: Planned
+    steps: Sequence[Step]
+    keys: Sequence[Key]
 
 
 class Projector:
@@ -394,20 +410,15 @@ class Projector:
 
     async def _fold(self, group: Sequence[Slice], events: Sequence[DecodedEvent], end: Reached) -> None:
         """Fold a batch into every slice of the group with one write; a slice that fails goes on by itself."""
-        writes: list[tuple[Slice, SliceWrite]] = []
         failed: list[tuple[Slice, str]] = []
-        plans: dict[str, Planned] = {}
-        async with self._read_store.snapshot() as snapshot:
-            for slice in group:
-                if slice is not group[0]:
-                    await pause()  # between the folds of two slices, queries and commands go on
-                try:
-                    if slice.projection.name not in plans:
-                        plans[slice.projection.name] = plan_steps(slice.projection, events)
-                    planned = plans[slice.projection.name]
-                    writes.append((slice, await self._write_of(slice, planned, end, snapshot)))
-                except POISON as error:
-                    failed.append((slice, told(error)))
+        writes: list[tuple[Slice, SliceWrite]] = []
+        for share, rows in await self._loaded(await self._shares(group, events, failed), failed):
+            if writes or failed:
+                await pause()  # between the folds of two slices, queries and commands go on
+            try:
+                writes.append((share.slice, await self._write_of(share, rows, end)))
+            except POISON as error:
+                failed.append((share.slice, told(error)))
         results = await self._read_store.write([write for _, write in writes])
         for (slice, write), result in zip(writes, results, strict=True):
             match result:
@@ -420,17 +431,49 @@ class Projector:
         for slice, reason in failed:
             await self._bisect(slice, events, end, reason)
 
-    async def _write_of(self, slice: Slice, planned: Planned, end: Reached, snapshot: ReadSnapshot) -> SliceWrite:
-        generation, steps = slice.generation, slice.owned(planned.steps)
+    async def _shares(
+        self, group: Sequence[Slice], events: Sequence[DecodedEvent], failed: list[tuple[Slice, str]]
+    ) -> list[_Share]:
+        """What a batch does to each slice; those of which it cannot be told are among those that failed."""
+        shares: list[_Share] = []
+        plans: dict[str, Planned] = {}
+        for slice in group:
+            try:
+                planned = plans.get(slice.projection.name)
+                if planned is None:
+                    if plans:
+                        await pause()  # as between the folds
+                    planned = plans[slice.projection.name] = plan_steps(slice.projection, events)
+                steps = slice.owned(planned.steps)
+                shares.append(_Share(slice, planned, steps, keys_to_load(steps, slice.blocked)))
+            except POISON as error:
+                failed.append((slice, told(error)))
+        return shares
+
+    async def _loaded(
+        self, shares: Sequence[_Share], failed: list[tuple[Slice, str]]
+    ) -> list[tuple[_Share, Mapping[Key, Row]]]:
+        """Each share with the rows that it starts from. The write is fenced: they need not be of one moment."""
+        asked = [RowsAsked(share.slice.generation, share.keys) for share in shares if share.keys]
+        try:
+            found = iter(await self._read_store.load(asked) if asked else ())
+        except POISON as error:
+            if len(shares) > 1:
+                return [one for share in shares for one in await self._loaded([share], failed)]
+            failed.append((shares[0].slice, told(error)))
+            return []
+        return [(share, next(found) if share.keys else {}) for share in shares]
+
+    async def _write_of(self, share: _Share, loaded: Mapping[Key, Row], end: Reached) -> SliceWrite:
+        slice, planned = share.slice, share.planned
+        generation = slice.generation
         if planned.stopped:
             start = Reached(generation.checkpoint, generation.recorded_at)
             end = start if planned.last is None else self._reached(planned.last)
-        keys = keys_to_load(steps, slice.blocked)
-        loaded = await snapshot.get_many(generation.name, keys, generation.number) if keys else {}
         owns = None if generation.slices == 1 else slice.owns
-        folded = fold_steps(slice.projection, steps, loaded, slice.blocked, slice.discards, owns)
+        folded = fold_steps(slice.projection, share.steps, loaded, slice.blocked, slice.discards, owns)
         stopped = planned.stopped or slice.too_many_blocked(folded.block)
-        expired = await slice.expired(snapshot, end, folded.block)
+        expired = await slice.expired(self._read_store, end, folded.block)
         return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped, expired)
 
     async def _written(self, slice: Slice, write: SliceWrite, generation: Generation) -> None:

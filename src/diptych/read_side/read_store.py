@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -41,6 +41,7 @@ __all__ = [
     "ReadSnapshot",
     "ReadStore",
     "Row",
+    "RowsAsked",
     "SliceWrite",
     "Table",
     "WriteResult",
@@ -261,6 +262,13 @@ class Order(msgspec.Struct, frozen=True):
 _NO_MOMENTS: Mapping[str, dt.datetime] = MappingProxyType({})
 
 
+class RowsAsked(NamedTuple):
+    """Rows that a fold starts from: of these keys, in this generation."""
+
+    generation: Generation
+    keys: Sequence[Key]
+
+
 class ReadSnapshot(Protocol):
     """One consistent, read-only view: rows, checkpoints and blocked keys of one moment. Not for concurrent use.
 
@@ -452,6 +460,14 @@ class ReadStore(Protocol):
         """Give up leases at once: those of `keys` that the worker holds; by default all, and forget the worker.
 
         Their epochs go up: the worker can write nothing there any more. Wakes who waits for a change.
+        """
+        ...
+
+    async def load(self, asked: Sequence[RowsAsked]) -> list[dict[Key, Row]]:
+        """Rows to fold from, for each that was asked; keys without a row are left out.
+
+        As they are now, each maybe of another moment: what is folded from them is fenced when it is written, so that
+        nothing comes of rows that somebody else has changed since the generation was written or loaded here.
         """
         ...
 

@@ -13,7 +13,7 @@ from diptych.read_side.batch import DecodedEvent, Reached, keys_to_load, plan_st
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import KeyNotFound, Projection, Step
 from diptych.read_side.read_model import key_text
-from diptych.read_side.read_store import BlockedKey, Generation, Key, LeaseKey, ReadSnapshot
+from diptych.read_side.read_store import BlockedKey, Generation, Key, LeaseKey, ReadStore
 
 __all__ = ["LOOK_AGAIN_S", "POISON", "Slice"]
 
@@ -109,7 +109,7 @@ class Slice:
             return ""
         return f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"
 
-    async def expired(self, snapshot: ReadSnapshot, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
+    async def expired(self, read_store: ReadStore, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
         """The keys of the next rows to remove: no event after this batch sees them any more, and no query.
 
         The replay of a blocked key folds events of before, so its row stays.
@@ -118,10 +118,11 @@ class Slice:
             return ()
         kept = self.blocked.keys() | {found.key for found in block}
         generation, limit = self.generation, EXPIRED_ROWS_MAX + len(kept)
-        while True:  # rows of a slice that stands still may come first, and are not its own
-            keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
-            texts = ((key, key_text(key)) for key in keys)
-            mine = [key for key, text in texts if self.owns_text(text) and text not in kept]
-            if len(mine) >= EXPIRED_ROWS_MAX or len(keys) < limit or limit >= EXPIRED_LOOKED_AT_MAX:
-                return mine[:EXPIRED_ROWS_MAX]
-            limit *= 2
+        async with read_store.snapshot() as snapshot:
+            while True:  # rows of a slice that stands still may come first, and are not its own
+                keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
+                texts = ((key, key_text(key)) for key in keys)
+                mine = [key for key, text in texts if self.owns_text(text) and text not in kept]
+                if len(mine) >= EXPIRED_ROWS_MAX or len(keys) < limit or limit >= EXPIRED_LOOKED_AT_MAX:
+                    return mine[:EXPIRED_ROWS_MAX]
+                limit *= 2

@@ -47,6 +47,7 @@ from diptych.read_side.read_store import (
     LeaseKey,
     Order,
     Row,
+    RowsAsked,
     SliceWrite,
     Table,
     WriteResult,
@@ -324,6 +325,11 @@ class MemoryReadStore:
         self._builds[key[:2]] = build.with_slice(replace(slice, epoch=slice.epoch + overtaken), worker)
 
     # ── reads ────────────────────────────────────────────────────────────────
+
+    async def load(self, asked: Sequence[RowsAsked]) -> list[dict[Key, Row]]:
+        """Rows to fold from. See the port."""
+        async with self.snapshot() as snapshot:
+            return [await snapshot.get_many(of.name, keys, of.number) for of, keys in asked]
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncGenerator[_Snapshot, None]:

@@ -238,7 +238,7 @@ class RowCodec:
         """The column of that name."""
         return self._columns[name]
 
-    def by_key(self, stored: Sequence[Record]) -> dict[Key, Row]:
+    def by_key(self, stored: Sequence[Record | Row]) -> dict[Key, Row]:
         """Rows, from what is stored of them, by key."""
         rows = [self.decode(each) for each in stored] if self._decimals else list(map(tuple, stored))
         if len(self._key_places) == 1:
@@ -317,7 +317,7 @@ class RowCodec:
 
     # ── reading ──────────────────────────────────────────────────────────────
 
-    def decode(self, stored: Record) -> Row:
+    def decode(self, stored: Record | Row) -> Row:
         """A row from what is stored of it, with decimals as text."""
         if not self._decimals:
             return tuple(stored)

@@ -28,6 +28,7 @@ from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin,
 from diptych.adapters.postgres.read_changes import Changes
 from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.read_leases import lease, release
+from diptych.adapters.postgres.read_loads import Loads
 from diptych.adapters.postgres.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.postgres.read_tables import Builds
 from diptych.adapters.postgres.read_together import Together, results
@@ -35,7 +36,18 @@ from diptych.adapters.postgres.read_writes import Planned, Versions, apply, appl
 from diptych.adapters.postgres.replica import SERVER_STATE, ServerState
 from diptych.errors import ConfigurationError, NotGranted, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
-from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
+from diptych.read_side.read_store import (
+    Discard,
+    Generation,
+    Key,
+    Leased,
+    LeaseKey,
+    Row,
+    RowsAsked,
+    SliceWrite,
+    Table,
+    WriteResult,
+)
 
 if TYPE_CHECKING:
     from diptych.event_store.position import Place
@@ -75,6 +87,7 @@ class PostgresReadStore:
         self._builds = Builds(url.quoted_schema)
         self._snapshots = Snapshots(url, self._catalog, self._builds)
         self._together = Together(self._catalog)
+        self._loads = Loads(self._builds, self._rows)
         self._writing = Connections(
             url, WRITE_CONNECTIONS_MAX, read_only=False, verify=teach, planning=write_settings()
         )
@@ -244,6 +257,14 @@ class PostgresReadStore:
         self._changes.note({})
 
     # ── reads ────────────────────────────────────────────────────────────────
+
+    async def load(self, asked: Sequence[RowsAsked]) -> list[dict[Key, Row]]:
+        """Rows to fold from. See the port.
+
+        Each statement is a transaction of its own. What a crash of the server has taken, the fence notices too.
+        """
+        self._check_open()
+        return await self._loads.load(asked)
 
     def snapshot(self) -> SnapshotTurn:
         """A view of this moment. See the port."""

@@ -100,16 +100,23 @@ class StoredTable:
         decimals = [column.name for column in table.columns if column.kind is ColumnKind.DECIMAL]
         self.exponents = {name: exponent_column(name) for name in decimals}
         self.select = f"SELECT {self._read([column.name for column in table.columns])} FROM {self.name} AS t"
-        self.select_one = f"{self.select} WHERE {_equal(table.key)}"
+        self.select_one = self.select_one_from(1)
         self.select_many = f"{self.select} JOIN {self._keys()} USING ({self.key})"
         self.is_there = (
             f"EXISTS (SELECT FROM {schema}.diptych_generations AS g "
             f"WHERE g.name = {_literal(name)} AND g.number = {number})"
         )
         self.delete = f"DELETE FROM {self.name} AS t USING {self._keys()} WHERE {_same(table.key)}"
-        self.upsert_parameters = len(table.columns) + len(self.exponents) + self.is_searchable
+        self.width = len(table.columns) + len(self.exponents)
+        self.upsert_parameters = self.width + self.is_searchable
         self.upsert = self.upsert_from(1)
         self.select_expired = self._select_expired()
+
+    def select_one_from(self, first: int) -> str:
+        """Selects the row of a key that is given in the parameters from this number on."""
+        marks = numbered(first, len(self.form.key))
+        same = " AND ".join(f"t.{quoted(name)} = {mark}" for name, mark in zip(self.form.key, marks, strict=True))
+        return f"{self.select} WHERE {same}"
 
     def select_unexpired(self, moment: str) -> str:
         """Selects the rows, as SQL written by hand sees them, that have not expired at a moment, an SQL expression."""
@@ -164,10 +171,6 @@ class StoredTable:
         expires, keys = f"t.{quoted(self.form.expires)}", ", ".join(f"t.{quoted(name)}" for name in self.form.key)
         select = f"SELECT {self._read(list(self.form.key))} FROM {self.name} AS t"
         return f"{select} WHERE {expires} <= $1 ORDER BY {expires}, {keys} LIMIT $2"
-
-
-def _equal(names: tuple[str, ...]) -> str:
-    return " AND ".join(f"t.{quoted(name)} = {mark}" for name, mark in zip(names, numbered(1, len(names)), strict=True))
 
 
 def _same(names: tuple[str, ...]) -> str:

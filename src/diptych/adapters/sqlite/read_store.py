@@ -18,7 +18,18 @@ from diptych.adapters.sqlite.read_tables import prepare_file, read_generations
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side.change_count import ChangeCount
-from diptych.read_side.read_store import Discard, Generation, Leased, LeaseKey, SliceWrite, Table, WriteResult
+from diptych.read_side.read_store import (
+    Discard,
+    Generation,
+    Key,
+    Leased,
+    LeaseKey,
+    Row,
+    RowsAsked,
+    SliceWrite,
+    Table,
+    WriteResult,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -199,6 +210,11 @@ class SqliteReadStore:
             self._changes.look()
 
     # ── reads ────────────────────────────────────────────────────────────────
+
+    async def load(self, asked: Sequence[RowsAsked]) -> list[dict[Key, Row]]:
+        """Rows to fold from. See the port."""
+        async with self.snapshot() as snapshot:
+            return [await snapshot.get_many(of.name, keys, of.number) for of, keys in asked]
 
     def snapshot(self) -> SnapshotTurn:
         """A view of this moment. See the port."""
