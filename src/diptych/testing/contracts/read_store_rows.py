@@ -20,6 +20,7 @@ from diptych.read_side.read_store import (
     Order,
     ReadStore,
     Row,
+    RowsAsked,
     SliceWrite,
     Table,
     Written,
@@ -69,6 +70,25 @@ class RowsContract:
             assert found == rows
             assert got == {(number,): (number, value) for number, value in rows}
             assert [type(value) for _, value in found] == [type(value) for _, value in rows]
+
+    async def test_rows_to_fold_from_are_loaded_for_many_at_once(self, store: ReadStore) -> None:
+        """For each that was asked, those of its keys that are there, as they are now: of one generation or of many."""
+        asked: list[RowsAsked] = []
+        stored: list[dict[tuple[int], Row]] = []
+        for kind, values in SORTED.items():
+            rows = list(enumerate([*values, None]))
+            built = await build(store, one_column(kind, nullable=True), rows, kind.value)
+            keys = [[(1,)], [(0,), (len(rows),), (2,)], [(len(rows),)], [(2**63,)]]
+            asked += [RowsAsked(built, each) for each in keys]
+            stored += [{(n,): rows[n] for (n,) in each if n < len(rows)} for each in keys]
+        assert await store.load(asked) == stored
+        assert await store.load(asked[:1]) == stored[:1]
+        texts = {str(row[1]) for found in await store.load(asked) for row in found.values()}
+        assert texts >= {str(values[0]) for values in SORTED.values()}
+        changed = await write(store, asked[0].generation, upserts=[(1, "changed")])
+        assert await store.load([asked[0]]) == [{(1,): (1, "changed")}]
+        await write(store, changed, deletes=[(1,)])
+        assert await store.load([asked[0], asked[1]]) == [{}, stored[1]]
 
     async def test_decimals_keep_their_exponent_and_datetimes_come_in_utc(self, store: ReadStore) -> None:
         """40.0 is not made 40 nor 40.00; an instant given in another time zone reads back in UTC."""
