@@ -112,8 +112,8 @@ def test_pages_cover_every_row_once_in_order(kind: str) -> None:
         await store.write([SliceWrite(generation, start, upserts=[form.row(row) for row in table])])
         events = MemoryEventStore(SystemClock())
         async with store.snapshot() as snapshot:
-            freshness = Freshness(events, SystemClock())
-            reader = SnapshotReader(snapshot, {Row: (projection, "f")}, freshness, EVENTUAL)
+            checks = Freshness(events, SystemClock()).checks(EVENTUAL)
+            reader = SnapshotReader(snapshot, {Row: (projection, "f")}, checks)
             order_by = ", ".join(f"{'-' if descending else ''}{column}" for column, descending in order)
             found: list[Row] = []
             cursor, pages = None, 0

@@ -11,7 +11,7 @@ from typing import Literal
 from diptych.application.follower import Follower
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, Place, Position, Token
-from diptych.read_side.freshness import Requirement, Verify
+from diptych.read_side.freshness import Requirement
 
 __all__ = ["Across"]
 
@@ -42,20 +42,16 @@ class Across(Follower):
         mine = [token for token in after if token.high.history_id == self.log.history_id]
         others = [token.high for token in after if token not in mine and token.high.position > START]
         found = await super().requirement(mine, asked, within_s)
-        found.verify = partial(self._cover, found, found.wanted, others, found.verify)
+        found.verify = partial(self._cover, found, found.wanted, others)
         await self._cover(found, found.wanted, others)
         return found
 
-    async def _cover(
-        self, found: Requirement, wanted: Position, others: Sequence[Place], verify: Verify | None = None
-    ) -> None:
+    async def _cover(self, found: Requirement, wanted: Position, others: Sequence[Place]) -> None:
         """Ask for these places as well, wherever they are in the merged log by now.
 
         Raises:
             HistoryDiverged: one of them is not in its history any more.
         """
-        if verify is not None:
-            await verify()
         found.wanted = max([wanted, *[await self.log.covering(place) for place in others]])
 
     async def _lag_s(self, checkpoint: Position) -> float:

@@ -1,30 +1,40 @@
-"""How fresh an answer has to be, and the wait for it (G7)."""
+"""How fresh an answer has to be, and the wait for it (G7).
+
+What an answer rests on (the token that was given, the checkpoints of its rows) has to be of the history as it is when
+the answer goes out, also where that forked while it was waited for. It is looked up beside the rows, and judged once
+they are there, so that no attempt waits for one after the other.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from types import NoneType, TracebackType
+from typing import Self, TypeAlias
 
 from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventLog
-from diptych.event_store.position import NOWHERE, START, Place, Position, Token
+from diptych.event_store.position import START, Place, Position, Token
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_store import Generation
 
-__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Freshness", "Requirement", "Verify", "check_wait"]
+__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Checks", "Freshness", "Requirement", "Verify", "check_wait"]
 
 WAIT_S = 5.0
 """Seconds that an answer is waited for, unless the caller says otherwise."""
 WAIT_S_MAX = 60.0
 """Seconds that a caller may ask to wait."""
 
+_Slice: TypeAlias = tuple[str, int]
+"""A projection's name, and the number of one of its slices."""
+_Verified: TypeAlias = tuple[int, Place]
+"""How many forks there had been when a place was found in the history."""
 Missing = Callable[[Position], Awaitable[Sequence[RecordedEvent]]]
 """What is missing from rows that are folded up to a position."""
 Verify = Callable[[], Awaitable[None]]
@@ -36,29 +46,95 @@ class Requirement:
 
     Attributes:
         wanted: every event up to here.
-        verify: makes sure that what tokens have told is still in the history; None where none have.
+        place: the place of that, where a token has told it and the history may fork: to be checked at every attempt.
+        verify: makes sure, after every wait, of what tokens of other histories have told; None where none have.
         recorded_before: every event that was recorded before this time; None asks for no time.
         strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
     """
 
-    __slots__ = ("recorded_before", "strict", "verify", "wanted")
+    __slots__ = ("place", "recorded_before", "strict", "verify", "wanted")
 
     def __init__(
         self,
         wanted: Position = START,
         *,
-        verify: Verify | None = None,
+        place: Place | None = None,
         recorded_before: datetime | None = None,
         strict: bool = True,
     ) -> None:
         self.wanted = wanted
-        self.verify = verify
+        self.place = place
+        self.verify: Verify | None = None
         self.recorded_before = recorded_before
         self.strict = strict
 
 
 EVENTUAL = Requirement(strict=False)
 """Whatever is there."""
+
+
+class Checks:
+    """One attempt at an answer: what it has to show, and the places that it rests on. Not for concurrent use.
+
+    Whether these are in the history is looked up while the attempt goes on. Leaving the block judges them, whatever
+    came of the attempt: neither an answer nor an error gets out that rests on another history.
+
+    Attributes:
+        requirement: what the answer has to show.
+    """
+
+    __slots__ = ("_checking", "_freshness", "_shown", "requirement")
+
+    def __init__(self, freshness: Freshness, requirement: Requirement) -> None:
+        self.requirement = requirement
+        self._freshness = freshness
+        self._checking: dict[Place, asyncio.Task[None]] = {}
+        self._shown: dict[_Slice, _Verified] = {}
+
+    async def __aenter__(self) -> Self:
+        """Begin to check what the token told."""
+        if self.requirement.place is not None:
+            self._begin(self.requirement.place, "the consistency token")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Judge; at once where the attempt was cancelled.
+
+        Raises:
+            HistoryDiverged: something that it rests on is not in the history.
+        """
+        if not self._checking:
+            return
+        checking = self._checking.values()
+        try:
+            if isinstance(error, (Exception, NoneType)):
+                await asyncio.wait(checking)
+        finally:
+            for check in checking:
+                check.cancel()  # those that are done stay as they are
+        if isinstance(error, (Exception, NoneType)):
+            for check in checking:
+                check.result()
+            self._freshness.note(self._shown)
+
+    def now(self) -> datetime:
+        """The time by the clock, aware, in UTC."""
+        return self._freshness.now()
+
+    async def is_met(self, generation: Generation) -> bool:
+        """Whether a slice of a read model shows what it has to, if it is of the history, which is judged later."""
+        verified = self._freshness.unverified(generation) if self.requirement.strict else None
+        if verified is not None:
+            self._shown[generation.name, generation.slice] = verified
+            self._begin(generation.checkpoint, f"the read model {generation.name}")
+        return await self._freshness.is_met(self.requirement, generation)
+
+    def _begin(self, place: Place, what: str) -> None:
+        if place not in self._checking:
+            check = self._freshness.check(place, what)
+            self._checking[place] = asyncio.get_running_loop().create_task(check)
 
 
 class Behind(Exception):
@@ -90,7 +166,7 @@ class Freshness:
         self._store = store
         self._clock = clock
         self._missing = missing or self._next
-        self._verified: dict[tuple[str, int], tuple[int, Place]] = {}
+        self._verified: dict[_Slice, _Verified] = {}
 
     def now(self) -> datetime:
         """The time by the clock, aware, in UTC."""
@@ -99,16 +175,25 @@ class Freshness:
     async def after(self, tokens: Sequence[Token]) -> Requirement:
         """At least what the commands of these tokens have written, or the answers have shown.
 
+        Where the history may fork, the last of them is checked with every attempt at an answer, the first included.
+
         Raises:
             HistoryDiverged: one is of another history; it is never waited for.
         """
-        last = Place(self._store.history_id, START, NOWHERE)
-        for token in tokens:
-            await self._check(token.high, "the consistency token")
-            last = max(last, token.high, key=_position)
-        return Requirement(last.position, verify=partial(self._check, last, "the consistency token"))
+        last = max((token.high for token in tokens), key=_position, default=None)
+        if last is None:
+            return Requirement()
+        later = last if self._store.may_fork else None
+        for place in {token.high for token in tokens}:
+            if place != last or later is None:
+                await self.check(place, "the consistency token")
+        return Requirement(last.position, place=later)
 
-    async def _check(self, place: Place, what: str) -> None:
+    def checks(self, requirement: Requirement) -> Checks:
+        """What one attempt at an answer of this history has to show, and rests on: a block around it."""
+        return Checks(self, requirement)
+
+    async def check(self, place: Place, what: str) -> None:
         """Make sure that a place is in the history.
 
         Raises:
@@ -117,12 +202,15 @@ class Freshness:
         there = await self._store.place_at(place.position)
         place.check(self._store.history_id, None if there is None else there.event_id, what)
 
-    async def _verify(self, generation: Generation) -> None:
-        """Make sure, once for each checkpoint, that rows are of the history: they may outlive what a failover loses."""
-        slice, verified = (generation.name, generation.slice), (self._store.forks, generation.checkpoint)
-        if self._verified.get(slice) != verified:
-            await self._check(generation.checkpoint, f"the read model {generation.name}")
-            self._verified[slice] = verified
+    def unverified(self, generation: Generation) -> _Verified | None:
+        """What there is to verify of a slice, once for each checkpoint: its rows may outlive what a failover loses."""
+        found = (self._store.forks, generation.checkpoint)
+        known = not self._store.may_fork or self._verified.get((generation.name, generation.slice)) == found
+        return None if known else found
+
+    def note(self, verified: Mapping[_Slice, _Verified]) -> None:
+        """Remember that rows are of the history."""
+        self._verified.update(verified)
 
     async def latest(self) -> Requirement:
         """Everything that is in the history now."""
@@ -142,13 +230,7 @@ class Freshness:
             return Requirement(recorded_before=datetime.min.replace(tzinfo=UTC))
 
     async def is_met(self, requirement: Requirement, generation: Generation) -> bool:
-        """Whether a slice of a read model shows what it has to.
-
-        Raises:
-            HistoryDiverged: there was a fork, and its rows are of what is not in the history any more.
-        """
-        if requirement.strict and self._store.may_fork:
-            await self._verify(generation)
+        """Whether a slice of a read model shows what it has to."""
         checkpoint = generation.checkpoint.position
         if checkpoint < requirement.wanted:
             return False
@@ -170,7 +252,7 @@ class Freshness:
 
         Raises:
             NotFresh: the deadline is over first.
-            HistoryDiverged: what a token told is not in the history any more.
+            HistoryDiverged: what a token of another history told is not in that one any more.
             Blocked: the projection has stopped, so that waiting is in vain.
         """
         name = behind.projection.name

@@ -30,7 +30,7 @@ from diptych.messages.annotations import Scope, members, parameter_types, subcla
 from diptych.messages.codec import Codec
 from diptych.messages.message import field_types
 from diptych.messages.query import Query, answer_type
-from diptych.read_side.freshness import Behind, Freshness, Requirement, check_wait
+from diptych.read_side.freshness import Behind, Checks, Freshness, Requirement, check_wait
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking, QuerySource
 from diptych.read_side.read_model import ReadModel
@@ -157,6 +157,7 @@ class QueryBus:
         Raises:
             Overloaded: the handler takes longer than `HANDLER_S_MAX`, or too many snapshots are in use.
             NotFresh: it was not met within `wait_s` seconds.
+            HistoryDiverged: a token, or rows that have to be fresh, are of what is not in the history any more.
             StoreUnavailable: neither the read store nor a replica answers.
             Blocked: strict, and a key that was touched is blocked.
             InvalidMessage: a field is of the wrong type, or a limit or cursor is none.
@@ -167,17 +168,19 @@ class QueryBus:
         missing: Behind | None = None
         asking = self._panel.source.asking(strict=requirement.strict)
         while True:
-            try:
-                return await self._answer(asking, handle, settled, requirement, missing)
-            except Behind as behind:
-                await self._panel.freshness.wait(behind, requirement, deadline, asking)
-                missing = behind
-            except (Blocked, StoreUnavailable) as error:
-                if not asking.refused(error):
-                    raise
+            async with self._panel.freshness.checks(requirement) as checks:
+                try:
+                    return await self._answer(asking, handle, settled, checks, missing)
+                except Behind as behind:
+                    missing = behind
+                except (Blocked, StoreUnavailable) as error:
+                    if not asking.refused(error):
+                        raise
+                    continue
+            await self._panel.freshness.wait(missing, requirement, deadline, asking)
 
     async def _answer(
-        self, asking: Asking, handle: Handle, query: Query[R], requirement: Requirement, missing: Behind | None
+        self, asking: Asking, handle: Handle, query: Query[R], checks: Checks, missing: Behind | None
     ) -> Answer[R]:
         """One run of the handler, on one snapshot, which is not held for longer than the limit.
 
@@ -186,7 +189,7 @@ class QueryBus:
         limit = asyncio.timeout(HANDLER_S_MAX)
         try:
             async with limit, asking.snapshot() as snapshot:
-                reader = SnapshotReader(snapshot, self._panel.projections, self._panel.freshness, requirement)
+                reader = SnapshotReader(snapshot, self._panel.projections, checks)
                 if missing is not None:
                     await reader.check(missing)
                 value = await handled(handle, query, reader)

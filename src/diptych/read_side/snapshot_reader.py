@@ -18,7 +18,7 @@ from diptych.event_store.position import NOWHERE, START, Place, Token
 from diptych.messages.codec import encode
 from diptych.messages.message import field_types
 from diptych.read_side.conditions import Condition
-from diptych.read_side.freshness import Behind, Freshness, Requirement
+from diptych.read_side.freshness import Behind, Checks
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind, key_text
@@ -71,15 +71,13 @@ class SnapshotReader:
         self,
         snapshot: ReadSnapshot,
         projections: Mapping[type, tuple[Projection, str]],
-        freshness: Freshness,
-        requirement: Requirement,
+        checks: Checks,
     ) -> None:
         self.incomplete = False
         self.behind: Behind | None = None
         self._snapshot = snapshot
         self._projections = projections
-        self._freshness = freshness
-        self._requirement = requirement
+        self._checks = checks
         self._live: dict[str, Sequence[Generation]] = {}
         self._touched: dict[str, dict[int, Generation]] = {}
         self._blocked: dict[str, list[BlockedKey]] = {}
@@ -190,7 +188,7 @@ class SnapshotReader:
     def _moment(self, projection: Projection) -> datetime:
         """As of when rows are shown: one moment for all that a handler reads."""
         if self._now is None:
-            self._now = self._freshness.now()
+            self._now = self._checks.now()
         return moment_shown(self._touched[projection.name].values(), self._now)
 
     # ── freshness ────────────────────────────────────────────────────────────
@@ -228,7 +226,7 @@ class SnapshotReader:
         return live
 
     async def _require(self, projection: Projection, slices: Sequence[Generation]) -> None:
-        met = {place: await self._freshness.is_met(self._requirement, slice) for place, slice in _by_place(slices)}
+        met = {place: await self._checks.is_met(slice) for place, slice in _by_place(slices)}
         behind = [slice for slice in slices if not met[slice.checkpoint]]
         if behind:
             self.behind = Behind(projection, behind, same_code=True)
@@ -239,7 +237,7 @@ class SnapshotReader:
         blocked = [b for b in self._blocked[projection.name] if keys is None or b.key in keys]
         if not blocked:
             return
-        if self._requirement.strict:
+        if self._checks.requirement.strict:
             raise Blocked(projection.form.name, [found.key for found in blocked], blocked[0].error)
         self.incomplete = True
 

@@ -230,7 +230,8 @@ class SpanningReader:
     async def _reader(self, visit: _Visit) -> SnapshotReader:
         place = id(visit.panel)
         if place not in self._readers:
-            snapshot = await self._snapshots.enter_async_context(visit.asking.snapshot())
             panel = visit.panel
-            self._readers[place] = SnapshotReader(snapshot, panel.projections, panel.freshness, visit.requirement)
+            checks = await self._snapshots.enter_async_context(panel.freshness.checks(visit.requirement))
+            snapshot = await self._snapshots.enter_async_context(visit.asking.snapshot())
+            self._readers[place] = SnapshotReader(snapshot, panel.projections, checks)
         return self._readers[place]
