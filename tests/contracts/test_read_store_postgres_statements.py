@@ -101,14 +101,14 @@ async def test_snapshots_that_follow_each_other_share_a_round_trip(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The next one ends the one before, and shows what was written meanwhile; where none comes it ends by itself."""
-    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
+    monkeypatch.setattr(read_snapshot, "BEGUN_KEPT_S", 1_000)
     generation = await build(store, SEATS, [("a", 1)])
     async with store.snapshot() as first:
         assert await first.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
     await write(store, generation, upserts=[("a", 2)])
     async with by_hand(url) as link:
         assert await left_in_transaction(link) == 1
-        monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 0)
+        monkeypatch.setattr(read_snapshot, "BEGUN_KEPT_S", 0)
         async with store.snapshot() as second:
             assert await second.find(NAME, (), BY_COURSE, 10) == [("a", 2)]
             assert second.connection is first.connection
@@ -122,7 +122,7 @@ async def test_a_snapshot_that_is_over_and_was_cut_is_in_nobodys_way(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the next snapshot nor closing notices that the server ended what was left of it."""
-    monkeypatch.setattr(read_snapshot, "ENDED_KEPT_S", 1_000)
+    monkeypatch.setattr(read_snapshot, "BEGUN_KEPT_S", 1_000)
     await build(store, SEATS, [("a", 1)])
     async with by_hand(url) as link:
         for _ in range(2):

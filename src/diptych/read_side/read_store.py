@@ -472,7 +472,9 @@ class ReadStore(Protocol):
         ...
 
     def snapshot(self) -> AbstractAsyncContextManager[ReadSnapshot]:
-        """A view of this moment. At most a named number at once; more wait for their turn.
+        """A view of one moment: of this one, of that of its first read, or of one between.
+
+        At most a named number at once; more wait for their turn.
 
         Raises:
             Overloaded: too many are waiting.

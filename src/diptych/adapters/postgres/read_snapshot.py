@@ -1,8 +1,9 @@
 """Snapshots of a read store in PostgreSQL: read-only connections, each with one transaction for its lifetime (G8, G13).
 
-A transaction is REPEATABLE READ, so that all of it sees one moment, and READ ONLY before anything of the user's runs in
-it. It ends by being rolled back, whatever happened: by the message that begins the next one, if that comes soon, or
-else by one of its own, for which nobody waits. Internal statements name the schema, so that no setting matters.
+A transaction is REPEATABLE READ, so that all of it sees one moment, that of its first statement; and READ ONLY before
+anything of the user's runs in it. It ends by being rolled back, whatever happened. For that nobody waits: the same
+message begins the next one, which sees nothing yet and holds nothing up, and is ended too where nobody comes for it
+soon. Internal statements name the schema, so that no setting matters.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ __all__ = ["PostgresReadSnapshot", "SnapshotTurn", "Snapshots"]
 
 SNAPSHOT_IDLE_S_MAX = 90
 """Seconds that a snapshot may be silent before the server ends it: it keeps old rows from being cleaned up."""
-ENDED_KEPT_S = 0.01
-"""Seconds that the transaction of a snapshot that is over waits for the next one to end it, before it is rolled back by
-itself: a round trip less for each of those that follow each other."""
+BEGUN_KEPT_S = 0.01
+"""Seconds that a transaction which was begun behind a snapshot waits for the next one: a round trip less for each of
+those that follow each other."""
 BEGIN_ATTEMPTS_MAX = 2
 """How often a snapshot is begun where the connection is lost under it: a server that was restarted cuts all of them."""
 READ_S_MAX = 10
@@ -64,20 +65,21 @@ _SERVERS_OWN = frozenset({"08", "40", "53", "57", "58", "F0", "XX"})
 
 
 def _begin(url: PostgresUrl) -> str:
-    """Begins a snapshot; the last statement is what takes it."""
+    """Begins a snapshot; the first statement behind it takes it."""
     planning = "SET LOCAL jit = off; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; "
     return (
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
         f"SET LOCAL statement_timeout = {round(READ_S_MAX * 1_000)}; "
         f"SET LOCAL idle_in_transaction_session_timeout = {SNAPSHOT_IDLE_S_MAX * 1_000}; "
-        f"{planning if url.pooled else ''}SELECT 1"
+        f"{planning if url.pooled else ''}"
     )
 
 
-class _Ended(NamedTuple):
-    """A snapshot that is over, whose transaction is not."""
+class _Begun(NamedTuple):
+    """A transaction that is begun, or being begun, for a snapshot to come."""
 
     lent: AbstractAsyncContextManager[Link]
+    beginning: asyncio.Task[None]
     timer: asyncio.TimerHandle
 
 
@@ -91,7 +93,7 @@ class Snapshots:
         self._connections = Connections(url, SNAPSHOTS_MAX, read_only=True, verify=self._verify)
         self._turns = SnapshotTurns()
         self._is_open = False
-        self._ended: dict[Link, _Ended] = {}
+        self._kept: dict[Link, _Begun] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
@@ -103,14 +105,14 @@ class Snapshots:
     async def close(self) -> None:
         """Let go of the idle connections, and of the others once they come back."""
         self._is_open = False
-        for link in list(self._ended):
+        for link in list(self._kept):
             self._end(link)
         if self._ending:
             await asyncio.wait(self._ending)
         await self._connections.close()
 
     async def take(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
-        """A connection with its view, and what it is given back to.
+        """A connection on which a view is begun, and what it is given back to.
 
         Raises:
             Overloaded: too many wait, or this one has waited too long.
@@ -132,30 +134,54 @@ class Snapshots:
         await asyncio.shield(ending)
 
     def give_back_soon(self, link: Link, lent: AbstractAsyncContextManager[Link]) -> None:
-        """Let the next one have the connection, and end the view; or end it soon, where nobody comes."""
+        """End the view, and begin one for the next who comes; where nobody does, end that as well."""
         if self._is_open:
-            timer = asyncio.get_running_loop().call_later(ENDED_KEPT_S, self._end, link)
-            self._ended[link] = _Ended(lent, timer)
+            loop = asyncio.get_running_loop()
+            beginning = loop.create_task(self._begin(link, "ROLLBACK; "))
+            self._kept[link] = _Begun(lent, beginning, loop.call_later(BEGUN_KEPT_S, self._end, link))
         else:
             _ = self._start_ending(link, lent, used_by_hand=False)
         self._turns.give_back()
 
+    async def _begin(self, link: Link, ending: str = "") -> None:
+        try:
+            await link.execute(ending + _begin(self.url), timeout=ANSWER_S_MAX)
+        except BaseException as error:
+            link.terminate()  # whoever takes it finds that out
+            if not ending or not isinstance(error, DRIVER_ERRORS):
+                raise
+
     def _end(self, link: Link) -> None:
-        ended = self._ended.pop(link)
-        ended.timer.cancel()
-        _ = self._start_ending(link, ended.lent, used_by_hand=False)
+        kept = self._kept.pop(link)
+        kept.timer.cancel()
+        _ = self._start_ending(link, kept.lent, used_by_hand=False, behind=kept.beginning)
 
     def _start_ending(
-        self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool
+        self,
+        link: Link,
+        lent: AbstractAsyncContextManager[Link],
+        *,
+        used_by_hand: bool,
+        behind: asyncio.Task[None] | None = None,
     ) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(self._roll_back(link, lent, used_by_hand=used_by_hand))
+        ending = self._roll_back(link, lent, used_by_hand=used_by_hand, behind=behind)
+        task = asyncio.get_running_loop().create_task(ending)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
         return task
 
-    async def _roll_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
+    async def _roll_back(
+        self,
+        link: Link,
+        lent: AbstractAsyncContextManager[Link],
+        *,
+        used_by_hand: bool,
+        behind: asyncio.Task[None] | None,
+    ) -> None:
         unlock = "; SELECT pg_advisory_unlock_all()" if used_by_hand else ""
         try:
+            if behind is not None:
+                await asyncio.wait((behind,))
             if not link.is_closed():
                 await link.execute(f"ROLLBACK{unlock}", timeout=ANSWER_S_MAX)
         except DRIVER_ERRORS:
@@ -166,29 +192,37 @@ class Snapshots:
     async def _begun(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
         for attempt in range(1, BEGIN_ATTEMPTS_MAX + 1):
             try:
-                link, lent, rollback = await self._next()
-                try:
-                    await link.execute(rollback + _begin(self.url), timeout=ANSWER_S_MAX)
-                except BaseException:
-                    link.terminate()
-                    await lent.__aexit__(None, None, None)
-                    raise
-                return link, lent
+                return await self._kept_begun() or await self._newly_begun()
             except DRIVER_ERRORS as error:
                 if attempt == BEGIN_ATTEMPTS_MAX or not is_lost(error):
                     raise (failure(self.url, error) or error) from error
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    async def _next(self) -> tuple[Link, AbstractAsyncContextManager[Link], str]:
-        """A connection, what it is given back to, and what ends the transaction that is on it."""
-        while self._ended:
-            link, ended = self._ended.popitem()
-            ended.timer.cancel()
+    async def _kept_begun(self) -> tuple[Link, AbstractAsyncContextManager[Link]] | None:
+        """A connection on which one is begun already, and what it is given back to."""
+        while self._kept:
+            link, kept = self._kept.popitem()
+            kept.timer.cancel()
+            try:
+                if not kept.beginning.done():
+                    await asyncio.wait((kept.beginning,))
+            except BaseException:
+                _ = self._start_ending(link, kept.lent, used_by_hand=False, behind=kept.beginning)
+                raise
             if not link.is_closed():
-                return link, ended.lent, "ROLLBACK; "
-            await ended.lent.__aexit__(None, None, None)
+                return link, kept.lent
+            await kept.lent.__aexit__(None, None, None)
+        return None
+
+    async def _newly_begun(self) -> tuple[Link, AbstractAsyncContextManager[Link]]:
         lent = self._connections.connection()
-        return await lent.__aenter__(), lent, ""
+        link = await lent.__aenter__()
+        try:
+            await self._begin(link)
+        except BaseException:
+            await lent.__aexit__(None, None, None)
+            raise
+        return link, lent
 
     async def _verify(self, link: Link) -> None:
         await READ_STORE_MIGRATIONS.check(link, self.url)

@@ -129,10 +129,11 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
     # ── snapshots ────────────────────────────────────────────────────────────
 
     async def test_a_snapshot_shows_one_moment(self, store: ReadStore) -> None:
-        """Rows, checkpoint and blocked keys are those of the moment it was taken, whatever is written meanwhile."""
+        """Rows, checkpoint and blocked keys are those of its first read at the latest, whatever is written then."""
         blocked = BlockedKey(NAME, '["a"]', Position(1), "boom")
         old = await write(store, await create(store, SEATS), upserts=[("a", 1), ("b", 2)], block=[blocked])
         async with store.snapshot() as snapshot:
+            assert await snapshot.count(NAME, ()) == 2
             new = await write(store, old, upserts=[("a", 10), ("c", 3)], deletes=[("b",)], unblock=['["a"]'])
             new = await write(store, new, upserts=[("b", 20)], deletes=[("a",)])
             assert await shown_generation(snapshot, NAME) == old

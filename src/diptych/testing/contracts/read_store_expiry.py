@@ -112,9 +112,10 @@ class ExpiryContract:
         assert await _expired(store, 99) == []
 
     async def test_a_snapshot_shows_what_had_expired(self, store: ReadStore) -> None:
-        """As the rows were when it was taken, whatever is written meanwhile."""
+        """As the rows were at its first read at the latest, whatever is written then."""
         generation = await build(store, _SESSIONS, [_row("a", 1), _row("b", 2), _row("c", 9)])
         async with store.snapshot() as snapshot:
+            assert len(await snapshot.slices(NAME)) == 1
             generation = await write(store, generation, upserts=[_row("c", 0), _row("d", 1), _row("a", 3)])
             generation = await write(store, generation, deletes=_keys("b"))
             assert await snapshot.expired(NAME, _at(5), 10) == _keys("ab")
