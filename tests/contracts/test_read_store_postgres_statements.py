@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from anyio.lowlevel import checkpoint
+from msgspec.structs import replace
 
-from diptych.adapters.postgres import read_changes, read_snapshot, read_together
+from diptych.adapters.postgres import read_changes, read_loads, read_snapshot, read_together
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
 from diptych.errors import StoreUnavailable
-from diptych.read_side.read_store import SliceWrite, Written
+from diptych.event_store.position import Position
+from diptych.read_side.read_store import (
+    BlockedKey,
+    Column,
+    ColumnKind,
+    ReadSnapshot,
+    RowsAsked,
+    SliceWrite,
+    Table,
+    Written,
+)
 from diptych.testing.contracts.read_store_cases import ARTICLES, BY_COURSE, NAME, SEATS, build, create, place, write
 from tests.postgres_server import by_hand, left_in_transaction, new_read_store, run, statements_of
 
@@ -97,6 +109,21 @@ async def test_writes_of_the_usual_kind_are_one_statement(
         assert len(generations) == 2
 
 
+async def test_rows_of_a_live_event_are_loaded_with_one_statement(
+    store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the number of read models, up to the limit; no transaction is begun for it."""
+    tables = [replace(SEATS, name=name) for name in ("first", "second", "third")]
+    built = [await build(store, table, [("a", number)], table.name) for number, table in enumerate(tables)]
+    async with store._writing.connection() as link:
+        for limit, statements in ((read_loads.ROWS_TOGETHER_MAX, 1), (2, 2)):
+            monkeypatch.setattr(read_loads, "ROWS_TOGETHER_MAX", limit)
+            monkeypatch.setattr(store._loads, "_fetch", link.fetch)
+            load = partial(store.load, [RowsAsked(generation, [("a",)]) for generation in built])
+            assert await load() == [{("a",): ("a", number)} for number in range(3)]
+            assert len(await statements_of(link, load)) == statements
+
+
 async def test_snapshots_that_follow_each_other_share_a_round_trip(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,6 +174,51 @@ async def test_a_projectors_reads_ask_for_the_generation_only_where_they_find_no
         async with store.snapshot() as snapshot:
             with pytest.raises(StoreUnavailable):
                 await snapshot.get_many(NAME, keys, number)
+
+
+async def test_a_query_by_key_is_one_statement(store: PostgresReadStore) -> None:
+    """What tells how fresh the row is comes with it, or that there is none; whatever its columns are called."""
+    blocked = BlockedKey(NAME, "[9]", Position(1), "boom")
+    row = (1, Decimal("4E+1"), "x")
+    columns = (
+        Column("number", ColumnKind.INTEGER),
+        Column("slice", ColumnKind.DECIMAL),
+        Column("one", ColumnKind.TEXT),
+    )
+    built = await build(store, Table("lines", columns, key=("number",)), [row])
+    built = await write(store, built, block=[blocked])
+
+    async def asked(snapshot: ReadSnapshot, key: int) -> None:
+        assert await snapshot.slices(NAME, expecting=[(key,)]) == (built,)
+        rows = await snapshot.get_many(NAME, [(key,)])
+        assert [tuple(map(str, found)) for found in rows.values()] == ([("1", "4E+1", "x")] if key == 1 else [])
+
+    for key, statements in ((1, 2), (1, 1), (2, 1), (2**63, 1)):  # at first it is not known which table is live
+        async with store.snapshot() as snapshot:
+            assert len(await statements_of(snapshot.connection, partial(asked, snapshot, key))) == statements
+            assert await snapshot.get_many(NAME, [(1,), (2,)]) == {(1,): row}
+            assert await snapshot.blocked(NAME) == [blocked]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["kept", "gone"])
+async def test_an_expected_row_is_of_the_generation_that_is_live(
+    url: str, store: PostgresReadStore, gone: bool
+) -> None:
+    """Also where another process has replaced the one that was live when last seen, and where its table is gone."""
+    old = await build(store, SEATS, [("a", 1)])
+    async with store.snapshot() as snapshot:
+        await snapshot.slices(NAME)
+    other = connect(url)
+    await other.open()
+    await write(other, await create(other, SEATS), upserts=[("a", 2)])
+    await other.close()
+    if gone:
+        await run(url, f'DROP TABLE "{store.url.schema}".school_seats__g{old.number} CASCADE')
+    for _ in range(2):
+        async with store.snapshot() as snapshot:
+            (live,) = await snapshot.slices(NAME, expecting=[("a",)])
+            assert live.number == old.number + 1
+            assert await snapshot.get_many(NAME, [("a",)]) == {("a",): ("a", 2)}
 
 
 async def test_only_changes_by_hand_wait_for_the_disk(url: str, store: PostgresReadStore) -> None:

@@ -22,7 +22,7 @@ from diptych.event_store.position import START, Place, Position, Token
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
-from diptych.read_side.read_store import Generation
+from diptych.read_side.read_store import Generation, Key
 
 __all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Checks", "Freshness", "Requirement", "Verify", "check_wait"]
 
@@ -144,12 +144,16 @@ class Behind(Exception):
         projection: whose rows it is about.
         slices: those that are behind, of the generation that answers now; empty where there is none.
         same_code: whether that is of this process's code.
+        keys: of the rows that were asked for, as they are stored; empty where these are not known.
     """
 
-    def __init__(self, projection: Projection, slices: Sequence[Generation], *, same_code: bool) -> None:
+    def __init__(
+        self, projection: Projection, slices: Sequence[Generation], *, same_code: bool, keys: Sequence[Key] = ()
+    ) -> None:
         self.projection = projection
         self.slices = slices
         self.same_code = same_code
+        self.keys = keys
         super().__init__(projection.name)
 
 

@@ -278,8 +278,16 @@ class ReadSnapshot(Protocol):
     left out, and as of when, is for the caller to say, with a filter.
     """
 
-    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
-        """All slices of the live generation, or of the numbered one, in order; empty where there is none."""
+    async def slices(
+        self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
+    ) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one, in order; empty where there is none.
+
+        Args:
+            name: the projection's.
+            number: the generation's.
+            expecting: keys whose rows are likely to be asked for next; a store may read them at once, or not.
+        """
         ...
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:

@@ -28,6 +28,7 @@ from diptych.read_side.read_store import (
     Comparison,
     Filter,
     Generation,
+    Key,
     Order,
     ReadSnapshot,
 )
@@ -96,9 +97,10 @@ class SnapshotReader:
         Raises:
             Behind: it does not.
         """
-        live = await self._answering(missing.projection)
+        live = await self._answering(missing.projection, missing.keys)
         were = {(slice.slice, slice.slices) for slice in missing.slices}
-        await self._require(missing.projection, [slice for slice in live if (slice.slice, slice.slices) in were])
+        mine = [slice for slice in live if (slice.slice, slice.slices) in were]
+        await self._require(missing.projection, mine, missing.keys)
 
     # ── Reader ───────────────────────────────────────────────────────────────
 
@@ -112,7 +114,7 @@ class SnapshotReader:
         form = self._projection(model).form
         columns = {_column_key(form, key): key for key in keys}
         texts = [key_text(key) for key in columns]
-        projection = await self._touch(model, texts)
+        projection = await self._touch(model, texts, list(columns))
         self._check_blocked(projection, texts)
         rows = await self._snapshot.get_many(projection.name, list(columns))
         found = {columns[key]: form.model(row) for key, row in rows.items()}
@@ -199,14 +201,19 @@ class SnapshotReader:
             raise ConfigurationError(f"no projection of this application feeds {model.__name__}")
         return found[0]
 
-    async def _touch(self, model: type[ReadModel], keys: Sequence[str] | None = None) -> Projection:
-        """Make sure that the rows of these keys show what they have to; without keys, all rows."""
+    async def _touch(
+        self, model: type[ReadModel], keys: Sequence[str] | None = None, stored: Sequence[Key] = ()
+    ) -> Projection:
+        """Make sure that the rows of these keys show what they have to; without keys, all rows.
+
+        `stored` are the same keys as they are stored, if there are any.
+        """
         projection = self._projection(model)
-        live, touched = await self._answering(projection), self._touched.setdefault(projection.name, {})
+        live, touched = await self._answering(projection, stored), self._touched.setdefault(projection.name, {})
         if keys is not None and len(live) > 1:
             live = [live[number] for number in {slice_of(key, len(live)) for key in keys}]
         missing = [slice for slice in live if slice.slice not in touched]
-        await self._require(projection, missing)
+        await self._require(projection, missing, stored)
         for slice in missing:
             touched[slice.slice] = slice
             self.incomplete = self.incomplete or bool(slice.stopped)
@@ -214,22 +221,22 @@ class SnapshotReader:
             self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
         return projection
 
-    async def _answering(self, projection: Projection) -> Sequence[Generation]:
+    async def _answering(self, projection: Projection, keys: Sequence[Key]) -> Sequence[Generation]:
         """The slices that answer, of this process's code."""
         live = self._live.get(projection.name)
         if live is None:
-            live = self._live[projection.name] = await self._snapshot.slices(projection.name)
+            live = self._live[projection.name] = await self._snapshot.slices(projection.name, expecting=keys)
         _, fingerprint = self._projections[projection.form.cls]
         if not live or live[0].fingerprint != fingerprint:
-            self.behind = Behind(projection, live, same_code=False)
+            self.behind = Behind(projection, live, same_code=False, keys=keys)
             raise self.behind
         return live
 
-    async def _require(self, projection: Projection, slices: Sequence[Generation]) -> None:
+    async def _require(self, projection: Projection, slices: Sequence[Generation], keys: Sequence[Key]) -> None:
         met = {place: await self._checks.is_met(slice) for place, slice in _by_place(slices)}
         behind = [slice for slice in slices if not met[slice.checkpoint]]
         if behind:
-            self.behind = Behind(projection, behind, same_code=True)
+            self.behind = Behind(projection, behind, same_code=True, keys=keys)
             raise self.behind
 
     def _check_blocked(self, projection: Projection, keys: Sequence[str] | None = None) -> None:

@@ -374,8 +374,11 @@ class _Snapshot:
         """Note rows that are about to change; what was noted first is what this moment shows."""
         self._undo[build] = {**rows, **self._undo[build]} if build in self._undo else dict(rows)
 
-    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+    async def slices(
+        self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
+    ) -> Sequence[Generation]:
         """All slices of the live generation, or of the numbered one. See the port."""
+        del expecting  # rows are at hand
         build = _live(self._builds, name) if number is None else self._builds.get((name, number))
         return () if build is None else build.slices
 

@@ -51,6 +51,8 @@ _GENERATION = (
     "g.name, g.number, g.fingerprint, g.form, g.live, g.history_id, g.position, g.event_id, g.epoch, g.stopped, "
     "g.recorded_at, g.slice, g.slices, g.barrier, g.slices_next"
 )
+SLICE_WIDTH = 15
+"""Columns of that; where slices are selected, whether a key of the generation is blocked comes next."""
 _IN_USE = frozenset({"55P03", "40P01", "2BP01"})
 """States that say a lock is held by others, or that others' views stand on this one."""
 _NOT_OURS = frozenset({"25006", "42501"})
@@ -119,6 +121,16 @@ class Catalog:
         self.discards = f"SELECT key, position FROM {schema}.diptych_discards WHERE name = $1 ORDER BY position, key"
         self._table_maker = table_maker(schema)
         self.versions = f"SELECT name, number, slice, xmin::text FROM {schema}.diptych_generations"
+
+    def live_slices_and_row(self, table: StoredTable) -> str:
+        """As `live_slices`, followed by a row of the table, whose key is in the parameters from $2 on, if that is live.
+
+        The row is beside the first slice, with `true` before it.
+        """
+        return (
+            f"SELECT s.*, r.* FROM ({self.live_slices}) AS s LEFT JOIN ({table.if_there(2)}) AS r "
+            f"ON s.slice = 0 AND s.number = {table.number} ORDER BY s.slice"
+        )
 
     def select_generations(self, condition: str = "") -> str:
         """Selects slices of generations, by name, number and slice."""

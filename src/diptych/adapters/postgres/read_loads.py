@@ -103,8 +103,7 @@ def _statement(tables: Sequence[StoredTable]) -> str:
     """One row: of each table whether it has the key, and its columns."""
     joined, first = ["(VALUES (true)) AS one (there)"], 1
     for number, table in enumerate(tables):
-        selected = table.select_one_from(first).replace("SELECT ", "SELECT true, ", 1)
-        joined.append(f"LEFT JOIN ({selected}) AS r{number} ON true")
+        joined.append(f"LEFT JOIN ({table.if_there(first)}) AS r{number} ON true")
         first += len(table.form.key)
     shown = ", ".join(f"r{number}.*" for number in range(len(tables)))
     return f"SELECT {shown} FROM {' '.join(joined)}"

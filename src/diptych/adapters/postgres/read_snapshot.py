@@ -25,7 +25,7 @@ from diptych.adapters.postgres.connection import (
     is_lost,
     state_of,
 )
-from diptych.adapters.postgres.read_catalog import Catalog, generation_of
+from diptych.adapters.postgres.read_catalog import SLICE_WIDTH, Catalog, generation_of
 from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.read_queries import after_place, filtered, order_by, searched_words, where
 from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
@@ -285,27 +285,60 @@ class PostgresReadSnapshot:
         self._url = pool.url
         self._live: dict[str, StoredTable] = {}
         self._there: set[tuple[str, int | None]] = set()
+        self._expected: dict[str, tuple[Key, dict[Key, Row]]] = {}
+        self._has_read = False
         self._knows_all = False
         self._unblocked: set[tuple[str, int | None]] = set()
         self._plans_freely = False
 
-    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
-        """All slices of the live generation, or of the numbered one. See the port."""
-        if number is None:
-            rows = await self._fetch(self._catalog.live_slices, name)
-        else:
+    async def slices(
+        self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
+    ) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one. See the port.
+
+        One row that is expected is read in the same statement, from the table that was live when last seen.
+        """
+        if number is not None:
             rows = await self._fetch(self._catalog.numbered_slices, name, number)
+        else:
+            rows = await self._slices_and_row(name, expecting) or await self._fetch(self._catalog.live_slices, name)
         if not rows:
             return ()
-        known = self._builds.known(name, rows[0]["number"])
+        known = self._builds.known(name, rows[0][1])
         first = generation_of(rows[0], None if known is None else known.form)
         self._there.add((name, first.number))
         table = self._builds.of(first)
         if first.live and table is not None:
             self._live[name] = table
-        if not rows[0][-1]:
+            self._builds.note_live(name, table)
+        if not rows[0][SLICE_WIDTH]:
             self._unblocked |= {(name, first.number), *([(name, None)] if first.live else [])}
         return (first, *(generation_of(row, first.table) for row in rows[1:]))
+
+    async def _slices_and_row(self, name: str, keys: Sequence[Key]) -> list[asyncpg.Record]:
+        """The slices, with the row of the only key, which is kept; nothing where that is not to be had, or in vain.
+
+        Only at first: where the table that was live is gone, the transaction is over, and begins anew.
+        """
+        table = self._builds.last_live(name)
+        if table is None or len(keys) != 1 or self._has_read:
+            return []
+        given = table.codec.key_arrays(keys)
+        if not given[0]:
+            return []
+        try:
+            rows = await self._fetch(self._catalog.live_slices_and_row(table), name, *(values[0] for values in given))
+        except ConfigurationError as error:
+            if not isinstance(error.__cause__, asyncpg.UndefinedTableError):
+                raise
+            self._builds.note_live(name, None)
+            await self._run(f"ROLLBACK; {_begin(self._url)}")
+            return []
+        if rows and rows[0][1] == table.number:
+            place = SLICE_WIDTH + 1
+            there = rows[0][place]
+            self._expected[name] = keys[0], table.codec.by_key([rows[0][place + 1 :]] if there else ())
+        return rows
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
@@ -323,6 +356,9 @@ class PostgresReadSnapshot:
         Rows of a numbered generation that was read before say in the same statement that it is there still; it is
         looked for only where there are none.
         """
+        expected = self._expected.get(name) if number is None else None
+        if expected is not None and [expected[0]] == keys:
+            return dict(expected[1])
         guessed = None if number is None or (name, number) in self._there else self._builds.known(name, number)
         table = guessed or await self._table(name, number)
         codec = table.codec
@@ -468,11 +504,14 @@ class PostgresReadSnapshot:
 
     async def _plan_freely(self) -> None:
         if not self._plans_freely:
-            try:
-                await self.connection.execute(_PLAN_FREELY, timeout=ANSWER_S_MAX)
-            except DRIVER_ERRORS as error:
-                raise (failure(self._url, error) or error) from error
+            await self._run(_PLAN_FREELY)
             self._plans_freely = True
+
+    async def _run(self, statements: str) -> None:
+        try:
+            await self.connection.execute(statements, timeout=ANSWER_S_MAX)
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error) or error) from error
 
     async def _rows(self, table: StoredTable, statement: str, *given: Any) -> list[asyncpg.Record]:
         """Rows of a generation; its table is gone where it was replaced long ago for everybody else."""
@@ -486,6 +525,7 @@ class PostgresReadSnapshot:
             raise
 
     async def _fetch(self, statement: str, *given: Any) -> list[asyncpg.Record]:
+        self._has_read = True
         try:
             return await self.connection.fetch(statement, *given, timeout=READ_S_MAX + ANSWER_S_MAX)
         except asyncpg.QueryCanceledError as error:

@@ -118,6 +118,10 @@ class StoredTable:
         same = " AND ".join(f"t.{quoted(name)} = {mark}" for name, mark in zip(self.form.key, marks, strict=True))
         return f"{self.select} WHERE {same}"
 
+    def if_there(self, first: int) -> str:
+        """As `select_one_from`, with `true` before the columns: joined to something, it tells if there is a row."""
+        return self.select_one_from(first).replace("SELECT ", "SELECT true, ", 1)
+
     def select_unexpired(self, moment: str) -> str:
         """Selects the rows, as SQL written by hand sees them, that have not expired at a moment, an SQL expression."""
         columns = [*(column.name for column in self.form.columns), *self.exponents.values()]
@@ -183,6 +187,7 @@ class Builds:
     def __init__(self, schema: str) -> None:
         self._schema = schema
         self._tables: dict[tuple[str, int], StoredTable] = {}
+        self._live: dict[str, StoredTable] = {}
 
     def of(self, generation: Generation) -> StoredTable | None:
         """The table of a generation; None for a subscriber."""
@@ -193,12 +198,24 @@ class Builds:
         if table is None or (table.form is not generation.table and table.form != generation.table):
             if len(self._tables) >= BUILDS_CACHED_MAX:
                 self._tables.clear()
+                self._live.clear()
             table = self._tables[place] = StoredTable(generation.table, *place, self._schema)
         return table
 
     def known(self, name: str, number: int) -> StoredTable | None:
         """The table of a generation that was read before."""
         return self._tables.get((name, number))
+
+    def last_live(self, name: str) -> StoredTable | None:
+        """The table that was live when last somebody looked, and most likely is."""
+        return self._live.get(name)
+
+    def note_live(self, name: str, table: StoredTable | None) -> None:
+        """Remember which table is live; None where that is not known any more."""
+        if table is None:
+            self._live.pop(name, None)
+        else:
+            self._live[name] = table
 
 
 # ── making ───────────────────────────────────────────────────────────────────

@@ -21,7 +21,7 @@ from diptych.adapters.postgres.replay_watch import ReplayWatch
 from diptych.errors import ConfigurationError, DiptychError, HistoryError, StoreUnavailable
 from diptych.event_store.position import Place, Position
 from diptych.read_side.query_source import ReplicaStatus
-from diptych.read_side.read_store import Generation
+from diptych.read_side.read_store import Generation, Key
 
 __all__ = ["SERVER_STATE", "OfAnother", "PlaceAt", "Replica", "ServerState"]
 
@@ -272,9 +272,11 @@ class _CheckedSnapshot(PostgresReadSnapshot):
         super().__init__(link, pool)
         self._check = check
 
-    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+    async def slices(
+        self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
+    ) -> Sequence[Generation]:
         """All slices of a generation; their checkpoints are of the history."""
-        found = await super().slices(name, number)
+        found = await super().slices(name, number, expecting=expecting)
         for place in {slice.checkpoint for slice in found}:
             await self._check(place)
         return found

@@ -268,8 +268,11 @@ class SqliteReadSnapshot:
         self._submitted.cancel()  # where it has not begun
         return self._reader, self._running
 
-    async def slices(self, name: str, number: int | None = None) -> Sequence[Generation]:
+    async def slices(
+        self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
+    ) -> Sequence[Generation]:
         """All slices of the live generation, or of the numbered one. See the port."""
+        del expecting  # rows are at hand
         with self._failures:
             return self._slices(name, number)
 
