@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -25,7 +25,7 @@ from diptych.errors import (
     StoreClosed,
     StoreUnavailable,
 )
-from diptych.event_store.event_query import EventQuery
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import Appended, Conflicting, Duplicate
 from diptych.event_store.position import Position
 from diptych.testing.contracts.event_store_case import (
@@ -581,6 +581,45 @@ async def test_a_look_that_began_before_the_wake_is_not_shared(
         await checkpoint()
         release.set()
         assert all(await asyncio.wait_for(asyncio.gather(early, late), WAIT_S / 4))
+
+
+@pytest.mark.usefixtures("never_polls")
+async def test_who_has_just_read_the_head_waits_without_a_look_at_it(
+    url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While notifications come, and none has come since the read began; what was heard meanwhile is looked at."""
+    fetch, sent = store._fetch, list[str]()
+    between: list[Callable[[], Awaitable[object]]] = []
+
+    async def followed(statement: str, *arguments: object) -> list[asyncpg.Record]:
+        sent.append(statement)
+        rows = await fetch(statement, *arguments)
+        while between:
+            await between.pop()()
+        return rows
+
+    async def heard() -> None:
+        wakes = store._watch.wakes
+        await append_one(other, event())
+        while store._watch.wakes == wakes:
+            await checkpoint()
+
+    async with opened(connect(url, SystemClock())) as other:
+        early = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
+        await listening(store)
+        await append_one(other, event())
+        assert await early
+        monkeypatch.setattr(store, "_fetch", followed)
+        assert (await store.read(ALL_EVENTS, Position(1), 10)).through == 1
+        late = asyncio.create_task(store.wait_for_events(Position(1), WAIT_S))
+        while not store._watch._watch:
+            await checkpoint()
+        assert len(sent) == 1
+        await heard()
+        assert await asyncio.wait_for(late, WAIT_S / 4)
+        between.append(heard)
+        assert (await store.read(ALL_EVENTS, Position(2), 10)).through == 2
+        assert await asyncio.wait_for(store.wait_for_events(Position(2), WAIT_S), WAIT_S / 4)
 
 
 async def test_a_poll_during_a_slow_look_does_not_end_the_polling(

@@ -399,11 +399,13 @@ class PostgresEventStore:
             merged = head is not None
             if head is not None:
                 arguments[1] = head if until is None else min(until, head)  # as far as the first snapshot
-            forks = self.forks
+            forks, wakes = self.forks, self._watch.wakes
             found = await self._fetch(statement, *arguments)
             if head is None:
                 head = int(found[0][0])
                 self._known.learn(Place(self._known.history_id, Position(head), found[0][1]), forks)
+                if forks == self.forks:
+                    self._watch.told(wakes)
             if found[0][2] is not None:
                 rows += found
         assert head is not None

@@ -1,6 +1,7 @@
 """Who waits for events: woken by this process's own appends, by notifications, and every now and then.
 
-Nothing rests on notifications: whoever is woken looks at the head, and all who were woken together look once.
+Nothing rests on notifications: whoever is woken looks at the head, and all who were woken together look once; nobody
+does where it was read since then, as by a projector that has just come to it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class EventWatch:
         self._look_at_head = look_at_head
         self._watch = HeadWatch()
         self._wakes = 0
+        self._told_at = -1
         self._waiting = 0
         self._look: tuple[int, asyncio.Future[Place]] | None = None
         self._poll: asyncio.Task[None] | None = None
@@ -60,6 +62,15 @@ class EventWatch:
         """Let everyone who waits look again."""
         self._wakes += 1
         self._watch.wake()
+
+    @property
+    def wakes(self) -> int:
+        """How often all were woken: whoever is about to read the head hands it to `told`."""
+        return self._wakes
+
+    def told(self, wakes: int) -> None:
+        """Note that what is known of the head was read since there had been so many wake-ups."""
+        self._told_at = wakes
 
     async def wait(self, after: Position, timeout_s: float, check_open: Callable[[], None]) -> bool:
         """Wait until the head is past a position; not for longer than until the history turns out to be another.
@@ -80,12 +91,18 @@ class EventWatch:
         while forks == self._known.forks:
             self._keep_watch()  # before the look at the head, so that nothing falls between
             wakes = self._wakes
-            if self._known.place.position > after or (await self._shared_look()).position > after:
+            if self._known.place.position > after:
+                return True
+            if not self._is_told() and (await self._shared_look()).position > after:
                 return True
             if wakes == self._wakes and not await self._watch.wait(deadline - time.monotonic()):
                 return False
             check_open()
         return False
+
+    def _is_told(self) -> bool:
+        """Whether the head is known that somebody read, and nothing was heard of a later one."""
+        return self._wake_ups.is_listening and self._told_at == self._wakes
 
     async def _shared_look(self) -> Place:
         """The head, asked for once by all who were woken together."""
