@@ -163,8 +163,8 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
         writing = asyncio.create_task(keep_writing(started))
         for expected in range(1, BUSY_WRITES + 1):
             async with store.snapshot() as snapshot:
-                turn.set()
                 generation = await shown_generation(snapshot, NAME)
+                turn.set()
                 rows = await snapshot.find(NAME, (), BY_COURSE, 10)
                 await asyncio.wait_for(wrote.wait(), WAIT_S_MAX)
                 wrote.clear()

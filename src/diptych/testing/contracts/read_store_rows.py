@@ -392,6 +392,7 @@ class RowsContract:
         rows: list[Row] = [("1", 0, "one", "old"), ("2", 0, "two", None), ("3", 0, "three", None)]
         generation = await build(store, ARTICLES, rows)
         async with store.snapshot() as before:
+            assert await before.count(NAME, ()) == 3
             changed: list[Row] = [("1", 0, "one", "new"), ("3", 5, "three", None)]
             await write(store, generation, upserts=changed, deletes=[("2",)])
             assert await before.search(NAME, "old", 10) == [rows[0]]
