@@ -133,8 +133,9 @@ class Checks:
 
     def _begin(self, place: Place, what: str) -> None:
         if place not in self._checking:
-            check = self._freshness.check(place, what)
-            self._checking[place] = asyncio.get_running_loop().create_task(check)
+            check = asyncio.get_running_loop().create_task(self._freshness.check(place, what))
+            check.add_done_callback(_hear)
+            self._checking[place] = check
 
 
 class Behind(Exception):
@@ -281,6 +282,12 @@ class Freshness:
         elif behind.slices:
             reason = "its rows are of other code; those of this code are not built yet, or were replaced"
         return NotFresh(behind.projection.name, requirement.wanted or head, reached, reason)
+
+
+def _hear(check: asyncio.Task[None]) -> None:
+    """Its failure is heard, also where another one's is told, or nobody is there any more."""
+    if not check.cancelled():
+        check.exception()
 
 
 def _position(place: Place) -> Position:
