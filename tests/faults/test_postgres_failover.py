@@ -21,6 +21,7 @@ from diptych.adapters.postgres import connection
 from diptych.adapters.postgres.read_store import PostgresReadStore
 from diptych.application.follower import Follower
 from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.position import Place, Position
 from tests.faults.counting import CounterId, CountOf, Increment, TotalOf, counting
 from tests.faults.failing_over import (
     GROWN,
@@ -414,6 +415,63 @@ async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Ser
             for each in waiting:
                 with pytest.raises(HistoryDiverged, match="consistency token"):
                     await each
+
+
+@pytest.mark.parametrize("by_itself", [True, False], ids=["wrote it", "was told"])
+async def test_a_fork_that_is_found_beside_the_rows_is_not_answered_across(
+    pair: tuple[Server, Server], tmp_path: Path, by_itself: bool
+) -> None:
+    """Rows that are kept elsewhere, and were found in the history, are looked up again where the token's look finds it."""
+    primary, standby = pair
+    url, rows = primary.url(standby), f"sqlite:{tmp_path}/rows.db"
+    async with (
+        whole(url, read_store=rows) as worker,
+        whole(url, read_store=rows, projecting=False) as app,
+    ):
+        writer = app if by_itself else worker
+        shared = await increments(writer, 1, SHARED)
+        await caught_up(primary)
+        await standby.cut_off()
+        lost = await increments(writer, SHARED + 1, SHARED + LOST)
+        for token in (lost[SHARED + LOST], shared[SHARED]):
+            row = await app.query(CountOf(counter=COUNTERS[0]), after=token, wait_s=WAIT_S)
+            assert row is not None
+        fail_over(primary, standby, 3 * LOST)
+        with pytest.raises(HistoryDiverged, match=r"read model counting\.Count"):
+            await app.query(CountOf(counter=COUNTERS[0]), after=shared[SHARED], wait_s=WAIT_S)
+
+
+async def test_a_fork_between_the_looks_at_the_token_and_at_the_rows_is_not_answered_across(
+    pair: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the other history, as far as the token and good there, do not show what the token tells of."""
+    primary, standby = pair
+    url = primary.url(standby)
+    async with whole(url, projecting=False) as app, whole(url) as worker:
+        await increments(worker, 1, SHARED)
+        await caught_up(primary)
+        await standby.cut_off()
+        lost = await increments(worker, SHARED + 1, SHARED + LOST)
+        log, read_store = app.partition().log, app.partition().read_store
+        assert isinstance(read_store, PostgresReadStore)
+        place_at, take, looked = log.place_at, read_store._snapshots.take, asyncio.Event()
+
+        async def look(position: Position) -> Place | None:
+            found = await place_at(position)
+            looked.set()
+            return found
+
+        async def take_late() -> Any:
+            await looked.wait()
+            fail_over(primary, standby, 3 * LOST)
+            async with whole(url) as other:
+                await other.projected()
+            return await take()
+
+        monkeypatch.setattr(log, "place_at", look)
+        monkeypatch.setattr(read_store._snapshots, "take", take_late)
+        with pytest.raises(HistoryDiverged, match="consistency token"):
+            await app.query(CountOf(counter=COUNTERS[0]), after=lost[SHARED + LOST], wait_s=WAIT_S)
 
 
 async def test_who_follows_the_events_is_not_led_across_a_fork(pair: tuple[Server, Server]) -> None:

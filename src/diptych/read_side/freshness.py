@@ -83,41 +83,48 @@ class Checks:
         requirement: what the answer has to show.
     """
 
-    __slots__ = ("_checking", "_freshness", "_shown", "requirement")
+    __slots__ = ("_checking", "_forks", "_freshness", "_rests_on", "_shown", "requirement")
 
     def __init__(self, freshness: Freshness, requirement: Requirement) -> None:
         self.requirement = requirement
         self._freshness = freshness
+        self._forks = freshness.forks
+        self._rests_on: dict[Place, str] = {}
         self._checking: dict[Place, asyncio.Task[None]] = {}
         self._shown: dict[_Slice, _Verified] = {}
 
     async def __aenter__(self) -> Self:
         """Begin to check what the token told."""
         if self.requirement.place is not None:
-            self._begin(self.requirement.place, "the consistency token")
+            self._rests_on[self.requirement.place] = "the consistency token"
+            self._begin(self.requirement.place)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Judge; at once where the attempt was cancelled.
+        """Judge; not at all where the attempt was cancelled.
 
         Raises:
             HistoryDiverged: something that it rests on is not in the history.
         """
-        if not self._checking:
-            return
-        checking = self._checking.values()
+        checking, goes_out = self._checking.values(), isinstance(error, (Exception, NoneType))
         try:
-            if isinstance(error, (Exception, NoneType)):
+            if checking and goes_out:
                 await asyncio.wait(checking)
         finally:
             for check in checking:
                 check.cancel()  # those that are done stay as they are
-        if isinstance(error, (Exception, NoneType)):
-            for check in checking:
-                check.result()
-            self._freshness.note(self._shown)
+        if goes_out:
+            await self._judge()
+
+    async def _judge(self) -> None:
+        for check in self._checking.values():
+            check.result()
+        if self._forks != self._freshness.forks:  # found meanwhile: some were looked up, or known, before it was
+            for place, what in self._rests_on.items():
+                await self._freshness.check(place, what)
+        self._freshness.note(self._shown)
 
     def now(self) -> datetime:
         """The time by the clock, aware, in UTC."""
@@ -125,15 +132,17 @@ class Checks:
 
     async def is_met(self, generation: Generation) -> bool:
         """Whether a slice of a read model shows what it has to, if it is of the history, which is judged later."""
-        verified = self._freshness.unverified(generation) if self.requirement.strict else None
-        if verified is not None:
-            self._shown[generation.name, generation.slice] = verified
-            self._begin(generation.checkpoint, f"the read model {generation.name}")
+        if self.requirement.strict:
+            self._rests_on.setdefault(generation.checkpoint, f"the read model {generation.name}")
+            verified = self._freshness.unverified(generation)
+            if verified is not None:
+                self._shown[generation.name, generation.slice] = verified
+                self._begin(generation.checkpoint)
         return await self._freshness.is_met(self.requirement, generation)
 
-    def _begin(self, place: Place, what: str) -> None:
+    def _begin(self, place: Place) -> None:
         if place not in self._checking:
-            check = asyncio.get_running_loop().create_task(self._freshness.check(place, what))
+            check = asyncio.get_running_loop().create_task(self._freshness.check(place, self._rests_on[place]))
             check.add_done_callback(_hear)
             self._checking[place] = check
 
@@ -172,6 +181,11 @@ class Freshness:
         self._clock = clock
         self._missing = missing or self._next
         self._verified: dict[_Slice, _Verified] = {}
+
+    @property
+    def forks(self) -> int:
+        """How often the history turned out to be another one; see `EventLog.forks`."""
+        return self._store.forks
 
     def now(self) -> datetime:
         """The time by the clock, aware, in UTC."""

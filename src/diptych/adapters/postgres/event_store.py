@@ -443,8 +443,13 @@ class PostgresEventStore:
         self._check_open()
         if position == 0:
             return Place(self._known.history_id, position, NOWHERE)
+        forks = self.forks
         rows = await self._fetch(f"SELECT event_id FROM {self._schema}.events WHERE position = $1", position)
-        return Place(self._known.history_id, position, rows[0][0]) if rows else None
+        if not rows:
+            return None
+        place = Place(self._known.history_id, position, rows[0][0])
+        self._known.learn(place, forks)  # whoever was told so relies on it
+        return place
 
     async def outcome(self, command_id: str) -> KeptOutcome | None:
         """What is kept under a command id."""
