@@ -26,7 +26,7 @@ from diptych.read_side.read_store import (
     Written,
 )
 from diptych.testing.contracts.read_store_cases import ARTICLES, BY_COURSE, NAME, SEATS, build, create, place, write
-from tests.postgres_server import by_hand, left_in_transaction, new_read_store, run, statements_of
+from tests.postgres_server import by_hand, in_thread, left_in_transaction, new_read_store, run, statements_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.anyio
 
 WAIT_S_MAX = 10
+LOOP_STANDS_STILL_S = 0.25
 
 
 @pytest.fixture
@@ -145,6 +146,42 @@ async def test_snapshots_that_follow_each_other_share_a_round_trip(
                 pass
 
 
+async def test_a_transaction_that_is_begun_in_advance_holds_nothing_up(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither row versions nor locks: what was read behind it may be cleaned up, changed and dropped."""
+    monkeypatch.setattr(read_snapshot, "BEGUN_KEPT_S", 1_000)
+    await build(store, SEATS, [("a", 1)])
+    held = (
+        "SELECT a.backend_xmin IS NOT NULL OR EXISTS "
+        "(SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.locktype <> 'virtualxid') "
+        "FROM pg_stat_activity AS a WHERE a.pid = $1 AND a.state = 'idle in transaction'"
+    )
+    async with by_hand(url) as link:
+        async with store.snapshot() as snapshot:
+            assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
+            assert await link.fetchval(held, snapshot.connection.get_server_pid()) is True
+        await store._snapshots._kept[snapshot.connection].beginning
+        assert await link.fetchval(held, snapshot.connection.get_server_pid()) is False
+
+
+async def test_a_connection_that_was_cut_while_the_loop_stood_still_is_not_read_on(
+    url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a transaction was begun in advance, too long ago, nobody takes it for good: a server may have gone."""
+    monkeypatch.setattr(read_snapshot, "BEGUN_KEPT_S", LOOP_STANDS_STILL_S)
+    await build(store, SEATS, [("a", 1)])
+    async with store.snapshot() as first:
+        pass
+    kept = store._snapshots._kept[first.connection]
+    await kept.beginning
+    in_thread(run(url, f"SELECT pg_terminate_backend({first.connection.get_server_pid()})"))
+    while asyncio.get_running_loop().time() < kept.timer.when():
+        pass
+    async with store.snapshot() as second:
+        assert await second.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
+
+
 async def test_a_snapshot_that_is_over_and_was_cut_is_in_nobodys_way(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +256,14 @@ async def test_an_expected_row_is_of_the_generation_that_is_live(
             (live,) = await snapshot.slices(NAME, expecting=[("a",)])
             assert live.number == old.number + 1
             assert await snapshot.get_many(NAME, [("a",)]) == {("a",): ("a", 2)}
+
+
+async def test_no_row_is_expected_where_the_live_table_has_another_key(store: PostgresReadStore) -> None:
+    """As while this process's code is built anew, or after it was replaced: what there is of it is told all the same."""
+    built = await build(store, SEATS, [("a", 1)])
+    for key in (("a",), ("a", "b"), (1,)):
+        async with store.snapshot() as snapshot:
+            assert await snapshot.slices(NAME, expecting=[key]) == (built,)
 
 
 async def test_only_changes_by_hand_wait_for_the_disk(url: str, store: PostgresReadStore) -> None:

@@ -206,6 +206,8 @@ class Snapshots:
             try:
                 if not kept.beginning.done():
                     await asyncio.wait((kept.beginning,))
+                if kept.timer.when() <= asyncio.get_running_loop().time():
+                    await self._begin(link, "ROLLBACK; ")  # the loop stood still: it may be cut, and nobody was told
             except BaseException:
                 _ = self._start_ending(link, kept.lent, used_by_hand=False, behind=kept.beginning)
                 raise
@@ -321,7 +323,7 @@ class PostgresReadSnapshot:
         Only at first: where the table that was live is gone, the transaction is over, and begins anew.
         """
         table = self._builds.last_live(name)
-        if table is None or len(keys) != 1 or self._has_read:
+        if table is None or len(keys) != 1 or len(keys[0]) != len(table.form.key) or self._has_read:
             return []
         given = table.codec.key_arrays(keys)
         if not given[0]:
