@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
@@ -38,7 +38,7 @@ from diptych.testing.contracts.event_store_case import (
     item,
     opened,
 )
-from tests.postgres_server import by_hand, new_store, shared_database, with_parameter
+from tests.postgres_server import by_hand, new_store, shared_database, statements_of, with_parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -588,15 +588,7 @@ async def test_who_has_just_read_the_head_waits_without_a_look_at_it(
     url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While notifications come, and none has come since the read began; what was heard meanwhile is looked at."""
-    fetch, sent = store._fetch, list[str]()
-    between: list[Callable[[], Awaitable[object]]] = []
-
-    async def followed(statement: str, *arguments: object) -> list[asyncpg.Record]:
-        sent.append(statement)
-        rows = await fetch(statement, *arguments)
-        while between:
-            await between.pop()()
-        return rows
+    fetch, late = store._fetch, list[asyncio.Task[bool]]()
 
     async def heard() -> None:
         wakes = store._watch.wakes
@@ -604,20 +596,30 @@ async def test_who_has_just_read_the_head_waits_without_a_look_at_it(
         while store._watch.wakes == wakes:
             await checkpoint()
 
+    async def read_and_wait() -> None:
+        assert (await store.read(ALL_EVENTS, Position(1), 10)).through == 1
+        late.append(asyncio.create_task(store.wait_for_events(Position(1), WAIT_S)))
+        while not store._watch._watch:
+            await checkpoint()
+
+    async def fetch_and_hear(statement: str, *arguments: object) -> list[asyncpg.Record]:
+        monkeypatch.setattr(store, "_fetch", fetch)
+        rows = await fetch(statement, *arguments)
+        await heard()
+        return rows
+
     async with opened(connect(url, SystemClock())) as other:
         early = asyncio.create_task(store.wait_for_events(Position(0), WAIT_S))
         await listening(store)
         await append_one(other, event())
         assert await early
-        monkeypatch.setattr(store, "_fetch", followed)
-        assert (await store.read(ALL_EVENTS, Position(1), 10)).through == 1
-        late = asyncio.create_task(store.wait_for_events(Position(1), WAIT_S))
-        while not store._watch._watch:
-            await checkpoint()
-        assert len(sent) == 1
+        async with store._reading.connection() as link:
+            monkeypatch.setattr(store, "_fetch", link.fetch)
+            assert len(await statements_of(link, read_and_wait)) == 1
+            monkeypatch.setattr(store, "_fetch", fetch)
         await heard()
-        assert await asyncio.wait_for(late, WAIT_S / 4)
-        between.append(heard)
+        assert await asyncio.wait_for(late[0], WAIT_S / 4)
+        monkeypatch.setattr(store, "_fetch", fetch_and_hear)
         assert (await store.read(ALL_EVENTS, Position(2), 10)).through == 2
         assert await asyncio.wait_for(store.wait_for_events(Position(2), WAIT_S), WAIT_S / 4)
 

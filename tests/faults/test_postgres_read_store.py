@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import pytest
+from anyio.lowlevel import checkpoint
 
 import diptych
 from diptych import Application
 from diptych.adapters.postgres import read_catalog, read_store
+from diptych.adapters.postgres.connection import parse_url
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
 from diptych.errors import StoreUnavailable
 from diptych.read_side.read_store import Fenced, Order, SliceWrite, Written
@@ -31,7 +33,8 @@ from diptych.testing.contracts.read_store_cases import (
     stored_generation,
     write,
 )
-from tests.postgres_server import by_hand, new_read_store, run
+from tests.faults.counting import Count, CounterId, CountOf, Increment, counting
+from tests.postgres_server import by_hand, left_in_transaction, new_read_store, new_stores, run
 from tests.school import Auditor, CourseId, Enrol, OpenCourse, Seats, SeatsOf, StudentId, school, with_seats
 
 if TYPE_CHECKING:
@@ -288,6 +291,32 @@ async def test_a_projector_goes_on_when_its_connections_are_cut(url: str, tmp_pa
         answer = await app.query(SeatsOf(course=PYTHON), after=receipt, wait_s=WAIT_S_MAX)
         assert answer == Seats(course=PYTHON, taken=rounds)
         assert await app.rebuilds.verify("school.Seats") is None
+
+
+async def test_who_is_cancelled_while_their_token_is_looked_up_leaves_nothing_behind() -> None:
+    """Neither a task nor a transaction; the next one is answered."""
+    url = await new_stores()
+    query = CountOf(counter=CounterId("c"))
+    async with Application(counting, store=url) as app, by_hand(url) as other:
+        receipt = await app.execute(Increment(counter=query.counter))
+        assert await app.query(query, after=receipt) == Count(counter=query.counter, value=1, events=1)
+        before = asyncio.all_tasks()
+        events = f"{parse_url(url).quoted_schema}.events"
+        await other.execute(f"BEGIN; LOCK TABLE {events} IN ACCESS EXCLUSIVE MODE")
+        asking = asyncio.create_task(app.query(query, after=receipt))
+        waits = f"SELECT count(*) FROM pg_locks WHERE relation = '{events}'::regclass AND NOT granted"
+        while not await other.fetchval(waits):
+            pass
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        async with asyncio.timeout(WAIT_S_MAX):
+            while asyncio.all_tasks() - before:
+                await checkpoint()
+            await other.execute("ROLLBACK")
+            while await left_in_transaction(other):
+                pass
+        assert await app.query(query, after=receipt) == Count(counter=query.counter, value=1, events=1)
 
 
 # ── processes ────────────────────────────────────────────────────────────────

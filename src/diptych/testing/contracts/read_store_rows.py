@@ -90,6 +90,21 @@ class RowsContract:
         await write(store, changed, deletes=[(1,)])
         assert await store.load([asked[0], asked[1]]) == [{}, stored[1]]
 
+    async def test_rows_are_found_by_key_whatever_their_columns_are_called(self, store: ReadStore) -> None:
+        """Words of SQL, upper case, blanks and quotes are names like others, in the key as well."""
+        names = ("select", 'Quo"ted', "is there", "slice", "exists", "r", "Order", "it's", "NULL", "?column?")
+        kinds = (ColumnKind.INTEGER, ColumnKind.TEXT, *[ColumnKind.DECIMAL] * 2, *[ColumnKind.TEXT] * 6)
+        columns = tuple(Column(*of, nullable=n > 1) for n, of in enumerate(zip(names, kinds, strict=True)))
+        table = Table("Order by", columns, key=('Quo"ted', "select"))
+        row = (1, "a", Decimal("4E+1"), None, *("bcdefg"))
+        built = await build(store, table, [row, (2, "a", *[None] * 8)])
+        for key, found in ((("a", 1), {("a", 1): row}), (("b", 1), {}), (("a", 1), {("a", 1): row})):
+            async with store.snapshot() as snapshot:
+                assert await snapshot.slices(NAME, expecting=[key]) == (built,)
+                assert await snapshot.get_many(NAME, [key]) == found
+                assert len(await snapshot.get_many(NAME, [("a", 1), ("a", 2)])) == 2
+            assert await store.load([RowsAsked(built, [key]), RowsAsked(built, [("a", 1)])]) == [found, {("a", 1): row}]
+
     async def test_decimals_keep_their_exponent_and_datetimes_come_in_utc(self, store: ReadStore) -> None:
         """40.0 is not made 40 nor 40.00; an instant given in another time zone reads back in UTC."""
         texts = ["40", "40.0", "40.00", "4E+1", "0.000", "0E+3", "-1.50"]
