@@ -21,7 +21,7 @@ from diptych.adapters.postgres import connection
 from diptych.adapters.postgres.read_store import PostgresReadStore
 from diptych.application.follower import Follower
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.position import Place, Position
+from diptych.event_store.merged_log import MergedLog
 from tests.faults.counting import CounterId, CountOf, Increment, TotalOf, counting
 from tests.faults.failing_over import (
     GROWN,
@@ -394,17 +394,23 @@ MORE = {schema: (3 * LOST, counters) for schema, counters in HISTORIES}
 """What others write in each after the failover: more than was lost."""
 
 
+def asked_of(
+    one: Application, other: Application, lost: Receipt, lost_of_partition: Receipt
+) -> list[tuple[Application, Follower, Query[Any], Receipt]]:
+    """What is asked of what is whole, of a partition and across: of whom, whose rows, what, and after which token."""
+    return [
+        (one, one.partition(), CountOf(counter=COUNTERS[0]), lost),
+        (other, other.partition(COUNTERS[0]), CountOf(counter=COUNTERS[0]), lost_of_partition),
+        (other, other.across, TotalOf(name="all"), lost_of_partition),
+    ]
+
+
 async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Server]) -> None:
     """A token that was good when the wait began is not taken for what is at its position now."""
     primary, standby = pair
     async with undecided(primary, standby) as (one, other, lost, lost_of_partition):
-        asked: list[tuple[Application, Follower, Query[Any], Receipt]] = [
-            (one, one.partition(), CountOf(counter=COUNTERS[0]), lost),
-            (other, other.partition(COUNTERS[0]), CountOf(counter=COUNTERS[0]), lost_of_partition),
-            (other, other.across, TotalOf(name="all"), lost_of_partition),
-        ]
         waiting: list[asyncio.Task[object]] = []
-        for app, follower, query, token in asked:
+        for app, follower, query, token in asked_of(one, other, lost, lost_of_partition):
             waiting.append(asyncio.create_task(app.query(query, after=token, wait_s=WAIT_S)))
             assert isinstance(follower.read_store, PostgresReadStore)
             while not follower.read_store._changes._noticed.waiting:
@@ -421,7 +427,7 @@ async def test_who_waits_while_the_history_forks_is_told(pair: tuple[Server, Ser
 async def test_a_fork_that_is_found_beside_the_rows_is_not_answered_across(
     pair: tuple[Server, Server], tmp_path: Path, by_itself: bool
 ) -> None:
-    """Rows that are kept elsewhere, and were found in the history, are looked up again where the token's look finds it."""
+    """Rows that are kept elsewhere, and were found in the history, are looked up again once a fork is found."""
     primary, standby = pair
     url, rows = primary.url(standby), f"sqlite:{tmp_path}/rows.db"
     async with (
@@ -446,32 +452,43 @@ async def test_a_fork_between_the_looks_at_the_token_and_at_the_rows_is_not_answ
 ) -> None:
     """Rows of the other history, as far as the token and good there, do not show what the token tells of."""
     primary, standby = pair
-    url = primary.url(standby)
-    async with whole(url, projecting=False) as app, whole(url) as worker:
-        await increments(worker, 1, SHARED)
-        await caught_up(primary)
-        await standby.cut_off()
-        lost = await increments(worker, SHARED + 1, SHARED + LOST)
-        log, read_store = app.partition().log, app.partition().read_store
-        assert isinstance(read_store, PostgresReadStore)
-        place_at, take, looked = log.place_at, read_store._snapshots.take, asyncio.Event()
-
-        async def look(position: Position) -> Place | None:
-            found = await place_at(position)
-            looked.set()
-            return found
-
-        async def take_late() -> Any:
+    async with undecided(primary, standby) as (one, other, lost, lost_of_partition):
+        waiting: list[asyncio.Task[object]] = []
+        forked = asyncio.Event()
+        for app, follower, query, token in asked_of(one, other, lost, lost_of_partition):
+            looked = hold_between(monkeypatch, follower, forked)
+            waiting.append(asyncio.create_task(app.query(query, after=token, wait_s=WAIT_S)))
             await looked.wait()
-            fail_over(primary, standby, 3 * LOST)
-            async with whole(url) as other:
-                await other.projected()
-            return await take()
+        fail_over(primary, standby, MORE)
+        url = primary.url(standby)
+        async with whole(url) as worker, divided(schemas(url)) as others:
+            await worker.projected()
+            await others.projected()
+            forked.set()
+            for each in waiting:
+                with pytest.raises(HistoryDiverged, match="consistency token"):
+                    await each
 
-        monkeypatch.setattr(log, "place_at", look)
-        monkeypatch.setattr(read_store._snapshots, "take", take_late)
-        with pytest.raises(HistoryDiverged, match="consistency token"):
-            await app.query(CountOf(counter=COUNTERS[0]), after=lost[SHARED + LOST], wait_s=WAIT_S)
+
+def hold_between(monkeypatch: pytest.MonkeyPatch, follower: Follower, forked: asyncio.Event) -> asyncio.Event:
+    """Let rows be read only once it has forked; what is given is set when the token was looked up before."""
+    log, read_store = follower.log, follower.read_store
+    assert isinstance(read_store, PostgresReadStore)
+    looks_up = "covering" if isinstance(log, MergedLog) else "place_at"
+    look_up, take, looked = getattr(log, looks_up), read_store._snapshots.take, asyncio.Event()
+
+    async def look(place: object) -> object:
+        found = await look_up(place)
+        looked.set()
+        return found
+
+    async def take_late() -> Any:
+        await forked.wait()
+        return await take()
+
+    monkeypatch.setattr(log, looks_up, look)
+    monkeypatch.setattr(read_store._snapshots, "take", take_late)
+    return looked
 
 
 async def test_who_follows_the_events_is_not_led_across_a_fork(pair: tuple[Server, Server]) -> None:

@@ -47,7 +47,8 @@ class Requirement:
     Attributes:
         wanted: every event up to here.
         place: the place of that, where a token has told it and the history may fork: to be checked at every attempt.
-        verify: makes sure, after every wait, of what tokens of other histories have told; None where none have.
+        verify: makes sure of what tokens of other histories have told, after every wait, and where a fork was found
+            meanwhile; None where none have.
         recorded_before: every event that was recorded before this time; None asks for no time.
         strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
     """
@@ -124,6 +125,8 @@ class Checks:
         if self._forks != self._freshness.forks:  # found meanwhile: some were looked up, or known, before it was
             for place, what in self._rests_on.items():
                 await self._freshness.check(place, what)
+            if self.requirement.verify is not None:
+                await self.requirement.verify()
         self._freshness.note(self._shown)
 
     def now(self) -> datetime:
