@@ -602,6 +602,19 @@ def durable_in_name_only(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(MemoryReadStore, "durable", True)
 
 
+@noticed_by(
+    "test_rows_to_fold_from_are_loaded_for_many_at_once",
+    "test_rows_are_found_by_key_whatever_their_columns_are_called",
+)
+def all_are_given_what_the_last_one_loads(patch: pytest.MonkeyPatch) -> None:
+    load = MemoryReadStore.load
+
+    async def load_one(self: Any, asked: Any) -> Any:
+        return (await load(self, asked))[-1:] * len(asked)
+
+    patch.setattr(MemoryReadStore, "load", load_one)
+
+
 @noticed_by("test_without_a_generation_there_are_no_answers")
 def no_generation_reads_as_no_rows(patch: pytest.MonkeyPatch) -> None:
     empty = memory._Build((Generation("", 1, "", SEATS, live=True, checkpoint=place(0)),), {}, [])

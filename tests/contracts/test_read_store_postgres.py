@@ -343,6 +343,7 @@ async def test_a_snapshot_that_comes_too_late_to_a_table_is_told_to_ask_again(
     monkeypatch.setattr(read_catalog, "DROPPED_TABLE_KEPT_S", 0)
     generation = await build(store, SEATS, [("a", 1)])
     async with store.snapshot() as snapshot:
+        assert len(await snapshot.slices(NAME)) == 1
         await store.drop_generation(NAME, generation.number)
         with pytest.raises(StoreUnavailable, match="ask again"):
             await snapshot.find(NAME, (), BY_COURSE, 10)

@@ -61,6 +61,7 @@ async def test_g8_sql_shows_the_moment_of_its_snapshot(store: PostgresReadStore)
     await build(store, SEATS, [("a", 1)])
     other = Table(SEATS.name, (Column("course", ColumnKind.TEXT), Column("note", ColumnKind.TEXT)), SEATS.key)
     async with store.snapshot() as snapshot:
+        assert len(await snapshot.slices(NAME)) == 1
         second = await create(store, other, live=False)
         await store.switch(NAME, (await write(store, second, upserts=[("b", "new")])).number)
         columns = {"course": (ColumnKind.TEXT, False), "taken": (ColumnKind.INTEGER, False)}
@@ -206,9 +207,10 @@ async def test_g13_sql_cannot_write(url: str, guarded: PostgresReadStore, statem
 async def test_g13_a_snapshots_own_connection_refuses_to_write(
     url: str, guarded: PostgresReadStore, statement: str
 ) -> None:
-    """Tried on the raw connection, in the snapshot's transaction; and what settings it takes are gone with it."""
+    """Tried on the raw connection, once it has read; and what settings it takes are gone with the transaction."""
     schema = await prepare(url, guarded)
     async with guarded.snapshot() as snapshot:
+        assert len(await snapshot.slices(NAME)) == 1  # as before all SQL of the user's
         with pytest.raises((asyncpg.PostgresError, asyncpg.InternalClientError)):
             await snapshot.connection.fetch(statement.format(schema=schema))
     assert await rows_of(guarded) == [("a", 1)]
