@@ -260,7 +260,7 @@ async def test_an_expected_row_is_of_the_generation_that_is_live(
 
 
 async def test_no_row_is_expected_where_the_live_table_has_another_key(store: PostgresReadStore) -> None:
-    """As while this process's code is built anew, or after it was replaced: what there is of it is told all the same."""
+    """As while this process's code is built anew, or after it was replaced: its slices are told all the same."""
     built = await build(store, SEATS, [("a", 1)])
     for key in (("a",), ("a", "b"), (1,)):
         async with store.snapshot() as snapshot:
