@@ -13,6 +13,7 @@ from diptych.errors import (
     NotFresh,
     Unavailable,
 )
+from diptych.event_store.transactions import Transaction
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.event import Event, EventContext
 from diptych.messages.identity import Identity, Untagged
@@ -59,6 +60,7 @@ __all__ = [
     "Rejected",
     "Searchable",
     "SyncApplication",
+    "Transaction",
     "Unavailable",
     "Untagged",
     "Value",

@@ -14,9 +14,11 @@ DiptychError
 ├── Conflict                 others changed what the decision stood on, up to the retry limit
 ├── ContextChanged           what the decision stands on has changed since the answer that it is based on
 │                            (write_side/context_changed.py, since it carries events)
+├── TransactionMisused       a handler did with the transaction lent to it what is not its own
 ├── Unavailable              not now: the same call may succeed later
 │   ├── Overloaded             a named limit on waiting work is reached
 │   ├── StoreUnavailable       the store cannot be reached, is locked, or its disk is full
+│   ├── TransactionAborted     the database ended a handler's transaction, since others were in the way
 │   ├── OutcomeUnknown         the commit may or may not be durable: send the same command id again
 │   ├── NotFresh               the answer asked for is not there yet, and the wait is over
 │   ├── Blocked                the answer touches a key whose projection is blocked
@@ -67,6 +69,8 @@ __all__ = [
     "StoreClosed",
     "StoreUnavailable",
     "TagsChanged",
+    "TransactionAborted",
+    "TransactionMisused",
     "Unavailable",
     "UnknownMessage",
     "UnknownPartition",
@@ -263,6 +267,14 @@ class Conflict(DiptychError):
         )
 
 
+class TransactionMisused(DiptychError):
+    """A handler did with the transaction lent to it what is not its own, such as to end it.
+
+    No event or outcome was stored, and whatever is still in the transaction is rolled back. What the handler has
+    committed itself, where the database cannot refuse that, stays.
+    """
+
+
 # ── not now ──────────────────────────────────────────────────────────────────
 
 
@@ -286,6 +298,21 @@ class Overloaded(Unavailable):
 
 class StoreUnavailable(Unavailable):
     """The store cannot be reached, is locked past its limit, or its disk is full; nothing was done."""
+
+
+class TransactionAborted(Unavailable):
+    """The database ended the transaction of a handler, since others were in the way (a deadlock); nothing was done.
+
+    Attributes:
+        cause: in the words of the database.
+    """
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+        super().__init__(
+            f"the database ended the handler's transaction: {cause}; nothing was done, send it again. Where it happens "
+            "often, lock rows in one order everywhere"
+        )
 
 
 class OutcomeUnknown(Unavailable):

@@ -15,7 +15,7 @@ import pytest
 import diptych
 
 PACKAGE = Path(diptych.__file__).parent
-FACADE_NAMES_MAX = 40
+FACADE_NAMES_MAX = 41
 NOT_LOADED = (
     "diptych.adapters",
     "diptych.entrypoints",
@@ -23,6 +23,7 @@ NOT_LOADED = (
     "cyclopts",
     "httptools",
     "rich",
+    "sqlalchemy",
     "sqlite3",
     "starlette",
     "uvicorn",
@@ -81,7 +82,7 @@ def test_what_others_import_is_public() -> None:
 
 
 def test_the_facade_is_small() -> None:
-    """At most 40 names, sorted, each once."""
+    """At most 41 names, sorted, each once."""
     names = diptych.__all__
     assert len(names) <= FACADE_NAMES_MAX
     assert list(names) == sorted(set(names))

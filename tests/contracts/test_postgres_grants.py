@@ -76,7 +76,7 @@ SHOWN = (
     "diptych_dropped_tables",
 )
 ALLOWED: Mapping[Role, Mapping[str, str]] = {
-    "writer": dict.fromkeys((*HISTORY, "outcomes"), "SELECT"),
+    "writer": {**dict.fromkeys((*HISTORY, "outcomes"), "SELECT"), "model_states": "SELECT INSERT UPDATE LOCK"},
     "reader": dict.fromkeys((*HISTORY, *SHOWN, "read migrations", "counting_count", "counting_count__g1"), "SELECT"),
     "projector": {
         **dict.fromkeys((*HISTORY, "read migrations"), "SELECT"),
@@ -188,7 +188,7 @@ async def test_g13_only_the_writer_adds_to_the_history(stores: str, role: Role) 
     schema = parse_url(stores).quoted_schema
     store = connect(as_role(stores, "writer"), SystemClock())
     async with opened(store), by_hand(as_role(stores, role)) as link:
-        arguments = store._arguments(Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False)
+        _, arguments = store._call(Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False)
         states = [
             await refusal(link, append_statement(schema), *arguments),
             await refusal(link, register_statement(schema), ["Forged"], [1], [b"[]"], 1_000),
@@ -209,9 +209,7 @@ async def test_g13_nobody_adds_to_the_history_who_was_not_granted_it() -> None:
         assert await refusal(link, call, ["Forged"], [1], [b"[]"], 1_000) == DENIED
         store = connect(url, SystemClock())
         async with opened(store):
-            arguments = store._arguments(
-                Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False
-            )
+            _, arguments = store._call(Batch([commit(event("Forged"))], [None], None), store._known.now, closely=False)
             assert await refusal(link, append_statement(schema), *arguments) == DENIED
 
 
@@ -226,7 +224,7 @@ async def test_g13_the_section_runs_nothing_of_its_callers() -> None:
         for signature in ("cardinality(integer[]) RETURNS integer", "unnest(text[]) RETURNS SETOF text"):
             await link.execute(f"CREATE FUNCTION {trap}.{signature} {body}")
         await link.execute(f"SET search_path = {trap}, pg_temp, pg_catalog")
-        arguments = store._arguments(Batch([commit(event("A", "a"))], [None], None), store._known.now, closely=False)
+        _, arguments = store._call(Batch([commit(event("A", "a"))], [None], None), store._known.now, closely=False)
         schema = parse_url(url).quoted_schema
         await link.execute(append_statement(schema), *arguments)
         await link.execute(register_statement(schema), ["B"], [1], [b"[]"], 1_000)
@@ -297,7 +295,7 @@ async def test_g13_a_batch_that_contradicts_itself_is_refused(lies: Mapping[str,
             await append_one(owner, event("Old", "theirs"))
         before = await history_of(owner)
         forged = Batch([commit(event("Forged", "mine"))], [None], None)
-        arguments = writer._arguments(forged, writer._known.now, closely=False)
+        _, arguments = writer._call(forged, writer._known.now, closely=False)
         values = [lies.get(name, argument) for name, argument in zip(PARAMETERS, arguments, strict=True)]
         numbered = enumerate(zip(PARAMETERS.values(), values, strict=True), 1)
         sent = ", ".join(f"${n}::{'text::' if isinstance(value, str) else ''}{kind}" for n, (kind, value) in numbered)

@@ -70,7 +70,7 @@ async def test_settings_of_the_database_change_nothing(url: str, shell: Link, se
 
 
 def arguments_of(store: PostgresEventStore) -> list[object]:
-    return store._arguments(Batch([commit(event())], [None], None), store._known.now, closely=False)
+    return store._call(Batch([commit(event())], [None], None), store._known.now, closely=False)[1]
 
 
 async def test_the_section_makes_its_commit_durable(store: PostgresEventStore, shell: Link) -> None:

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 from diptych.adapters.connect import connect_event_store
 from diptych.adapters.sqlite import connection as sqlite_connection
+from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
 from diptych.adapters.sqlite.event_store import SqliteEventStore
 from diptych.clock import SystemClock
 from diptych.errors import (
@@ -24,9 +25,9 @@ from diptych.errors import (
     StoreUnavailable,
 )
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import Appended, Conflicting, Duplicate, EventStore
+from diptych.event_store.event_store import Appended, Conflicting, Duplicate, EventStore, KeptState, ModelState
 from diptych.event_store.position import Position
-from diptych.testing.contracts.event_store_case import commit, condition, event, expect, history_of
+from diptych.testing.contracts.event_store_case import append_one, commit, condition, event, expect, history_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -248,8 +249,24 @@ async def test_a_newer_file_is_left_alone(path: Path, store: SqliteEventStore) -
     shell.execute("PRAGMA user_version = 99")
     with pytest.raises(NewerStore) as raised:
         await store.open()
-    assert (raised.value.found, raised.value.known) == (99, 1)
+    assert (raised.value.found, raised.value.known) == (99, EVENT_STORE_FORMAT.version)
     assert shell.execute("PRAGMA user_version").fetchone() == (99,)
+    shell.close()
+
+
+async def test_an_older_file_is_upgraded(path: Path, store: SqliteEventStore) -> None:
+    """One of before states were kept gets their table, and keeps what it has."""
+    await append_one(store, event("A"))
+    await store.close()
+    shell = by_hand(path)
+    shell.execute("DROP TABLE model_states")
+    shell.execute("PRAGMA user_version = 1")
+    await store.open()
+    (result,) = await store.append([commit(event("B"), states=[ModelState("shop.Product", "1", "a", b"{}")])])
+    assert expect(Appended, result).place.position == 2
+    assert await store.model_state("shop.Product", "1") == KeptState("a", b"{}", Position(2))
+    assert shell.execute("PRAGMA user_version").fetchone() == (EVENT_STORE_FORMAT.version,)
+    assert [recorded.type for recorded in await history_of(store)] == ["A", "B"]
     shell.close()
 
 

@@ -24,8 +24,9 @@ from diptych import (
 from diptych.errors import CommandIdReused, InvalidEvent, InvalidMessage, Overloaded, StoreClosed, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.messages.command import CommandContext
+from diptych.write_side.attempt import Attempt
 from diptych.write_side.command_bus import NextCommand
-from diptych.write_side.group_commit import Attempt, GroupCommit
+from diptych.write_side.group_commit import GroupCommit
 from diptych.write_side.idempotency import Receipt
 from tests.school import (
     Audit,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diptych.clock import Clock
     from diptych.event_store.event_store import EventStore
     from diptych.event_store.position import Place, Position
+    from diptych.event_store.transactions import Lender
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import ReadStore
 
@@ -28,6 +29,7 @@ __all__ = [
     "default_read_store",
     "default_role_prefix",
     "grants_sql",
+    "lender",
     "migrate",
     "migration_sql",
     "whereabouts",
@@ -46,6 +48,8 @@ _ADAPTERS = {
 _SERVERS = frozenset({"postgresql", "postgres"})
 """Where stores are deployed (an adapter's module `deployment` says how), and read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
+_LENDERS = {"sqlalchemy": "diptych.adapters.sqlalchemy.sessions"}
+"""By library, who makes what handlers take of it from a transaction's connection."""
 _EXTRAS = {"asyncpg": "postgres"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
 
@@ -109,7 +113,7 @@ def default_read_store(store: str) -> str:
         return _with_read_schema(store)
     if scheme != "sqlite":
         return "memory:"
-    stem = path.removesuffix(".db")
+    stem = path.removesuffix("?own_tables=true").removesuffix(".db")
     return f"sqlite:{stem}.read.db"
 
 
@@ -213,6 +217,15 @@ def default_role_prefix(store: str, read_store: str) -> str | None:
     """
     deployments = [(url, _deployment(url)) for url in (store, read_store)]
     return next((cast("str", deployment.role_prefix(url)) for url, deployment in deployments if deployment), None)
+
+
+def lender(kind: Any) -> Lender | None:
+    """Who makes a handler's parameter of this type, of a library, from the transaction's connection; None: nobody."""
+    for base in getattr(kind, "__mro__", ()):
+        module = _LENDERS.get(base.__module__.partition(".")[0])
+        if module is not None:
+            return cast("Lender | None", import_module(module).lender(kind))
+    return None
 
 
 def _deployment(url: str) -> Any:

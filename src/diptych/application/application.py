@@ -285,7 +285,8 @@ class Application:
             based_on: as for `execute`.
 
         Raises:
-            NotPure: its handler is async or takes services.
+            NotPure: its handler is async or takes services; one that takes the transaction, and no services, is run,
+                and what it has written is taken back.
             DiptychError: what else `execute` raises, but for `Rejected`.
         """
         commands = self._opened().of_command(command).commands
@@ -347,10 +348,10 @@ class Application:
         self._opened()
         return self._compiled.queries
 
-    def is_pure(self, command: type[Command]) -> bool:
-        """Whether a command's handler is synchronous and takes no services, so that `can` may run it."""
+    def can_be_tried(self, command: type[Command]) -> bool:
+        """Whether `can` may run a command's handler: it is pure, or does nothing but in the transaction."""
         self._opened()
-        return self._compiled.handlers[command].pure
+        return self._compiled.handlers[command].tryable
 
     @property
     def event_types(self) -> EventTypes:

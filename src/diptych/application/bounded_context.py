@@ -76,9 +76,10 @@ class BoundedContext:
     def command_handler(self, function: Any = None, /, *, idempotent: bool = False) -> Any:
         """Declare the handler of the command in the first parameter.
 
-        The other parameters are its decision models, its `CommandContext`, and services. It returns events, or raises
-        `Rejected`. A synchronous handler without services is pure: it is run again when it lost a race. One that is
-        async or takes services is run again only with `idempotent=True`.
+        The other parameters are its decision models, its `CommandContext`, services, and the `Transaction` (or a
+        session of SQLAlchemy's), for tables of its own. It returns events, or raises `Rejected`. A synchronous handler
+        without services is pure: it is run again when it lost a race, and so is one that takes the transaction and no
+        services. Another that is async or takes services is run again only with `idempotent=True`.
         """
         scope = scope_of_caller()
 

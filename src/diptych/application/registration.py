@@ -7,10 +7,12 @@ folded belongs to the context that folds it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from diptych.application.bounded_context import BoundedContext
 from diptych.errors import ConfigurationError
+from diptych.event_store.transactions import Lender
 from diptych.messages.command import Command
 from diptych.messages.event import Event
 from diptych.messages.registry import EventType, EventTypes
@@ -104,7 +106,7 @@ def command_handlers(
     found: dict[type[Command], CommandHandler] = {}
     for context in contexts:
         for declaration in context.command_handlers:
-            handler = compile_handler(declaration, fold, services, types)
+            handler = compile_handler(declaration, fold, services, types, _lender)
             other = found.setdefault(handler.command, handler)
             if other is not handler:
                 raise ConfigurationError(f"{handler.command.__name__} has two handlers: {other.name}, {handler.name}")
@@ -121,6 +123,11 @@ def _check_kept(folds: Iterable[ModelFold]) -> None:
                 f"the states of two decision models would be kept as {fold.form.model}: rename {fold.cls.__module__}."
                 f"{fold.cls.__qualname__} or {other.cls.__module__}.{other.cls.__qualname__}"
             )
+
+
+def _lender(kind: Any) -> Lender | None:
+    found: Lender | None = import_module("diptych.adapters.connect").lender(kind)
+    return found
 
 
 def handled_commands(contexts: Sequence[BoundedContext]) -> Iterable[tuple[str, type]]:

@@ -25,21 +25,15 @@ from diptych.messages.command import Command, CommandContext
 from diptych.messages.envelope import Envelope
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
+from diptych.write_side.attempt import Attempt, Decision, Lost, Outdated, Unfolded
 from diptych.write_side.command_handler import CommandHandler, ModelKey
 from diptych.write_side.context_changed import ContextChanged
 from diptych.write_side.decision_model import Folded, ModelFold
-from diptych.write_side.group_commit import (
-    COMMANDS_WAITING_MAX,
-    Attempt,
-    Decision,
-    GroupCommit,
-    Lost,
-    Outdated,
-    Unfolded,
-)
+from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, GroupCommit
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
 from diptych.write_side.left_states import StateKeeping
 from diptych.write_side.model_cache import ModelCache
+from diptych.write_side.own_tables import own_tables
 from diptych.write_side.state_form import key_of
 from diptych.write_side.verdict import Verdict
 
@@ -101,6 +95,7 @@ class CommandBus:
         self._cache = ModelCache()
         folds = {fold for handler in handlers.values() for fold in handler.folds}
         self._group = GroupCommit(store, history.types, self._cache, StateKeeping(folds), waiting_max=waiting_max)
+        self._own_tables = own_tables(handlers.values(), store, self._group)
         self._waiting_max = waiting_max
         self._under_way = 0
         self._folding: dict[ModelKey, asyncio.Future[Folded | None]] = {}
@@ -147,7 +142,7 @@ class CommandBus:
             NotPure: its handler may do something outside.
         """
         handler = self._handler(command)
-        if not handler.pure:
+        if not handler.tryable:
             raise NotPure(handler.command.__name__, handler.name)
         try:
             receipt = await self._call(
@@ -166,6 +161,8 @@ class CommandBus:
     async def _call(self, call: _Call, command: Command, command_id: str | None) -> Receipt:
         if self._under_way >= self._waiting_max:
             raise Overloaded("commands_waiting_max", self._waiting_max)
+        if self._own_tables is not None:
+            self._own_tables.check_not_inside()
         _, settled = self._codecs[type(command)].settle(command)
         context = CommandContext(
             now=self._clock.now(),
@@ -263,9 +260,7 @@ class CommandBus:
                 if known is None or known.position < self._group.tail.start:
                     known = await self._folded(key, attempt.forks)
                 attempt.stands[key] = known
-            if not attempt.handler.pure:
-                await self._decide_impure(attempt)
-            outcome = await self._submitted(attempt)
+            outcome = await self._outcome(attempt)
             if isinstance(outcome, Lost):
                 await self._check_unchanged(attempt, keys)
                 conflicts += 1
@@ -281,15 +276,22 @@ class CommandBus:
             attempt.others.clear()
             attempt.await_outcome()
 
-    async def _submitted(self, attempt: Attempt) -> Decision:
+    async def _outcome(self, attempt: Attempt) -> Decision:
         """What becomes of an attempt, once every model that its events change is there as well (rule 24)."""
+        if not attempt.handler.pure:
+            await self._decide_impure(attempt)
         while True:  # at most CHAIN_ATTEMPTS_MAX times
-            self._group.submit(attempt)
+            if self._own_tables is not None and attempt.handler.lender is not None:
+                await self._own_tables.decide(attempt)
+            else:
+                self._group.submit(attempt)
             outcome = await attempt.outcome
             if not isinstance(outcome, Unfolded):
                 return outcome
             for key in outcome.keys:
                 attempt.others[key] = await self._folded(key, attempt.forks)
+            if attempt.decided is None and not attempt.handler.idempotent:
+                return Lost(self._group.tail.committed)  # it took the transaction, which was taken back
             attempt.await_outcome()
 
     async def _anchor(self, tokens: Sequence[Token]) -> Position:
@@ -322,13 +324,17 @@ class CommandBus:
             raise ContextChanged(type(attempt.command).__name__, attempt.based_on, changes, more=found.more)
 
     async def _decide_impure(self, attempt: Attempt) -> None:
-        """Run a handler that is async or takes services: on committed state, outside of any batch."""
+        """Have a handler that is async or takes services decide, on committed state and outside of any batch.
+
+        One that takes the transaction decides on that state, too, in `OwnTables`.
+        """
         tail = self._group.tail
         attempt.stands = {
             key: tail.fold(key, folded, pending=False) or folded for key, folded in attempt.stands.items()
         }
-        states = {key: folded.state for key, folded in attempt.stands.items()}
-        attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
+        if attempt.handler.lender is None:
+            states = {key: folded.state for key, folded in attempt.stands.items()}
+            attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
 
     async def _kept_state(self, fold: ModelFold, ids: tuple[str, ...]) -> Folded:
         """Where a model's fold begins: at the state that was kept of it, or before the first event."""

@@ -10,11 +10,12 @@ from datetime import date, timedelta
 from decimal import Decimal
 from enum import Enum
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from diptych.errors import ConfigurationError, MissingService
+from diptych.event_store.transactions import Lender, Transaction, TransactionLender
 from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.event import Event
@@ -30,6 +31,7 @@ __all__ = [
     "CommandHandler",
     "Decided",
     "Declaration",
+    "FindLender",
     "ModelKey",
     "command_of",
     "compile_handler",
@@ -42,6 +44,10 @@ _PLAIN = (type(None), bool, int, float, str, bytes, Decimal, date, timedelta, En
 
 ModelKey = tuple[ModelFold, tuple[str, ...]]
 """One model of one entity: what states are cached and conditions are made by."""
+
+
+FindLender: TypeAlias = Callable[[Any], Lender | None]
+"""Finds who makes a parameter of a type from the transaction's connection (`AsyncSession`); None where nobody does."""
 
 
 class By:
@@ -80,6 +86,10 @@ class _Binding(NamedTuple):
     many: bool
 
 
+_LENT = object()
+"""Stands for the transaction among a handler's arguments."""
+
+
 class CommandHandler:
     """A command handler, compiled.
 
@@ -88,20 +98,33 @@ class CommandHandler:
         context: the name of the context that has it.
         command: the command class.
         command_name: its name, qualified by context: "school.Enrol".
-        pure: synchronous and without services: it may be run again at will, and on pending state.
-        idempotent: whether an impure one may be run again after a conflict.
+        pure: synchronous, without services or transaction: it may be run again at will, and on pending state.
+        tryable: whether all that it does can be taken back: it is pure, or only takes the transaction.
+        idempotent: whether it may be run again after a conflict.
+        is_async: whether it is `async def`.
+        lender: makes the transaction that it takes; None where it takes none.
         folds: the models that it is decided on, whichever they are of.
     """
 
     def __init__(
-        self, declaration: Declaration, command: type[Command], arguments: Sequence[_Binding | Any], *, pure: bool
+        self,
+        declaration: Declaration,
+        command: type[Command],
+        arguments: Sequence[_Binding | Any],
+        *,
+        is_async: bool,
+        takes_services: bool,
+        lender: Lender | None = None,
     ) -> None:
         self.name = declaration.name
         self.context = declaration.context
         self.command = command
         self.command_name = f"{declaration.context}.{command.__name__}"
-        self.pure = pure
-        self.idempotent = pure or declaration.idempotent
+        self.pure = not (is_async or takes_services or lender)
+        self.tryable = self.pure or (lender is not None and not takes_services)
+        self.idempotent = self.tryable or declaration.idempotent
+        self.is_async = is_async
+        self.lender = lender
         self._function = declaration.function
         self._arguments = arguments
         self._bindings = [argument for argument in arguments if isinstance(argument, _Binding)]
@@ -123,20 +146,51 @@ class CommandHandler:
     async def decide_async(self, command: Command, states: Mapping[ModelKey, Any], context: CommandContext) -> Decided:
         """Run any handler; no lock or transaction is held meanwhile."""
         try:
-            answer = self._function(*self._call(command, states, context))
-            if inspect.isasyncgen(answer):
-                answer = [event async for event in answer]
-            elif inspect.isawaitable(answer):
-                answer = await answer
-            return Decided(_events(answer, self.name))
+            return Decided(await self._awaited(self._call(command, states, context)))
         except Rejected as rejected:
             return _refused(rejected)
 
-    def _call(self, command: Command, states: Mapping[ModelKey, Any], context: CommandContext) -> list[Any]:
+    def decide_in(
+        self, connection: Any, command: Command, states: Mapping[ModelKey, Any], context: CommandContext
+    ) -> Decided:
+        """Run a synchronous handler that takes the transaction of this connection."""
+        assert self.lender is not None
+        try:
+            with self.lender.lend(connection) as lent:
+                events = _events(self._function(*self._call(command, states, context, lent)), self.name)
+            return Decided(events)
+        except Rejected as rejected:
+            return _refused(rejected)
+
+    async def decide_in_async(
+        self, connection: Any, command: Command, states: Mapping[ModelKey, Any], context: CommandContext
+    ) -> Decided:
+        """Run an async one."""
+        assert self.lender is not None
+        try:
+            async with self.lender.lend_async(connection) as lent:
+                events = await self._awaited(self._call(command, states, context, lent))
+            return Decided(events)
+        except Rejected as rejected:
+            return _refused(rejected)
+
+    async def _awaited(self, values: Sequence[Any]) -> Sequence[Event]:
+        answer = self._function(*values)
+        if inspect.isasyncgen(answer):
+            answer = [event async for event in answer]
+        elif inspect.isawaitable(answer):
+            answer = await answer
+        return _events(answer, self.name)
+
+    def _call(
+        self, command: Command, states: Mapping[ModelKey, Any], context: CommandContext, lent: Any = None
+    ) -> list[Any]:
         values: list[Any] = [command]
         for argument in self._arguments:
             if isinstance(argument, _Binding):
                 values.append(_bound(argument, command, states))
+            elif argument is _LENT:
+                values.append(lent)
             else:
                 values.append(context if argument is CommandContext else argument)
         return values
@@ -213,6 +267,7 @@ def compile_handler(
     models: Callable[[type], ModelFold],
     services: Mapping[type[Any], object],
     types: EventTypes,
+    find_lender: FindLender = lambda _: None,
 ) -> CommandHandler:
     """Check a handler's signature and find out where each of its arguments comes from.
 
@@ -221,6 +276,7 @@ def compile_handler(
         models: the compiled form of a decision model.
         services: what the application offers, by type.
         types: the application's events, to check the ones published.
+        find_lender: finds who makes what else a handler may take from the transaction's connection.
 
     Raises:
         ConfigurationError: a parameter cannot be bound; naming handler, parameter and remedy.
@@ -232,14 +288,21 @@ def compile_handler(
             f"{declaration.name}: annotate what it gives, `-> SomeEvent`, `-> Iterator[OneEvent | Another]` or "
             "`-> None`: events are known by it"
         )
-    compiler = _SignatureCompiler(declaration, command, models, services)
+    compiler = _SignatureCompiler(declaration, command, models, services, find_lender)
     signature = inspect.signature(declaration.function).parameters
     arguments = [compiler.argument(name, annotations, signature[name]) for name in list(signature)[1:]]
     for event in published_events(declaration):
         types.of(event)
     function = declaration.function
     is_async = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-    return CommandHandler(declaration, command, arguments, pure=not compiler.takes_services and not is_async)
+    return CommandHandler(
+        declaration,
+        command,
+        arguments,
+        is_async=is_async,
+        takes_services=compiler.takes_services,
+        lender=compiler.lender,
+    )
 
 
 def _parameters(declaration: Declaration) -> list[str]:
@@ -255,6 +318,16 @@ def _is_model(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, DecisionModel)
 
 
+def _transaction_lender(found: Any) -> Lender | None:
+    if found is Transaction:
+        return TransactionLender(None)
+    if typing.get_origin(found) is not Transaction:
+        return None
+    (named,) = typing.get_args(found)
+    connection = typing.get_origin(named) or named
+    return TransactionLender(connection if isinstance(connection, type) else None)
+
+
 class _SignatureCompiler:
     """Binds the parameters of one handler."""
 
@@ -264,13 +337,16 @@ class _SignatureCompiler:
         command: type[Command],
         models: Callable[[type], ModelFold],
         services: Mapping[type[Any], object],
+        find_lender: FindLender,
     ) -> None:
         self._name = declaration.name
         self._command = command
         self._models = models
         self._services = services
         self._fields = {name: unwrap(annotation)[0] for name, annotation in field_types(command).items()}
+        self._find_lender = find_lender
         self.takes_services = False
+        self.lender: Lender | None = None
 
     def argument(self, name: str, annotations: Mapping[str, Any], parameter: inspect.Parameter) -> Any:
         """Where the value of a parameter comes from: a binding, the command's context, a service or its default."""
@@ -290,6 +366,8 @@ class _SignatureCompiler:
             if member in self._services:
                 self.takes_services = True
                 return self._services[member]
+        if (lender := _transaction_lender(bare) or self._find_lender(bare)) is not None:
+            return self._lent(name, lender)
         if parameter.default is not inspect.Parameter.empty:
             self.takes_services |= not isinstance(parameter.default, _PLAIN)
             return parameter.default
@@ -302,6 +380,12 @@ class _SignatureCompiler:
         kind = getattr(bare, "__name__", str(bare))
         what = f"is a {kind}, which is no decision model and no service (offered: {offered})"
         raise MissingService(self._name, name, what, kind)
+
+    def _lent(self, name: str, lender: Lender) -> Any:
+        if self.lender is not None:
+            raise self._error(name, "is the transaction once more", "take it in one form")
+        self.lender = lender
+        return _LENT
 
     def _one(self, name: str, fold: ModelFold, by: By | None) -> _Binding:
         fields = self._named_by(name, fold, by) if by else [self._field(name, fold, kind) for kind in fold.identities]

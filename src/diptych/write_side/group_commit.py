@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
-
-import msgspec
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
+from typing import TypeAlias
 
 from diptych.clock import pause
 from diptych.errors import (
@@ -34,26 +34,24 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     EventStore,
-    KeptOutcome,
     Refused,
 )
 from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.event_store.refusal import refusal
 from diptych.messages.codec import encode
-from diptych.messages.command import Command, CommandContext
-from diptych.messages.envelope import Envelope
 from diptych.messages.event import Event
 from diptych.messages.registry import EventTypes
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_bytes
-from diptych.write_side.command_handler import CommandHandler, Decided, ModelKey
+from diptych.write_side.attempt import Attempt, Draft, Lost, Outdated, Unfolded, UnfoldedModels
+from diptych.write_side.command_handler import Decided, ModelKey
 from diptych.write_side.decision_model import Folded
 from diptych.write_side.idempotency import Receipt, encode_rejection, rejection
 from diptych.write_side.left_states import StateKeeping, after, due_snapshots, kept
 from diptych.write_side.model_cache import ModelCache, RecentEvent, Tail
 
-__all__ = ["Attempt", "Decision", "GroupCommit", "Lost", "Outdated", "Unfolded"]
+__all__ = ["GroupCommit"]
 
 COMMANDS_WAITING_MAX = 10_000
 """Commands that wait for their commit; past it, `Overloaded`."""
@@ -65,103 +63,8 @@ CHAIN_ATTEMPTS_MAX = 100
 """How often a command is decided again because an earlier link of its chain broke; not its own conflicts."""
 
 
-class Lost(NamedTuple):
-    """The decision did not hold: an event at this position came between."""
-
-    position: Position
-
-
-class Outdated(NamedTuple):
-    """The command was not decided: its models changed, or may have, in a way that cannot be told without reading."""
-
-
-class Unfolded(NamedTuple):
-    """The command is decided, but not what its events make of these models, whose states are kept."""
-
-    keys: Sequence[ModelKey]
-
-
-Decision: TypeAlias = Receipt | Rejected | KeptOutcome | Lost | Outdated
-"""What becomes of an attempt, where it does not fail; `KeptOutcome`: it is a duplicate."""
-Outcome: TypeAlias = Decision | Unfolded
-
-
-class Attempt:
-    """One command on its way to its outcome.
-
-    Attributes:
-        stands: what was read for it, by model; the cache may know better by the time it is decided.
-        others: models that it is not decided on, and whose states its events change (rule 24).
-        decided: where it was decided before it was submitted (handlers that are not pure).
-        based_on: nothing that it is decided on may have changed since then; None where its caller asks for no such.
-        dry_run: it is decided and judged like any other, and nothing is appended.
-        forks: `EventStore.forks` before anything of that was read.
-        outcome: what became of it; or an exception, where it failed.
-    """
-
-    __slots__ = (
-        "based_on", "broken", "caller_gave_id", "command", "context", "decided", "dry_run", "envelope", "forks",
-        "handler", "others", "outcome", "payload_hash", "stands",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        handler: CommandHandler,
-        command: Command,
-        context: CommandContext,
-        envelope: Envelope,
-        payload_hash: bytes,
-        *,
-        caller_gave_id: bool,
-        dry_run: bool = False,
-    ) -> None:
-        """A command that no outcome has been found for; the loop is running."""
-        self.handler = handler
-        self.command = command
-        self.context = context
-        self.envelope = envelope
-        self.payload_hash = payload_hash
-        self.caller_gave_id = caller_gave_id
-        self.dry_run = dry_run
-        self.stands: dict[ModelKey, Folded] = {}
-        self.others: dict[ModelKey, Folded] = {}
-        self.decided: Decided | None = None
-        self.based_on: Position | None = None
-        self.broken = 0
-        self.forks = 0
-        self.await_outcome()
-
-    def await_outcome(self) -> None:
-        """Be ready for an outcome, or for the next one."""
-        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-
-    def fail(self, error: BaseException) -> None:
-        """End it with an error, unless its caller has gone."""
-        if not self.outcome.done():
-            self.outcome.set_exception(error)
-
-    def end(self, outcome: Outcome) -> None:
-        """End it, unless its caller has gone."""
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
-
-
-class _Draft(msgspec.Struct, frozen=True):
-    """A decided command, ready to be appended.
-
-    Attributes:
-        events: those of the commit.
-        decided: what its caller is told: the same but for a dry run, whose commit has none.
-        left: models after it, as its commit keeps them.
-    """
-
-    attempt: Attempt
-    stands: Mapping[ModelKey, Folded]
-    commit: Commit
-    events: Sequence[RecentEvent]
-    decided: Sequence[RecentEvent]
-    rejected: Rejected | None
-    left: Mapping[ModelKey, Folded] = {}
+_Stands: TypeAlias = Mapping[ModelKey, Folded]
+_Look: TypeAlias = Callable[[ModelKey], Folded | None]
 
 
 class GroupCommit:
@@ -219,6 +122,11 @@ class GroupCommit:
         while self._running is not None:
             await asyncio.wait([self._running])
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is taken."""
+        return self._closed
+
     def observe(self, head: Position) -> None:
         """Take note of a head that was read from the store: past our own, when other processes write."""
         self._observed = max(self._observed, head)
@@ -272,7 +180,7 @@ class GroupCommit:
             await self._append(base, drafts, states)
         self._waiting.extendleft(reversed(self._deferred))
 
-    async def _append(self, base: Position, drafts: Sequence[_Draft], states: dict[ModelKey, Folded]) -> None:
+    async def _append(self, base: Position, drafts: Sequence[Draft], states: dict[ModelKey, Folded]) -> None:
         forks = self._forks
         try:
             results = await self._store.append([draft.commit for draft in drafts], base)
@@ -285,7 +193,7 @@ class GroupCommit:
             self._answer(draft, result)
 
     async def _remember(
-        self, base: Position, drafts: Sequence[_Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
+        self, base: Position, drafts: Sequence[Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
     ) -> None:
         """Learn from a batch: its events are the new end of the tail, whatever came before them."""
         appended = [
@@ -306,7 +214,7 @@ class GroupCommit:
         else:
             self._remember_stands(appended)
 
-    def _remember_stands(self, appended: Sequence[tuple[Appended, _Draft]]) -> None:
+    def _remember_stands(self, appended: Sequence[tuple[Appended, Draft]]) -> None:
         """Keep what decisions stood on that held: its conditions say that it is whole up to their own events."""
         for result, draft in appended:
             before = Position(result.place.position - len(draft.events))
@@ -315,9 +223,9 @@ class GroupCommit:
 
     # ── deciding ─────────────────────────────────────────────────────────────
 
-    def _drafts(self, batch: Sequence[Attempt], states: dict[ModelKey, Folded]) -> list[_Draft]:
+    def _drafts(self, batch: Sequence[Attempt], states: dict[ModelKey, Folded]) -> list[Draft]:
         """Decide the commands one after the other, as many as fit; the rest are first in the next batch."""
-        drafts: list[_Draft] = []
+        drafts: list[Draft] = []
         self._deferred, self._batch_bytes = [], 0
         for index, attempt in enumerate(batch):
             if self._batch_bytes >= BATCH_BYTES_MAX:
@@ -328,26 +236,30 @@ class GroupCommit:
                 drafts.append(draft)
         return drafts
 
-    def _draft(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> _Draft | None:
+    def _draft(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> Draft | None:
         """Decide a command and add its events to the pending ones; None where it ends here or has to wait."""
         try:
             self.check(attempt.forks)
+            look = partial(self._current, attempt, states)
             if attempt.decided is not None:
-                draft = self._encode(attempt, attempt.decided, attempt.stands, states)
+                draft = self._encode(attempt, attempt.decided, attempt.stands, self.tail.judged_after, look)
             else:
                 stands = self._stands(attempt, states)
                 if stands is None:
                     return None
                 seen = {key: folded.state for key, folded in stands.items()}
                 decided = attempt.handler.decide(attempt.command, seen, attempt.context)
-                draft = self._encode(attempt, decided, stands, states)
+                draft = self._encode(attempt, decided, stands, self.tail.judged_after, look)
+        except UnfoldedModels as unfolded:
+            self._again(attempt, Unfolded(unfolded.keys))
+            return None
         except BaseException as error:  # noqa: BLE001  # the user's code failed: its caller hears it, the others go on
             attempt.fail(error)
             return None
-        if draft is not None:
-            self.tail.add_pending(draft.events)
-            for key, folded in draft.left.items():
-                states[key] = Folded(folded.query, folded.state, self.tail.end, self.tail.end)
+        self.tail.add_pending(draft.events)
+        for key, folded in draft.left.items():
+            states[key] = Folded(folded.query, folded.state, self.tail.end, self.tail.end)
+        self._batch_bytes += sum([len(recent.new.data) for recent in draft.events]) + len(draft.commit.rejection or b"")
         return draft
 
     def _stands(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> dict[ModelKey, Folded] | None:
@@ -380,47 +292,53 @@ class GroupCommit:
             return False
         return attempt.broken > 0 or self.tail.knows_of(newest.item_now)
 
-    def _changed(
-        self,
-        attempt: Attempt,
-        events: Sequence[RecentEvent],
-        stands: Mapping[ModelKey, Folded],
-        states: dict[ModelKey, Folded],
-    ) -> Mapping[ModelKey, Folded] | None:
-        """The models whose states go into the commit, before its events; None where one of them has to be read."""
+    def _current(self, attempt: Attempt, states: dict[ModelKey, Folded], key: ModelKey) -> Folded | None:
+        """A model that a command is not decided on, pending events included; None where it has to be read."""
+        newest = self._newest(key, states) or attempt.others.get(key)
+        if newest is None or self._is_outdated(attempt, newest):
+            return None
+        folded = self.tail.fold(key, newest, pending=True)
+        if folded is not None:
+            states[key] = folded
+        return folded
+
+    def _changed(self, attempt: Attempt, events: Sequence[RecentEvent], stands: _Stands, look: _Look) -> _Stands:
+        """The models whose states go into the commit, before its events.
+
+        Raises:
+            UnfoldedModels: some of them have to be read.
+        """
         before: dict[ModelKey, Folded] = {}
         unfolded: list[ModelKey] = []
         for key in self._keeping.touched(events):
             if (stood_on := stands.get(key)) is not None:
                 before[key] = stood_on
-                continue
-            newest = self._newest(key, states) or attempt.others.get(key)
-            if newest is None or self._is_outdated(attempt, newest):
+            elif (found := look(key)) is not None:
+                before[key] = attempt.others[key] = found
+            else:
                 unfolded.append(key)
-            elif (folded := self.tail.fold(key, newest, pending=True)) is not None:
-                before[key] = attempt.others[key] = states[key] = folded
         if unfolded:
-            attempt.broken += 1
-            attempt.end(Unfolded(unfolded) if attempt.broken <= CHAIN_ATTEMPTS_MAX else Lost(self.tail.end))
-            return None
+            raise UnfoldedModels(unfolded)
         return before | due_snapshots(stands, len(events))
 
     def _encode(
-        self, attempt: Attempt, decided: Decided, stands: dict[ModelKey, Folded], states: dict[ModelKey, Folded]
-    ) -> _Draft | None:
+        self,
+        attempt: Attempt,
+        decided: Decided,
+        stands: _Stands,
+        judged_after: Callable[[Folded], Position],
+        look: _Look,
+    ) -> Draft:
         metadata = encode(attempt.envelope)
         events = [self._settle(attempt, event, metadata) for event in decided.events]
         refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
-        self._batch_bytes += len(refused or b"")
         left: dict[ModelKey, Folded] = {}
         if self._keeping.keeps_any and events and not attempt.dry_run:
-            before = self._changed(attempt, events, stands, states)
-            if before is None:
-                return None
+            before = self._changed(attempt, events, stands, look)
             left = {key: after(key, folded, events) for key, folded in before.items()}
         commit = Commit(
             events=tuple([recent.new for recent in events]),
-            conditions=self._conditions(attempt, stands, left),
+            conditions=_conditions(attempt, stands, left, judged_after),
             command_id=attempt.context.command_id,
             payload_hash=attempt.payload_hash,
             rejection=refused,
@@ -431,21 +349,8 @@ class GroupCommit:
         if attempt.dry_run:
             if (reason := refusal(commit)) is not None:
                 raise Unstorable(attempt.handler.name, _names(events), reason)
-            return _Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected)
-        return _Draft(attempt, stands, commit, events, events, rejected, left)
-
-    def _conditions(
-        self, attempt: Attempt, stands: Mapping[ModelKey, Folded], left: Mapping[ModelKey, Folded]
-    ) -> tuple[AppendCondition, ...]:
-        """That nothing came that the decision does not know; nor anything since what the command is based on."""
-        known = [
-            AppendCondition(item, self.tail.judged_after(folded))
-            for folded in ({**stands, **left} if left else stands).values()
-            for item in folded.query.items
-        ]
-        if (since := attempt.based_on) is not None:
-            known += [AppendCondition(item, since) for folded in stands.values() for item in folded.query.items]
-        return tuple(known)
+            return Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected)
+        return Draft(attempt, stands, commit, events, events, rejected, left)
 
     def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
         found = self._types.of(type(event))
@@ -454,13 +359,47 @@ class GroupCommit:
             tags = found.tags(settled)
         except InvalidMessage as error:
             raise InvalidEvent(attempt.handler.name, found.name, str(error)) from error
-        self._batch_bytes += len(data)
         new = NewEvent(unique_bytes(), found.name, found.version, data, tags, metadata)
         return RecentEvent(settled, found.name, new, attempt.envelope)
 
+    # ── decided apart ────────────────────────────────────────────────────────
+
+    def prepare(self, attempt: Attempt, decided: Decided) -> Draft:
+        """A decision on committed state alone, ready to be appended apart from any batch. Any thread may call it.
+
+        Raises:
+            UnfoldedModels: its events change models that have to be read first.
+        """
+
+        def look(key: ModelKey) -> Folded | None:
+            return attempt.others.get(key) or self._cache.peek(key)
+
+        return self._encode(attempt, decided, attempt.stands, attrgetter("position"), look)
+
+    def conclude(self, draft: Draft, result: AppendResult) -> None:
+        """Learn from what was appended apart, and answer its caller."""
+        if isinstance(result, Appended) and self.keep_up() == draft.attempt.forks:
+            self._follow(draft, result)
+            self._remember_stands([(result, draft)])
+        if isinstance(result, ChainBroken):  # its models were read from a history that is longer than this one
+            draft.attempt.end(Lost(self.tail.committed))
+        else:
+            self._answer(draft, result)
+
+    def _follow(self, draft: Draft, result: Appended) -> None:
+        """Take its events as the new end of the tail, where no batch is in flight that was decided without them."""
+        end = result.place.position
+        if self._running is not None:
+            self.observe(end)
+        elif end - len(draft.events) == self.tail.end:
+            self.tail.add_pending(draft.events)
+            self.tail.confirm([(result, draft.events)])
+        elif end > self.tail.end:
+            self.tail.restart(end)
+
     # ── answering ────────────────────────────────────────────────────────────
 
-    def _answer(self, draft: _Draft, result: AppendResult) -> None:
+    def _answer(self, draft: Draft, result: AppendResult) -> None:
         attempt = draft.attempt
         match result:
             case Appended(place=place):
@@ -476,12 +415,12 @@ class GroupCommit:
             case Refused(reason=reason):
                 attempt.fail(Unstorable(attempt.handler.name, _names(draft.events), reason))
 
-    def _again(self, attempt: Attempt, outdated: Outdated | None = None) -> None:
+    def _again(self, attempt: Attempt, outcome: Outdated | Unfolded | None = None) -> None:
         attempt.broken += 1
         if attempt.broken > CHAIN_ATTEMPTS_MAX:
             attempt.end(Lost(self.tail.end))
-        elif outdated is not None:
-            attempt.end(outdated)
+        elif outcome is not None:
+            attempt.end(outcome)
         else:
             self._waiting.append(attempt)
 
@@ -496,6 +435,20 @@ def _for_one(error: BaseException, attempt: Attempt) -> BaseException:
     if isinstance(error, asyncio.CancelledError):
         return OutcomeUnknown(attempt.context.command_id, "its event loop was torn down meanwhile")
     return error
+
+
+def _conditions(
+    attempt: Attempt, stands: _Stands, left: _Stands, judged_after: Callable[[Folded], Position]
+) -> tuple[AppendCondition, ...]:
+    """That nothing came that the decision does not know; nor anything since what the command is based on."""
+    known = [
+        AppendCondition(item, judged_after(folded))
+        for folded in ({**stands, **left} if left else stands).values()
+        for item in folded.query.items
+    ]
+    if (since := attempt.based_on) is not None:
+        known += [AppendCondition(item, since) for folded in stands.values() for item in folded.query.items]
+    return tuple(known)
 
 
 def _encode_rejection(attempt: Attempt, rejected: Rejected) -> bytes:

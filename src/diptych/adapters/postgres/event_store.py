@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import asyncpg
 import msgspec
@@ -22,6 +24,7 @@ from diptych.adapters.postgres.connection import (
     parse_url,
     state_of,
 )
+from diptych.adapters.postgres.culprits import find_culprits
 from diptych.adapters.postgres.event_rows import EventRows, decode_tags
 from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.event_watch import EventWatch
@@ -31,6 +34,7 @@ from diptych.adapters.postgres.known_types import not_registrable, register_stat
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.read_ahead import ReadAhead
 from diptych.adapters.postgres.restoring import restore
+from diptych.adapters.postgres.transactions import Lanes
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
@@ -42,18 +46,21 @@ from diptych.errors import (
 )
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import (
+    Appended,
     AppendResult,
     Commit,
     HistoryPart,
     KeptOutcome,
     KeptState,
     ReadResult,
+    Refused,
     StoredType,
 )
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
 from diptych.event_store.timestamp import to_microseconds
+from diptych.event_store.transactions import Lending, Work
 
 __all__ = ["PostgresEventStore", "connect"]
 
@@ -80,6 +87,9 @@ def connect(url: str, clock: Clock) -> PostgresEventStore:
     return PostgresEventStore(parse_url(url), clock)
 
 
+T = TypeVar("T")
+
+
 class PostgresEventStore:
     """Keeps one history in one schema."""
 
@@ -100,14 +110,15 @@ class PostgresEventStore:
             url, READ_CONNECTIONS_MAX, read_only=True, verify=self._verify_reader, planning=_PLANNED_ONCE
         )
         self._writing = Connections(url, APPEND_CONNECTIONS, read_only=False, verify=self._verify_writer)
+        self._lanes = Lanes(url, self._verify_writer)
         self._append_statement = append_statement(self._schema)
         self._append_and_keep_statement = append_and_keep_statement(self._schema)
         self._select_known = select_known(self._schema)
         self._known = KnownHistory(url.shown)
         self._held: set[tuple[str, int]] = set()
         self._is_open = False
-        self._under_way: set[asyncio.Task[list[AppendResult]]] = set()
-        self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._writing.has)
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._is_ours)
         self._rows = EventRows()
         self._ahead = ReadAhead(self._read, self._known)
 
@@ -160,6 +171,7 @@ class PostgresEventStore:
             await asyncio.wait(self._under_way)
         await self._watch.close()
         await self._ahead.close()
+        await self._lanes.close()
         await self._writing.close()
         await self._reading.close()
 
@@ -200,8 +212,13 @@ class PostgresEventStore:
             self._held.clear()
             self._reading.cut_idle()
             self._writing.cut_idle()
+            self._lanes.cut_idle()
             self._watch.wake()
         return error
+
+    def _is_ours(self, backend: int) -> bool:
+        """Whether it is at the other end of a connection that appends here."""
+        return self._writing.has(backend) or self._lanes.has(backend)
 
     # ── append ───────────────────────────────────────────────────────────────
 
@@ -215,12 +232,16 @@ class PostgresEventStore:
         self._check_open()
         if not commits:
             return []
-        task = asyncio.get_running_loop().create_task(self._append(commits, base, self._known.now))
+        return await self._whole(self._append(commits, base, self._known.now))
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it to its end, also where the caller is cancelled."""
+        task = asyncio.get_running_loop().create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._note_done)
         return await asyncio.shield(task)
 
-    def _note_done(self, task: asyncio.Task[list[AppendResult]]) -> None:
+    def _note_done(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
             task.exception()  # heard, though its caller may have gone
@@ -237,16 +258,14 @@ class PostgresEventStore:
                 except (asyncpg.PostgresError, asyncpg.DataError) as error:
                     if not _is_of_data(error):
                         raise
-                    refusals = await self._find_culprits(link, commits, refusals, known)
+                    judged = [msgspec.structs.replace(commit, conditions=()) for commit in commits]
+                    refusals = await find_culprits(refusals, partial(self._try_out, link, judged, refusals, known))
                     return await self._send(link, Batch(commits, refusals, base), known, closely=True)
         except DRIVER_ERRORS as error:
             raise (failure(self._url, error) or error) from error
 
     async def _send(self, link: Link, batch: Batch, known: Known, *, closely: bool) -> list[AppendResult]:
-        statement, arguments = self._append_statement, self._arguments(batch, known, closely=closely)
-        if batch.has_states:
-            statement = self._append_and_keep_statement
-            arguments += batch.state_arguments()
+        statement, arguments = self._call(batch, known, closely=closely)
         try:
             (answer,) = await self._writing.rows_on(link, statement, arguments, timeout_s=APPEND_S_MAX)
         except DRIVER_ERRORS as error:
@@ -259,20 +278,33 @@ class PostgresEventStore:
                 self._watch.wake()  # where it was done all the same, nobody else tells of it
                 raise OutcomeUnknown(batch.command_ids(), str(error) or type(error).__name__) from error
             raise
+        results, end = self._judged(batch, answer, known)
+        self._learn(batch, results, end, known)
+        return results
+
+    def _judged(self, batch: Batch, answer: asyncpg.Record, known: Known) -> tuple[list[AppendResult], Place]:
+        """The section's answers, and where the history then ends.
+
+        Raises:
+            HistoryDiverged: it is not the history that was known; nothing was judged.
+        """
         if answer["diverged"]:
             head = Place(answer["history_id"], Position(answer["head"]), answer["head_event"])
             difference = self._compare(known, head, answer["known_found"])
             assert difference is not None, "the section compares the same"
             raise difference
-        results, end = batch.results(answer)
+        return batch.results(answer)
+
+    def _learn(self, batch: Batch, results: Sequence[AppendResult], end: Place, known: Known) -> None:
+        """Take note of what is committed."""
         self._known.learn(end, known.forks)
         if known.forks == self.forks:
             self._held |= batch.held_by(results)
         self._watch.wake()
-        return results
 
-    def _arguments(self, batch: Batch, known: Known, *, closely: bool) -> list[object]:
-        return batch.arguments(
+    def _call(self, batch: Batch, known: Known, *, closely: bool) -> tuple[str, list[object]]:
+        """The statement that appends a batch, and its arguments."""
+        arguments = batch.arguments(
             known.place,
             self._held,
             now_us=None if self._clock is None else to_microseconds(self._clock.now()),
@@ -280,35 +312,20 @@ class PostgresEventStore:
             lock_wait_s=self._lock_wait_s,
             channel=self._channel,
         )
-
-    async def _find_culprits(
-        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None], known: Known
-    ) -> list[str | None]:
-        """Why commits cannot be stored, found by trying parts of the batch and taking them back."""
-        found = list(refusals)
-        parts = [range(len(commits))]
-        while parts:
-            part = parts.pop()
-            reason = await self._try_out(link, [commits[i] for i in part], [refusals[i] for i in part], known)
-            if reason is None:
-                continue
-            if len(part) == 1:
-                found[part[0]] = reason
-            else:
-                middle = len(part) // 2
-                parts += [part[:middle], part[middle:]]
-        return found
+        if batch.has_states:
+            return self._append_and_keep_statement, arguments + batch.state_arguments()
+        return self._append_statement, arguments
 
     async def _try_out(
-        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None], known: Known
+        self, link: Link, commits: Sequence[Commit], refusals: Sequence[str | None], known: Known, part: Sequence[int]
     ) -> str | None:
-        """What the database has against storing these, whatever their conditions; None where it has nothing."""
-        unconditional = [msgspec.structs.replace(commit, conditions=()) for commit in commits]
+        """What the database has against storing some of these; None where it has nothing."""
+        batch = Batch([commits[number] for number in part], [refusals[number] for number in part], None)
         trial = link.transaction(isolation="read_committed")
         await trial.start()
         try:
-            arguments = self._arguments(Batch(unconditional, refusals, None), known, closely=True)
-            await link.fetch(self._append_statement, *arguments, timeout=APPEND_S_MAX)
+            statement, arguments = self._call(batch, known, closely=True)
+            await link.fetch(statement, *arguments, timeout=APPEND_S_MAX)
         except (asyncpg.PostgresError, asyncpg.DataError) as error:
             if not _is_of_data(error):
                 raise
@@ -317,6 +334,52 @@ class PostgresEventStore:
             if not link.is_closed():
                 await trial.rollback()
         return None
+
+    # ── own tables ───────────────────────────────────────────────────────────
+
+    @property
+    def lending(self) -> Lending:
+        """Connections of asyncpg's, inside a transaction of READ COMMITTED."""
+        return Lending("PostgreSQL", asyncpg.Connection, awaits=True)
+
+    async def transact(self, work: Work, lane: str = "") -> AppendResult:
+        """Do work in a transaction, and append what it comes to as the last statement. Cancelling it cancels nothing.
+
+        The append section is entered by the last statement, so that nobody waits for the work.
+
+        Raises:
+            TransactionAborted: a deadlock, or the like.
+            TransactionMisused: the work ended the transaction, or went on after a statement had failed.
+            Overloaded: the work took longer than `TRANSACTION_S_MAX`.
+            OutcomeUnknown: the connection was lost while the server may have committed.
+        """
+        self._check_open()
+        return await self._whole(self._transact(work, lane, self._known.now))
+
+    async def _transact(self, work: Work, lane: str, known: Known) -> AppendResult:
+        learned: list[tuple[Batch, list[AppendResult], Place]] = []
+
+        async def append(link: Link, commit: Commit) -> AppendResult:
+            batch = Batch([commit], [refusal(commit)], None)
+            statement, arguments = self._call(batch, known, closely=True)
+            try:
+                (answer,) = await link.fetch(statement, *arguments, timeout=APPEND_S_MAX)
+            except DRIVER_ERRORS as error:
+                if _is_of_data(error):
+                    return Refused(f"the database cannot store it: {error}")
+                raise (failure(self._url, error) or error) from error
+            results, end = self._judged(batch, answer, known)
+            learned.append((batch, results, end))
+            return results[0]
+
+        try:
+            result = await self._lanes.run(lane, work, append)
+        except OutcomeUnknown:
+            self._watch.wake()  # where it was done all the same, nobody else tells of it
+            raise
+        if isinstance(result, Appended):
+            self._learn(*learned[0], known)
+        return result
 
     # ── copies ───────────────────────────────────────────────────────────────
 

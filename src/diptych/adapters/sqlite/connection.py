@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from diptych.errors import Overloaded, StoreClosed, StoreUnavailable
+from diptych.errors import Overloaded, StoreClosed, StoreUnavailable, TransactionMisused
 
 try:
     import fcntl
@@ -30,6 +30,7 @@ __all__ = [
     "Synchronous",
     "Work",
     "Writer",
+    "WriterConnection",
     "data_version",
     "is_busy",
     "open_reader",
@@ -76,6 +77,26 @@ _REMEDIES = {
     sqlite3.SQLITE_NOMEM: "memory ran out",
     sqlite3.SQLITE_PROTOCOL: "its locking protocol failed; is it on a network file system?",
 }
+
+
+class WriterConnection(sqlite3.Connection):
+    """The connection that writes; while it is lent to a handler it cannot be closed.
+
+    Attributes:
+        lent: whether it is.
+    """
+
+    lent = False
+
+    def close(self) -> None:
+        """Let go of the file.
+
+        Raises:
+            TransactionMisused: it is lent.
+        """
+        if self.lent:
+            raise TransactionMisused("the handler closes the connection that was lent to it, which others need")
+        super().close()
 
 
 class CommitFailed(Exception):
@@ -159,11 +180,25 @@ class Writer:
             raise Overloaded("WAITING_WORK_MAX", WAITING_WORK_MAX)
         return await self._hand_over(work, after_commit)
 
-    async def _hand_over(self, work: Work[T], after_commit: Callable[[T], object] | None) -> T:
+    async def run_apart(self, work: Work[T], after_commit: Callable[[T], object] | None = None) -> T:
+        """The same, always on the writer's thread, and without counting as how long transactions take.
+
+        Raises:
+            StoreClosed: the writer is not open.
+            StoreUnavailable: locked past the limit, disk full and the like; nothing was done.
+            CommitFailed: the disk failed while committing.
+            Overloaded: too many callers wait.
+        """
+        self._open_connection()
+        if self._waiting >= WAITING_WORK_MAX:
+            raise Overloaded("WAITING_WORK_MAX", WAITING_WORK_MAX)
+        return await self._hand_over(work, after_commit, noted=False)
+
+    async def _hand_over(self, work: Work[T], after_commit: Callable[[T], object] | None, *, noted: bool = True) -> T:
         connection, thread, turnstile = self._open_connection(), self._thread, self._turnstile
         assert thread is not None
         assert turnstile is not None
-        submitted = asyncio.wrap_future(thread.submit(self._begin_and_finish, connection, turnstile, work))
+        submitted = asyncio.wrap_future(thread.submit(self._begin_and_finish, connection, turnstile, work, noted=noted))
         self._waiting += 1
 
         def done(future: asyncio.Future[T]) -> None:
@@ -203,7 +238,9 @@ class Writer:
                 raise
         return True
 
-    def _begin_and_finish(self, connection: sqlite3.Connection, turnstile: _Turnstile, work: Work[T]) -> T:
+    def _begin_and_finish(
+        self, connection: sqlite3.Connection, turnstile: _Turnstile, work: Work[T], *, noted: bool
+    ) -> T:
         """The whole transaction, on the writer's thread, where it may wait."""
         deadline = time.monotonic() + self._lock_wait_s
         with turnstile.entered(deadline) as entered:
@@ -214,9 +251,9 @@ class Writer:
                         f"{_REMEDIES[sqlite3.SQLITE_BUSY]}"
                     )
                 time.sleep(LOCK_RETRY_S)  # noqa: TID251 - nobody tells when another process has let go
-        return self._finish(connection, work)
+        return self._finish(connection, work, noted=noted)
 
-    def _finish(self, connection: sqlite3.Connection, work: Work[T]) -> T:
+    def _finish(self, connection: sqlite3.Connection, work: Work[T], *, noted: bool = True) -> T:
         began = time.perf_counter()
         try:
             with self.failures:
@@ -226,7 +263,8 @@ class Writer:
         except BaseException:
             _roll_back(connection)
             raise
-        self._pace.note(worked - began, time.perf_counter() - worked)
+        if noted:
+            self._pace.note(worked - began, time.perf_counter() - worked)
         return result
 
     def _commit(self, connection: sqlite3.Connection) -> None:
@@ -250,6 +288,7 @@ class Writer:
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=CACHED_STATEMENTS,
+                factory=WriterConnection,
             )
             try:
                 self._configure(connection)
@@ -263,6 +302,7 @@ class Writer:
         connection.execute(f"PRAGMA wal_autocheckpoint = {WAL_AUTOCHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
         connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA foreign_keys = ON")  # of own tables; ours have none
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise StoreUnavailable(f"{self.path} cannot use a write-ahead log: is it on a network file system?")

@@ -24,6 +24,7 @@ from diptych.adapters.sqlite.kept_outcomes import kept_outcome, kept_outcomes
 from diptych.adapters.sqlite.matching_events import EventRow, MatchingEvents
 from diptych.adapters.sqlite.name_ids import NameIds
 from diptych.adapters.sqlite.restoring import register, restore
+from diptych.adapters.sqlite.transactions import TakenBack, work_apart
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, OutcomeUnknown, StoreClosed, StoreUnavailable
 from diptych.event_store.event_query import EventQuery
@@ -41,6 +42,7 @@ from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
 from diptych.event_store.timestamp import moment, to_microseconds
+from diptych.event_store.transactions import Lending, Work
 from diptych.messages.unique_id import unique_bytes
 
 __all__ = ["SqliteEventStore", "connect"]
@@ -49,6 +51,8 @@ FOREIGN_POLL_S = 0.03
 """How often the file is asked for commits of other processes, only while somebody waits for events."""
 READ_SLICE_EVENTS = 1_000
 """Events read at a stretch; between slices of a longer read the event loop gets its turn."""
+OWN_TABLES = "?own_tables=true"
+"""What a URL ends with whose file has the user's own tables already."""
 TAG_LISTS_MAX = 10_000
 """Lists of tags kept decoded, since the events of one entity mostly carry the same."""
 
@@ -56,20 +60,29 @@ TAG_LISTS_MAX = 10_000
 def connect(url: str, clock: Clock) -> SqliteEventStore:
     """The event store for `sqlite:<path>`; nothing is opened yet.
 
+    `sqlite:<path>?own_tables=true` lets it make its tables in a file that has others already.
+
     Raises:
         ConfigurationError: there is no path, or it names no file.
     """
-    path = url.partition(":")[2]
+    given = url.partition(":")[2]
+    path = given.removesuffix(OWN_TABLES)
     if not path or path == ":memory:":
         raise ConfigurationError(f"{url!r} names no file: write sqlite:shop.db, or memory: to keep nothing")
-    return SqliteEventStore(path, clock)
+    return SqliteEventStore(path, clock, beside_tables=path != given)
 
 
 class SqliteEventStore:
     """Keeps one history in one file."""
 
     def __init__(
-        self, path: str, clock: Clock, *, synchronous: Synchronous = "FULL", lock_wait_s: float = LOCK_WAIT_S
+        self,
+        path: str,
+        clock: Clock,
+        *,
+        synchronous: Synchronous = "FULL",
+        lock_wait_s: float = LOCK_WAIT_S,
+        beside_tables: bool = False,
     ) -> None:
         """Remember the settings.
 
@@ -78,8 +91,10 @@ class SqliteEventStore:
             clock: tells when events are recorded.
             synchronous: FULL: acknowledged means on disk. NORMAL: a power cut may take the last commits.
             lock_wait_s: how long an append waits for other processes before it raises `StoreUnavailable`.
+            beside_tables: whether it may make its tables in a file that has others already.
         """
         self._path = path
+        self._beside_tables = beside_tables
         self._clock = clock
         self._failures = Failures(path)
         self._writer = Writer(path, synchronous=synchronous, lock_wait_s=lock_wait_s)
@@ -142,7 +157,7 @@ class SqliteEventStore:
         self._watch.wake()
 
     def _prepare(self, connection: sqlite3.Connection) -> bytes:
-        if EVENT_STORE_FORMAT.prepare(connection, self._path):
+        if EVENT_STORE_FORMAT.prepare(connection, self._path, beside_tables=self._beside_tables):
             connection.execute("INSERT INTO history (one, history_id) VALUES (1, ?)", (unique_bytes(),))
         (history_id,) = connection.execute("SELECT history_id FROM history").fetchone()
         return bytes(history_id)
@@ -177,6 +192,39 @@ class SqliteEventStore:
             return section.run(connection, commits, refusals, base, now_us, closely=closely)
 
         return await self._writer.run(work, self._wake)
+
+    # ── own tables ───────────────────────────────────────────────────────────
+
+    @property
+    def lending(self) -> Lending:
+        """Connections of the standard library, inside the writer's transaction, on its thread."""
+        return Lending("SQLite", sqlite3.Connection, awaits=False)
+
+    async def transact(self, work: Work, lane: str = "") -> AppendResult:  # noqa: ARG002 - there is one connection
+        """Do work in a transaction of the writer, and append what it comes to as the last statement.
+
+        Nobody else writes meanwhile. So the work is to be short: past `TRANSACTION_S_MAX` it is rolled back.
+
+        Raises:
+            OutcomeUnknown: the disk failed while committing; sending the same command again tells.
+            TransactionMisused: the work ended the transaction, or touched what is the store's.
+            Overloaded: the work took too long.
+        """
+        self._open_reading()
+        section = self._section
+        assert section is not None
+
+        def append(connection: sqlite3.Connection, commit: Commit) -> AppendResult:
+            now_us = to_microseconds(self._clock.now())
+            (result,) = section.run(connection, [commit], [refusal(commit)], None, now_us, closely=True)
+            return result
+
+        try:
+            return await self._writer.run_apart(work_apart(work, append), self._wake)
+        except TakenBack as taken_back:
+            return taken_back.result
+        except CommitFailed as error:
+            raise OutcomeUnknown("(of the handler's transaction)", str(error)) from error
 
     def _wake(self, _: object) -> None:
         self._watch.wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     import sqlite3
 
 __all__ = ["FileFormat"]
+
+TABLES_NAMED = 5
+"""Tables that a message names at most."""
 
 
 class FileFormat(msgspec.Struct, frozen=True):
@@ -32,8 +36,18 @@ class FileFormat(msgspec.Struct, frozen=True):
     schema: Sequence[str]
     upgrades: Mapping[int, Sequence[str]] = {}
 
-    def prepare(self, connection: sqlite3.Connection, path: str) -> bool:
-        """Make sure, inside a write transaction, that the file is of this format. True if it was empty and now is.
+    @property
+    def tables(self) -> frozenset[str]:
+        """The names of its tables."""
+        return frozenset(re.findall(r"CREATE TABLE (\w+)", " ".join(self.schema)))
+
+    def prepare(self, connection: sqlite3.Connection, path: str, *, beside_tables: bool = False) -> bool:
+        """Make sure, inside a write transaction, that the file is of this format. True if it was not and now is.
+
+        Args:
+            connection: to the file.
+            path: of it, for messages.
+            beside_tables: whether tables of others may be there already.
 
         One of an older version is upgraded.
 
@@ -48,11 +62,18 @@ class FileFormat(msgspec.Struct, frozen=True):
             for older in range(version, self.version):
                 self._make(connection, self.upgrades[older], older + 1)
             return False
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' LIMIT 5")]
-        if found_id or version or tables:
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        if found_id or version or (tables and not beside_tables):
             raise ConfigurationError(
-                f"{path} is no {self.name} of Diptych but another SQLite file (application id {found_id:#x}, "
-                f"tables {', '.join(tables) or 'none'}): give the {self.name} a file of its own"
+                f"{path} is no {self.name} of Diptych but another SQLite file (application id {found_id:#x}, user "
+                f"version {version}, tables {', '.join(tables[:TABLES_NAMED]) or 'none'}): give the {self.name} a file "
+                "of its own"
+            )
+        taken = sorted(self.tables.intersection(name.lower() for name in tables))
+        if taken:
+            raise ConfigurationError(
+                f"{path} has tables of the names that the {self.name} needs for its own: {', '.join(taken)}; rename "
+                f"them, or give the {self.name} a file of its own"
             )
         self._make(connection, self.schema, self.version)
         connection.execute(f"PRAGMA application_id = {self.application_id}")

@@ -72,7 +72,7 @@ def openapi(application: Application) -> Json:
     references = dict(zip([*commands, *queries], schemas.inputs, strict=True))
     paths: Json = {}
     for command, name in commands.items():
-        operation = _command(command, name, references[command], can_be_tried=application.is_pure(command))
+        operation = _command(command, name, references[command], can_be_tried=application.can_be_tried(command))
         paths[f"/commands/{name}"] = {"post": operation}
     for (query, name), answer in zip(queries.items(), schemas.outputs, strict=True):
         paths[f"/queries/{name}"] = _query(query, name, references[query], answer)
