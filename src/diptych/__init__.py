@@ -4,14 +4,9 @@ from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.sync_application import SyncApplication
 from diptych.errors import (
-    Blocked,
     ConfigurationError,
     Conflict,
-    DiptychError,
-    HistoryDiverged,
-    InvalidMessage,
     NotFresh,
-    Unavailable,
 )
 from diptych.event_store.transactions import Transaction
 from diptych.messages.command import Command, CommandContext
@@ -20,6 +15,8 @@ from diptych.messages.identity import Identity, Untagged
 from diptych.messages.message import Value, replace
 from diptych.messages.query import Query
 from diptych.messages.rejected import Rejected
+from diptych.process_managers.process_events import CommandRejected, Timeout
+from diptych.process_managers.process_manager import ProcessManager, Reaction
 from diptych.read_side.conditions import at_least, at_most, less_than, more_than, one_of, starts_with
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.read_model import ExpiresAt, Indexed, Key, ReadModel, Searchable
@@ -33,35 +30,34 @@ from diptych.write_side.verdict import Verdict
 __all__ = [
     "Answer",
     "Application",
-    "Blocked",
     "BoundedContext",
     "By",
     "Command",
     "CommandContext",
+    "CommandRejected",
     "ConfigurationError",
     "Conflict",
     "ContextChanged",
     "DecisionModel",
-    "DiptychError",
     "Event",
     "EventContext",
     "ExpiresAt",
-    "HistoryDiverged",
     "Identity",
     "Indexed",
-    "InvalidMessage",
     "Key",
     "NotFresh",
     "Page",
+    "ProcessManager",
     "Query",
+    "Reaction",
     "ReadModel",
     "Reader",
     "Receipt",
     "Rejected",
     "Searchable",
     "SyncApplication",
+    "Timeout",
     "Transaction",
-    "Unavailable",
     "Untagged",
     "Value",
     "Verdict",

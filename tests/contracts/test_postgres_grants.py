@@ -75,11 +75,20 @@ SHOWN = (
     "diptych_discards",
     "diptych_dropped_tables",
 )
+PROCESSES = ("processes", "process_instances", "process_outgoing")
 ALLOWED: Mapping[Role, Mapping[str, str]] = {
-    "writer": {**dict.fromkeys((*HISTORY, "outcomes"), "SELECT"), "model_states": "SELECT INSERT UPDATE LOCK"},
-    "reader": dict.fromkeys((*HISTORY, *SHOWN, "read migrations", "counting_count", "counting_count__g1"), "SELECT"),
+    "writer": {
+        **dict.fromkeys((*HISTORY, *PROCESSES, "outcomes"), "SELECT"),
+        "model_states": "SELECT INSERT UPDATE LOCK",
+    },
+    "reader": dict.fromkeys(
+        (*HISTORY, *PROCESSES, *SHOWN, "read migrations", "counting_count", "counting_count__g1"), "SELECT"
+    ),
     "projector": {
         **dict.fromkeys((*HISTORY, "read migrations"), "SELECT"),
+        "processes": "SELECT INSERT UPDATE LOCK",
+        "process_instances": "SELECT INSERT UPDATE LOCK",
+        "process_outgoing": "SELECT INSERT UPDATE LOCK DELETE",
         "diptych_projections": "SELECT INSERT UPDATE LOCK",
         "diptych_generations": CHANGED,
         "diptych_blocked_keys": CHANGED,

@@ -7,7 +7,8 @@ from decimal import Decimal
 
 import pytest
 
-from diptych import Application, InvalidMessage, Rejected, replace
+from diptych import Application, Rejected, replace
+from diptych.errors import InvalidMessage
 from shop import shop
 from shop.messages.commands import PlaceOrder, ReturnGoods
 from shop.messages.events import GoodsReturned, ReturnRefused

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from diptych import Application, Command, Receipt, Unavailable
+from diptych import Application, Command, Receipt
 from diptych.application.partition import Partition
+from diptych.errors import Unavailable
 from tests.faults.counting import CounterId
 from tests.faults.incrementing import COUNTERS, execute, in_schema, whole
 from tests.postgres_cluster import Server

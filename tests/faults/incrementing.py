@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from diptych import Application, ConfigurationError, Receipt, Unavailable
+from diptych import Application, ConfigurationError, Receipt
 from diptych.application.follower import Follower
 from diptych.application.partition import Partition
+from diptych.errors import Unavailable
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.position import Place
 from diptych.event_store.recorded_event import RecordedEvent

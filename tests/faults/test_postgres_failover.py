@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych import Application, HistoryDiverged, Query, Receipt, Rejected
+from diptych import Application, Query, Receipt, Rejected
 from diptych.adapters.connect import commits_survive
 from diptych.adapters.postgres import connection
 from diptych.adapters.postgres.read_store import PostgresReadStore
 from diptych.application.follower import Follower
+from diptych.errors import HistoryDiverged
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.merged_log import MergedLog
 from tests.faults.counting import CounterId, CountOf, Increment, TotalOf, counting

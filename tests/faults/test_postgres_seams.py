@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych import Application, HistoryDiverged, NotFresh
+from diptych import Application, NotFresh
 from diptych.adapters.connect import connect_event_store, default_read_store
 from diptych.adapters.postgres.grants import role_name
 from diptych.clock import SystemClock
+from diptych.errors import HistoryDiverged
 from diptych.event_store import copying
 from diptych.event_store.event_store import HistoryPart
 from tests.faults.counting import Count, CounterId, CountOf, Increment, counting

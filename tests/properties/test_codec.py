@@ -12,7 +12,8 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych import Command, Event, Identity, InvalidMessage, Value
+from diptych import Command, Event, Identity, Value
+from diptych.errors import InvalidMessage
 from diptych.messages.codec import Codec, encode_canonical, to_plain
 
 

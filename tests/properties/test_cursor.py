@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych import Identity, InvalidMessage, Key, ReadModel
+from diptych import Identity, Key, ReadModel
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.clock import SystemClock
+from diptych.errors import InvalidMessage
 from diptych.event_store.position import NOWHERE, START, Place
 from diptych.messages.registry import EventTypes
 from diptych.read_side.freshness import EVENTUAL, Freshness

@@ -12,6 +12,7 @@ from diptych import (
     By,
     Command,
     CommandContext,
+    CommandRejected,
     DecisionModel,
     Event,
     EventContext,
@@ -19,11 +20,14 @@ from diptych import (
     Indexed,
     Key,
     Page,
+    ProcessManager,
     Query,
+    Reaction,
     Reader,
     ReadModel,
     Rejected,
     Searchable,
+    Timeout,
     Untagged,
     Value,
     at_least,
@@ -362,3 +366,68 @@ async def best(query: Best, read: Reader) -> Page[ProductSales]:
 async def units_sold(query: UnitsSold, read: Reader) -> Total:
     found = await read.find(ProductSales, product=one_of("pen", "ink"), limit=2)
     return Total(units=sum(row.units for row in found))
+
+
+# ── a process: its own identity, a timeout, a rejection as a generic fact, an end ────────────────────────────────────
+
+
+class Deposit(Command):
+    transfer_id: TransferId
+
+
+class Refund(Command):
+    transfer_id: TransferId
+
+
+class Requested(Event):
+    transfer_id: TransferId
+
+
+class Deposited(Event):
+    transfer_id: TransferId
+
+
+class Refunded(Event):
+    transfer_id: TransferId
+
+
+class DepositOverdue(Timeout):
+    transfer_id: TransferId
+
+
+@bank.command_handler
+def deposit(command: Deposit) -> Deposited:
+    return Deposited(transfer_id=command.transfer_id)
+
+
+@bank.command_handler
+def give_back(command: Refund) -> Refunded:
+    return Refunded(transfer_id=command.transfer_id)
+
+
+@bank.process_manager
+class Transferring(ProcessManager[TransferId]):
+    transfer: TransferId
+
+    def react(self, event: Requested | Deposited | DepositOverdue | CommandRejected[Deposit]) -> Reaction[Transferring]:
+        match event:
+            case Requested():
+                overdue = DepositOverdue(transfer_id=self.transfer)
+                return Reaction(self, [Deposit(transfer_id=self.transfer)], [(overdue, timedelta(minutes=10))])
+            case Deposited():
+                return Reaction(self, ended=True)
+            case CommandRejected(command=Deposit(), code="again"):
+                return Reaction(self, [event.command], {DepositOverdue(transfer_id=self.transfer): timedelta(hours=1)})
+            case DepositOverdue() | CommandRejected():
+                return Reaction(self, [Refund(transfer_id=self.transfer)], ended=True)
+
+
+class Counting(ProcessManager[AccountId]):
+    account: AccountId
+    transfers: int = 0
+
+    def react(self, event: MoneyTransferred, context: EventContext) -> Reaction[Counting]:
+        return Reaction(replace(self, transfers=self.transfers + context.position))
+
+
+bank.process_manager(starts=[MoneyTransferred], from_beginning=True)(Counting)

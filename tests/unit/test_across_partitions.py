@@ -13,7 +13,6 @@ from diptych import (
     BoundedContext,
     ConfigurationError,
     ExpiresAt,
-    HistoryDiverged,
     Key,
     NotFresh,
     Query,
@@ -21,6 +20,7 @@ from diptych import (
     ReadModel,
     replace,
 )
+from diptych.errors import HistoryDiverged
 from diptych.testing import ManualClock, check_commutative
 from tests.tenants import (
     ACME,

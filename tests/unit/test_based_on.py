@@ -19,7 +19,6 @@ from diptych import (
     ContextChanged,
     DecisionModel,
     Event,
-    HistoryDiverged,
     Identity,
     Key,
     Query,
@@ -27,7 +26,7 @@ from diptych import (
     Rejected,
     replace,
 )
-from diptych.errors import InvalidMessage
+from diptych.errors import HistoryDiverged, InvalidMessage
 from diptych.event_store.event_store import Commit
 from diptych.event_store.position import Place, Position, Token, read_tokens
 from diptych.event_store.recorded_event import NewEvent

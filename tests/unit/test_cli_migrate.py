@@ -49,7 +49,7 @@ def test_the_statements_can_be_printed(project: Project) -> None:
     """For whoever runs them by hand; nothing is connected to."""
     code, out, _ = project.run("migrate", "--sql", "--store", "postgresql://nobody@nowhere.invalid/school?schema=s")
     assert code == 0
-    assert out.count("BEGIN;") == out.count("COMMIT;") == 2
+    assert out.count("BEGIN;") == out.count("COMMIT;") == 3
     assert 'CREATE SCHEMA IF NOT EXISTS "s";' in out
     assert 'CREATE SCHEMA IF NOT EXISTS "s_read";' in out
 
@@ -61,7 +61,7 @@ def test_the_roles_can_be_printed(project: Project) -> None:
     """Who may do what in each store, in roles named after the schema of the events; nothing is connected to."""
     code, out, _ = project.run("migrate", "--grants", "--store", GRANTED)
     assert code == 0
-    assert out.count("BEGIN;") == out.count("COMMIT;") == 2
+    assert out.count("BEGIN;") == out.count("COMMIT;") == 3
     assert "CREATE TABLE" not in out
     events, rows = out.split("-- read store:")
     assert 'GRANT EXECUTE ON FUNCTION "s".append TO "s_writer";' in events

@@ -10,7 +10,8 @@ from typing import Annotated, Generic, Optional, TypeVar
 import msgspec
 import pytest
 
-from diptych import Command, Event, Identity, InvalidMessage, Value, replace
+from diptych import Command, Event, Identity, Value, replace
+from diptych.errors import InvalidMessage
 from diptych.messages.codec import Codec, decode
 
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from diptych import (
     replace,
 )
 from diptych.adapters.memory.event_store import MemoryEventStore
+from diptych.adapters.memory.process_store import MemoryProcessStore
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.application.partition import Partition
 from diptych.application.registration import event_types
@@ -377,6 +378,7 @@ class Fleet:
             compile_contexts([context], {}),
             self.store,
             self.read_store,
+            MemoryProcessStore(),
             clock=SystemClock(),
             projecting=True,
             commands_waiting_max=100,

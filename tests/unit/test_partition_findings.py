@@ -16,8 +16,6 @@ from diptych import (
     Application,
     Command,
     ConfigurationError,
-    HistoryDiverged,
-    InvalidMessage,
     Key,
     NotFresh,
     Query,
@@ -27,7 +25,7 @@ from diptych import (
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.clock import SystemClock
 from diptych.entrypoints.http import http_app
-from diptych.errors import OutcomeUnknown, StoreUnavailable
+from diptych.errors import HistoryDiverged, InvalidMessage, OutcomeUnknown, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import AppendResult, Commit, ReadResult
 from diptych.event_store.merged_log import MergedLog

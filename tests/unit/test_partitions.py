@@ -16,9 +16,7 @@ from diptych import (
     DecisionModel,
     Event,
     EventContext,
-    HistoryDiverged,
     Identity,
-    InvalidMessage,
     Key,
     NotFresh,
     Query,
@@ -28,7 +26,15 @@ from diptych import (
     SyncApplication,
     replace,
 )
-from diptych.errors import CommandIdReused, InvalidEvent, SpansPartitions, StoreClosed, UnknownPartition
+from diptych.errors import (
+    CommandIdReused,
+    HistoryDiverged,
+    InvalidEvent,
+    InvalidMessage,
+    SpansPartitions,
+    StoreClosed,
+    UnknownPartition,
+)
 from diptych.event_store.event_query import ALL_EVENTS
 from tests.tenants import (
     ACME,

@@ -7,7 +7,8 @@ import base64
 import msgspec
 import pytest
 
-from diptych import Application, HistoryDiverged, InvalidMessage
+from diptych import Application
+from diptych.errors import HistoryDiverged, InvalidMessage
 from diptych.event_store.position import NOWHERE, START, Place, Position, Token, read_tokens
 from tests.school import CourseId, OpenCourse, SeatsOf, school, with_seats
 

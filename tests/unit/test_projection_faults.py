@@ -10,7 +10,6 @@ import pytest
 
 from diptych import (
     Application,
-    Blocked,
     BoundedContext,
     Command,
     Event,
@@ -26,7 +25,7 @@ from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.application.registration import event_types, projections
 from diptych.clock import SystemClock
-from diptych.errors import InvalidMessage, NotFresh, UnreadableEvent
+from diptych.errors import Blocked, InvalidMessage, NotFresh, UnreadableEvent
 from diptych.event_store.event_store import Commit
 from diptych.event_store.history import History
 from diptych.event_store.position import START

@@ -15,16 +15,13 @@ import pytest
 
 from diptych import (
     Application,
-    Blocked,
     BoundedContext,
     Command,
     ConfigurationError,
     Event,
     EventContext,
-    HistoryDiverged,
     Identity,
     Indexed,
-    InvalidMessage,
     Key,
     NotFresh,
     Page,
@@ -38,7 +35,7 @@ from diptych import (
     replace,
     starts_with,
 )
-from diptych.errors import Overloaded, UnknownMessage
+from diptych.errors import Blocked, HistoryDiverged, InvalidMessage, Overloaded, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
 from tests.school import CourseId, CoursesTaken, Enrolled, Seats, SeatsOf, StudentId
 

@@ -20,13 +20,12 @@ from diptych import (
     Event,
     EventContext,
     Identity,
-    InvalidMessage,
     Key,
     ReadModel,
     Rejected,
     replace,
 )
-from diptych.errors import UnknownMessage
+from diptych.errors import InvalidMessage, UnknownMessage
 from diptych.testing import ManualClock, difference, scenario
 
 school = BoundedContext("school")

@@ -9,7 +9,6 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from diptych import (
-    Blocked,
     BoundedContext,
     Command,
     ConfigurationError,
@@ -23,6 +22,7 @@ from diptych import (
     Rejected,
     replace,
 )
+from diptych.errors import Blocked
 from diptych.testing import InMemoryApplication, ManualClock
 
 pytestmark = pytest.mark.anyio

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diptych.event_store.event_store import EventStore
     from diptych.event_store.position import Place, Position
     from diptych.event_store.transactions import Lender
+    from diptych.process_managers.process_store import ProcessStore
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import ReadStore
 
@@ -24,6 +25,7 @@ __all__ = [
     "check_grantable",
     "commits_survive",
     "connect_event_store",
+    "connect_process_store",
     "connect_query_source",
     "connect_read_store",
     "default_read_store",
@@ -74,6 +76,15 @@ def connect_read_store(url: str) -> ReadStore:
         ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
     """
     return cast("ReadStore", _module(url, "read_store").connect(url))
+
+
+def connect_process_store(url: str) -> ProcessStore:
+    """The process store beside the events at a URL: in the same file, or schema; not opened yet.
+
+    Raises:
+        ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
+    """
+    return cast("ProcessStore", _module(url, "process_store").connect(url))
 
 
 def connect_query_source(

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from diptych.event_store.event_store import EventLog, EventStore
     from diptych.event_store.recorded_event import RecordedEvent
+    from diptych.process_managers.process_store import ProcessStore
+    from diptych.process_managers.processes import Processes
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import BlockedKey, ReadStore
 
@@ -100,6 +102,7 @@ class Application:
         self._projecting = projecting
         self._commands_waiting_max = commands_waiting_max
         self._partitions: Partitions | None = None
+        self._routes: Partitions | None = None
         self._compiled: Compiled
         self._opening = False
 
@@ -128,7 +131,7 @@ class Application:
         try:
             for context in self.contexts:
                 context.load()
-            wired = self._wired()
+            wired = self._routes = self._wired()
             try:
                 await wired.open()
             except BaseException:
@@ -164,6 +167,8 @@ class Application:
             compiled,
             events,
             rows,
+            self._connected_processes(urls),
+            execute=self._execute_for_process,
             name=name,
             query_source=self._query_source(urls, rows, events),
             middleware=self._middleware,
@@ -190,6 +195,16 @@ class Application:
         store = urls.store or "memory:"
         read_store = urls.read_store or connect.default_read_store(store)
         return connect.connect_event_store(store, self._clock), connect.connect_read_store(read_store)
+
+    @staticmethod
+    def _connected_processes(urls: StoreUrls) -> ProcessStore:
+        found: ProcessStore = import_module("diptych.adapters.connect").connect_process_store(urls.store or "memory:")
+        return found
+
+    async def _execute_for_process(self, command: Command, command_id: str, sender: Sender) -> object:
+        """Execute a command that a process sends, in whichever partition it belongs to, also while others open."""
+        assert self._routes is not None, "processes run from when it opens until it is closed"
+        return await self._routes.of_command(command).commands.execute(command, command_id, sender)
 
     def _query_source(self, urls: StoreUrls, rows: ReadStore, log: EventLog) -> QuerySource | None:
         if not urls.read_replicas:
@@ -390,6 +405,11 @@ class Application:
     async def discard(self, projection: str, key: str) -> BlockedKey | None:
         """See `Partition.discard`."""
         return await self.partition().discard(projection, key)
+
+    @property
+    def processes(self) -> Processes:
+        """The instances of processes: listed, and helped on by hand."""
+        return self.partition().processes
 
     @property
     def rebuilds(self) -> Rebuilds:

@@ -11,6 +11,7 @@ from diptych.messages.annotations import scope_of_caller
 from diptych.messages.event import Event
 from diptych.messages.query import Query
 from diptych.messages.upcaster import Upcast, UpcasterDeclaration
+from diptych.process_managers.process_manager import ProcessDeclaration, ProcessManager
 from diptych.read_side.projection import ProjectionDeclaration
 from diptych.read_side.query_bus import QueryDeclaration
 from diptych.read_side.read_model import ReadModel
@@ -28,11 +29,12 @@ I = TypeVar("I")  # noqa: E741  # an item of an event
 Decision: TypeAlias = Event | Iterable[Event] | None
 Decider = TypeVar("Decider", bound=Callable[..., Decision | Awaitable[Decision] | AsyncIterable[Event]])
 Subscriber = TypeVar("Subscriber", bound=Callable[..., Awaitable[None]])
+PM = TypeVar("PM", bound=type[ProcessManager[Any]])
 Fold = TypeVar("Fold", bound=Callable[..., ReadModel | None])
 
 
 class BoundedContext:
-    """Collects the handlers, projections and subscribers of one bounded context (Eric Evans, 2003).
+    """Collects the handlers, projections, processes and subscribers of one bounded context (Eric Evans, 2003).
 
     Args:
         name: letters, digits, - and _; qualifies the stored names of its events.
@@ -51,6 +53,7 @@ class BoundedContext:
         self.projections: list[ProjectionDeclaration] = []
         self.subscribers: list[SubscriberDeclaration] = []
         self.upcasters: list[UpcasterDeclaration] = []
+        self.process_managers: list[ProcessDeclaration] = []
 
     def __repr__(self) -> str:
         return f"BoundedContext({self.name!r})"
@@ -218,3 +221,37 @@ class BoundedContext:
             return function
 
         return declare
+
+    @overload
+    def process_manager(self, cls: PM, /) -> PM: ...
+    @overload
+    def process_manager(
+        self, /, *, starts: Iterable[type[Event]] | None = None, from_beginning: bool = False, retired: bool = False
+    ) -> Callable[[PM], PM]: ...
+    def process_manager(
+        self,
+        cls: Any = None,
+        /,
+        *,
+        starts: Iterable[type[Event]] | None = None,
+        from_beginning: bool = False,
+        retired: bool = False,
+    ) -> Any:
+        """Declare a process: a `ProcessManager[OrderId]` with `react(self, event) -> Reaction[Self]`.
+
+        Args:
+            cls: the class, where used without arguments.
+            starts: the events that may begin an instance; by default all in the annotation of `react` that are neither
+                a `Timeout` nor a `CommandRejected`. Others are ignored where they meet no instance.
+            from_beginning: a process that is new reacts to the whole history. By default it begins at the head, with
+                what happens from the first time on that a worker has it.
+            retired: it takes no events and sends nothing any more. Its class is there for what it has left in the
+                history and for its instances, which are still listed.
+        """
+
+        def declare(cls: PM) -> PM:
+            declaration = ProcessDeclaration(self.name, cls, starts, from_beginning=from_beginning, retired=retired)
+            self.process_managers.append(declaration)
+            return cls
+
+        return declare if cls is None else declare(cls)

@@ -116,7 +116,7 @@ def divided(
     across = [found for found in compiled.projections if found.name not in placed]
     _check_across(across, kept=ACROSS in names)
     if across:
-        parts[ACROSS] = compiled._replace(projections=across, handlers={}, subscribers=[])
+        parts[ACROSS] = compiled._replace(projections=across, handlers={}, subscribers=[], processes=[])
     return parts
 
 
@@ -170,6 +170,9 @@ def _of_context(compiled: Compiled, name: str) -> Compiled:
             found
             for found in compiled.subscribers
             if _followed(found.name, found.query, types, several=False) == [name]
+        ],
+        processes=[
+            found for found in compiled.processes if _followed(found.name, found.query, types, several=False) == [name]
         ],
         query_handlers={},
     )

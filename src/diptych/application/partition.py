@@ -5,8 +5,14 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from diptych.application.follower import Follower
+from diptych.application.status import Health, Status
+from diptych.errors import DiptychError
 from diptych.event_store.event_store import EventStore
+from diptych.process_managers.process_worker import ProcessWorker
+from diptych.process_managers.processes import Processes
 from diptych.write_side.command_bus import CommandBus
 
 __all__ = ["Partition"]
@@ -20,11 +26,14 @@ class Partition(Follower):
 
     Attributes:
         store: the history, which is the log that is followed.
+        processes: their instances: listed, and helped on by hand.
     """
 
     store: EventStore
     commands: CommandBus
     context_names: frozenset[str]
+    process_worker: ProcessWorker
+    processes: Processes
 
     async def open(self) -> None:
         """Open the stores, check that they fit the code and each other, and follow the history."""
@@ -32,10 +41,30 @@ class Partition(Follower):
         await self.history.register(self.store, self.context_names)
         await self.commands.open()
         await super().open()
+        await self.process_worker.open(running=self.projecting)
+
+    async def status(self) -> Status:
+        """How far the history is, and how far everything that follows it."""
+        return replace(await super().status(), processes=await self.process_worker.status())
+
+    async def health(self) -> Health:
+        """Whether the stores are reachable, and projections and processes run and keep up."""
+        found = await super().health()
+        if not found.ready:
+            return found
+        if self.projecting and self.process_worker.failure:
+            return Health(ready=False, reason=f"processes have stopped: {self.process_worker.failure}")
+        try:
+            stuck = await self.process_worker.stuck()
+        except DiptychError as error:
+            return Health(ready=False, reason=str(error))
+        told = [f"process {name}: instances are stuck, the first is {first!r}" for name, first in stuck]
+        return replace(found, impaired=(*found.impaired, *told))
 
     async def close(self) -> None:
-        """Stop in the order of the data: commands first, the stores last."""
+        """Stop in the order of the data: processes and commands first, the stores last."""
         async with AsyncExitStack() as closing:
             closing.push_async_callback(self.store.close)
             closing.push_async_callback(super().close)
             closing.push_async_callback(self.commands.close)
+            closing.push_async_callback(self.process_worker.close)

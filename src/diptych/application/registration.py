@@ -16,6 +16,7 @@ from diptych.event_store.transactions import Lender
 from diptych.messages.command import Command
 from diptych.messages.event import Event
 from diptych.messages.registry import EventType, EventTypes
+from diptych.process_managers.process_manager import Process, compile_process
 from diptych.read_side.projection import Projection, compile_projections, projected_events
 from diptych.read_side.query_bus import query_of
 from diptych.read_side.subscriber import Subscriber, compile_subscriber, subscribed_events
@@ -34,6 +35,7 @@ __all__ = [
     "event_types",
     "handled_commands",
     "handled_queries",
+    "processes",
     "projections",
     "subscribers",
 ]
@@ -76,6 +78,8 @@ def _published(context: BoundedContext) -> Iterable[type[Event]]:
     yield from context.events
     for declaration in context.command_handlers:
         yield from published_events(declaration)
+    for process in context.process_managers:
+        yield from process.published
 
 
 def _folded(context: BoundedContext) -> Iterable[type[Event]]:
@@ -86,6 +90,8 @@ def _folded(context: BoundedContext) -> Iterable[type[Event]]:
         yield from projected_events(projection)
     for subscriber in context.subscribers:
         yield from subscribed_events(subscriber)
+    for process in context.process_managers:
+        yield from process.events
 
 
 def command_handlers(
@@ -178,6 +184,22 @@ def subscribers(
             _check_name(subscriber.name, subscriber, kept.setdefault(subscriber.name, subscriber))
             found.append(subscriber)
     return found
+
+
+def processes(contexts: Sequence[BoundedContext], types: EventTypes, handled: Iterable[type[Command]]) -> list[Process]:
+    """The compiled processes of all contexts.
+
+    Raises:
+        ConfigurationError: a signature does not fit, or two processes of a context have one name.
+    """
+    handled = set(handled)
+    found: dict[str, Process] = {}
+    for context in contexts:
+        for declaration in context.process_managers:
+            process = compile_process(declaration, types, handled)
+            if found.setdefault(process.name, process) is not process:
+                raise ConfigurationError(f"two processes would both be kept under {process.name!r}: rename one of them")
+    return list(found.values())
 
 
 def _check_name(name: str, mine: object, other: object) -> None:

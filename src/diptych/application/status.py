@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from diptych.process_managers.process_worker import ProcessStatus
 from diptych.read_side.query_source import ReplicaStatus
 
 __all__ = ["Health", "ProjectionStatus", "Status"]
@@ -43,6 +44,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         history_id: 32 hexadecimal digits that name the history.
         projections: by name.
         subscribers: by name.
+        processes: by name.
         replicas: that queries are asked on, in the order given, as they were when they were looked at last.
     """
 
@@ -50,6 +52,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     history_id: str
     projections: list[ProjectionStatus]
     subscribers: list[ProjectionStatus]
+    processes: list[ProcessStatus] = []
     replicas: list[ReplicaStatus] = []
 
 

@@ -13,6 +13,7 @@ from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import PartitionBy, Replicas, Stores
 from diptych.application.status import Health, Status
+from diptych.application.sync_processes import SyncProcesses
 from diptych.clock import Clock
 from diptych.errors import StoreClosed
 from diptych.messages.command import Command
@@ -183,6 +184,10 @@ class SyncApplication:
     def projected(self) -> None:
         """See `Application.projected`."""
         self._call(self._application.projected())
+
+    def processes(self, partition: str = "") -> SyncProcesses:
+        """The instances of processes; where there are several partitions, of the one named."""
+        return SyncProcesses(self._call, lambda: self._application.partition(partition).processes)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         with self._turn:

@@ -11,12 +11,22 @@ from diptych.application.bounded_context import BoundedContext
 from diptych.application.follower import Follower
 from diptych.application.partition import Partition
 from diptych.clock import Clock
+from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventLog, EventStore
 from diptych.event_store.history import History
 from diptych.event_store.merged_log import MergedLog
 from diptych.messages.command import Command
+from diptych.messages.fingerprint import fingerprint
+from diptych.messages.message import field_types
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.messages.unique_id import unique_id
+from diptych.process_managers.process_leases import ProcessLeases
+from diptych.process_managers.process_manager import Process
+from diptych.process_managers.process_runner import ProcessRunner
+from diptych.process_managers.process_store import ProcessStore
+from diptych.process_managers.process_worker import ProcessWorker
+from diptych.process_managers.processes import Processes
+from diptych.process_managers.sender import Execute
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
 from diptych.read_side.leases import Leases
@@ -42,6 +52,7 @@ class Compiled(NamedTuple):
         handlers: by command.
         projections: that follow the history.
         subscribers: that follow the history.
+        processes: that follow the history.
         query_handlers: by query; one for each that a read model answers as well.
         commands: by name.
         queries: by name.
@@ -52,6 +63,7 @@ class Compiled(NamedTuple):
     handlers: Mapping[type[Command], CommandHandler]
     projections: Sequence[Projection]
     subscribers: Sequence[Subscriber]
+    processes: Sequence[Process]
     query_handlers: Mapping[type, Handle]
     commands: MessageTypes
     queries: MessageTypes
@@ -75,17 +87,20 @@ def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[
         handlers=handlers,
         projections=projections,
         subscribers=registration.subscribers(contexts, services, types, projections),
+        processes=registration.processes(contexts, types, handlers),
         query_handlers=query_handlers,
         commands=MessageTypes("command", registration.handled_commands(contexts)),
         queries=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
     )
 
 
-def wire(
+def wire(  # noqa: PLR0913 — by keyword, most of them
     compiled: Compiled,
     store: EventStore,
     read_store: ReadStore,
+    process_store: ProcessStore,
     *,
+    execute: Execute | None = None,
     clock: Clock,
     middleware: Sequence[CommandMiddleware] = (),
     projecting: bool,
@@ -93,18 +108,50 @@ def wire(
     query_source: QuerySource | None = None,
     name: str = "",
 ) -> Partition:
-    """Give every part of a partition what it needs; nothing is opened yet."""
+    """Give every part of a partition what it needs; nothing is opened yet.
+
+    Processes send their commands to `execute`; by default to the command bus of the same partition.
+    """
     follower = follow(
         compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
     )
+    history = follower.history
+    commands = CommandBus(
+        compiled.handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max
+    )
+    leases = ProcessLeases(
+        process_store, [found.name for found in compiled.processes if not found.retired], unique_id()
+    )
+    runners = [
+        ProcessRunner(
+            found,
+            store,
+            history,
+            process_store,
+            leases,
+            compiled.commands,
+            execute or commands.execute,
+            clock,
+            process_fingerprint(found),
+        )
+        for found in compiled.processes
+    ]
     return Partition(
         **vars(follower),
+        process_worker=ProcessWorker(runners, store, process_store, leases),
+        processes=Processes(runners, store, history, process_store, clock),
         store=store,
-        commands=CommandBus(
-            compiled.handlers, store, follower.history, clock, middleware=middleware, waiting_max=commands_waiting_max
-        ),
+        commands=commands,
         context_names=compiled.context_names,
     )
+
+
+def process_fingerprint(process: Process) -> str:
+    """What tells one version of a process from the next; empty where its source cannot be found."""
+    try:
+        return fingerprint([process.cls.react], field_types(process.cls), 1)
+    except ConfigurationError:
+        return ""
 
 
 def wire_across(

@@ -169,9 +169,11 @@ class MessageTypes:
         self.kind = kind
         self._by_name: dict[str, type] = {}
         self._names: dict[type, str] = {}
+        self._full_names: dict[type, str] = {}
         short: dict[str, list[tuple[str, type]]] = {}
         for context, cls in classes:
             self._by_name[f"{context}.{cls.__name__}"] = cls
+            self._full_names[cls] = f"{context}.{cls.__name__}"
             short.setdefault(cls.__name__, []).append((context, cls))
         for name, found in short.items():
             for context, cls in found:
@@ -183,6 +185,10 @@ class MessageTypes:
     def names(self) -> Mapping[type, str]:
         """Each class with the shortest name that finds it."""
         return self._names
+
+    def full_name(self, cls: type) -> str | None:
+        """The name of a class with that of its context; None where it is not known."""
+        return self._full_names.get(cls)
 
     def find(self, name: str) -> type[Any]:
         """The class of that name.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from diptych.application import registration
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
+from diptych.application.partitions import Partitions
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import Appended, Commit
@@ -19,6 +21,7 @@ from diptych.messages.event import Event, EventContext
 from diptych.messages.query import Query
 from diptych.messages.registry import EventTypes
 from diptych.messages.unique_id import unique_bytes
+from diptych.process_managers.process_worker import ProcessStatus
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
@@ -54,14 +57,16 @@ class InMemoryApplication(Application):
     """An `Application` for tests: `async with InMemoryApplication(school) as app: await app.execute(...)`.
 
     It is deterministic: events and rows are in memory, time stands still until `app.clock` is moved, and when
-    `execute` or `given` returns, every projection shows the whole history and every subscriber has had it. So queries
-    need no token; and they are strict, so that a fold that failed is an error in the test that met it (`Blocked`).
+    `execute`, `given` or `advance` returns, every projection shows the whole history, every subscriber has had it, and
+    every process has reacted and sent what is due. So queries need no token; and they are strict, so that a fold that
+    failed is an error in the test that met it (`Blocked`).
 
     Args:
         contexts: at least one.
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
         clock: tells the time; a new `ManualClock` by default.
+        reacting: whether processes react to what happens, and send.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class InMemoryApplication(Application):
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
         clock: ManualClock | None = None,
+        reacting: bool = True,
     ) -> None:
         self.clock = clock or ManualClock()
         super().__init__(
@@ -77,6 +83,7 @@ class InMemoryApplication(Application):
         )
         self._types = EventTypes(())
         self._projections: Mapping[type, Projection] = {}
+        self._reacting = reacting
         self._executed = False
         self._settling = False
 
@@ -86,6 +93,11 @@ class InMemoryApplication(Application):
         self._types = registration.event_types(self.contexts)
         found = registration.projections(self.contexts, self._types)
         self._projections = {projection.form.cls: projection for projection in found}
+
+    def _wired(self) -> Partitions:
+        wired = super()._wired()
+        wired.find("").process_worker.may_run = self._reacting
+        return wired
 
     # ── the two panels ───────────────────────────────────────────────────────
 
@@ -159,6 +171,16 @@ class InMemoryApplication(Application):
         found = await self.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
         return found.value
 
+    async def advance(self, by: timedelta | float) -> None:
+        """Move the clock on, by a duration or so many seconds; the timeouts that are due then have fired.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        self._executed = True
+        self.clock.advance(by)
+        await self.settled()
+
     # ── what has come about ──────────────────────────────────────────────────
 
     async def facts(self) -> list[Fact]:
@@ -185,12 +207,12 @@ class InMemoryApplication(Application):
             return [projection.form.model(row) for row in await snapshot.find(projection.name, shown, order, ROWS_MAX)]
 
     async def settled(self) -> None:
-        """Wait until projections and subscribers have followed the history to its end.
+        """Wait until projections, subscribers and processes have followed the history to its end.
 
         A command that a subscriber executes meanwhile returns at once: it is this wait that covers it.
 
         Raises:
-            AssertionError: a subscriber fails, or they do not come to rest within `SETTLE_S` seconds.
+            AssertionError: a subscriber or process fails, or they do not come to rest within `SETTLE_S` seconds.
         """
         if self._settling:
             return
@@ -206,14 +228,29 @@ class InMemoryApplication(Application):
     async def _follow_to_the_end(self) -> None:
         seen = 0
         while True:
+            await self.partition().process_worker.at_rest()
             await self.projected()
             status = await self.status()
+            for process in status.processes if self._reacting else ():
+                await self._check_process(process)
             for subscriber in status.subscribers:
                 if subscriber.stopped:
                     raise AssertionError(f"the subscriber {subscriber.name} fails: {subscriber.stopped}")
-            if not any(subscriber.lag_events for subscriber in status.subscribers):
+            behind = any(found.lag_events for found in status.subscribers)
+            if not behind and (await self.partition().store.head()).position == status.head:
                 return
             seen = await self.partition().read_store.wait_for_change(seen, SUBSCRIBER_LOOK_S)
+
+    async def _check_process(self, process: ProcessStatus) -> None:
+        """Raise what is wrong with a process."""
+        if process.stopped:
+            raise AssertionError(f"the process {process.name} fails: {process.stopped}")
+        if process.count.blocked or process.count.dead:
+            (found, *_) = await self.processes.list(process.name, stuck=True)
+            shown = await self.processes.show(process.name, found.id)
+            given_up = [f"{item.name}: {item.failure}" for item in (*shown.commands, *shown.timeouts) if item.dead]
+            reason = found.failure or "; ".join(given_up)
+            raise AssertionError(f"the instance {found.id!r} of {process.name} is stuck: {reason}")
 
     def _new_event(self, event: Event) -> NewEvent:
         found = self._types.of(type(event))

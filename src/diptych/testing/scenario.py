@@ -2,6 +2,7 @@
 
     scenario(school).given(CourseDefined(...)).when(Enrol(...)).then(Enrolled(...))
     scenario(school).given(Enrolled(...)).then_row(Seats(...))
+    scenario(school).given(Enrolled(...)).when_event(Paid(...)).then_commands(Welcome(...))
 
 Nothing is simulated: each scenario is an application of its own in memory, with the given events in its history; the
 command goes through the command bus, and rows come from the projector and the read store. Beside that, everything
@@ -33,6 +34,7 @@ from diptych.read_side.read_store import Key
 from diptych.testing.difference import events_difference, listed, mapping_difference, row_difference
 from diptych.testing.in_memory_application import Fact, InMemoryApplication
 from diptych.testing.manual_clock import ManualClock
+from diptych.testing.process_scenario import Happened, ProcessOutcome, react_to
 from diptych.testing.purity import check_decision, fold_models, fold_rows
 
 if TYPE_CHECKING:
@@ -67,13 +69,6 @@ class _Setting(NamedTuple):
     clock: Clock
 
 
-class _Given(NamedTuple):
-    """An event that has happened, and when it was recorded."""
-
-    event: Event
-    recorded_at: datetime
-
-
 class _Wanted(NamedTuple):
     """A command, and who wants it."""
 
@@ -85,7 +80,7 @@ class _Wanted(NamedTuple):
 class Scenario:
     """What has happened so far. Immutable: each step gives a new one, so that a beginning can be shared."""
 
-    def __init__(self, setting: _Setting, given: tuple[_Given, ...] = ()) -> None:
+    def __init__(self, setting: _Setting, given: tuple[Happened, ...] = ()) -> None:
         self._setting = setting
         self._given = given
 
@@ -108,7 +103,7 @@ class Scenario:
                 f"events are given in the order in which they happened: {recorded_at} is before "
                 f"{self._given[-1].recorded_at}, when {self._given[-1].event!r} was recorded"
             )
-        return Scenario(self._setting, (*self._given, *(_Given(event, recorded_at) for event in events)))
+        return Scenario(self._setting, (*self._given, *(Happened(event, recorded_at) for event in events)))
 
     def when(self, command: Command, *, command_id: str | None = None, actor: str | None = None) -> Outcome:
         """Execute a command, now.
@@ -118,6 +113,17 @@ class Scenario:
             DiptychError: it ended in anything but a rejection.
         """
         return Outcome(_run(self._setting, self._given, _Wanted(command, command_id, actor)))
+
+    def when_event(self, event: Event) -> ProcessOutcome:
+        """Have one more event happen, now, and every process react to it; nothing is sent.
+
+        A rejection is `CommandRejected(instance=..., command=..., code=..., facts={})`, also in `given`.
+
+        Raises:
+            AssertionError: `react` fails, or is not pure.
+        """
+        __tracebackhide__ = True
+        return react_to(self._setting.contexts, [*self._given, Happened(event, self._setting.clock.now())])
 
     def then_row(self, row: ReadModel) -> Self:
         """The projections show this row.
@@ -284,7 +290,7 @@ class _Run(NamedTuple):
         return shown.rows.get(key)
 
 
-def _run(setting: _Setting, given: tuple[_Given, ...], wanted: _Wanted | None) -> _Run:
+def _run(setting: _Setting, given: tuple[Happened, ...], wanted: _Wanted | None) -> _Run:
     """Run on an event loop and thread of its own, since the caller may be on a loop already."""
     with ThreadPoolExecutor(1, thread_name_prefix="diptych scenario") as pool:
         running = _in_time(_run_async(setting, given, wanted, setting.clock.now()))
@@ -309,12 +315,13 @@ def _without_subscribers(context: BoundedContext) -> BoundedContext:
     return quiet
 
 
-async def _run_async(setting: _Setting, given: tuple[_Given, ...], wanted: _Wanted | None, now: datetime) -> _Run:
+async def _run_async(setting: _Setting, given: tuple[Happened, ...], wanted: _Wanted | None, now: datetime) -> _Run:
     if given and given[-1].recorded_at > now:
         raise ValueError(f"{given[-1].event!r} is given as recorded at {given[-1].recorded_at}, and it is {now}")
     clock = ManualClock(given[0].recorded_at if given else now)
     contexts = [_without_subscribers(context) for context in setting.contexts]
-    async with InMemoryApplication(*contexts, services=setting.services, clock=clock) as app:
+    app = InMemoryApplication(*contexts, services=setting.services, clock=clock, reacting=False)
+    async with app:
         for recorded_at, together in groupby(given, key=lambda found: found.recorded_at):
             clock.set(recorded_at)
             await app.given(*(found.event for found in together))

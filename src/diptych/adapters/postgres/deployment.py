@@ -6,12 +6,13 @@ take the port as well.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from diptych.adapters.postgres.connection import DRIVER_ERRORS, STATEMENT_S_MAX, connect, failure, parse_url
 from diptych.adapters.postgres.event_schema import EVENT_STORE_GRANTS, EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.grants import check_apart
+from diptych.adapters.postgres.process_schema import PROCESS_GRANTS, PROCESS_MIGRATIONS
 from diptych.adapters.postgres.read_schema import READ_STORE_GRANTS, READ_STORE_MIGRATIONS
 from diptych.errors import ConfigurationError
 
@@ -37,8 +38,14 @@ __all__ = [
 Port: TypeAlias = Literal["event_store", "read_store"]
 """What a store is to the application."""
 
-_MIGRATIONS: Mapping[Port, Migrations] = {"event_store": EVENT_STORE_MIGRATIONS, "read_store": READ_STORE_MIGRATIONS}
-_GRANTS: Mapping[Port, Grants] = {"event_store": EVENT_STORE_GRANTS, "read_store": READ_STORE_GRANTS}
+_MIGRATIONS: Mapping[Port, Sequence[Migrations]] = {
+    "event_store": (EVENT_STORE_MIGRATIONS, PROCESS_MIGRATIONS),
+    "read_store": (READ_STORE_MIGRATIONS,),
+}
+_GRANTS: Mapping[Port, Sequence[Grants]] = {
+    "event_store": (EVENT_STORE_GRANTS, PROCESS_GRANTS),
+    "read_store": (READ_STORE_GRANTS,),
+}
 _SELECT_DURABILITY = """
 SELECT current_setting('synchronous_standby_names') <> '' AND current_setting('synchronous_commit') <> 'local',
     count(*) FILTER (WHERE sync_state IN ('sync', 'quorum')),
@@ -55,6 +62,8 @@ WHERE d.datname = pg_catalog.current_database() AND n.nspname = $1
 async def migrate(url: str, port: Port) -> list[Migration]:
     """Make or upgrade the tables of a store; safe to run twice, and by several at once.
 
+    With the events come the tables of processes.
+
     Returns:
         The migrations that were missing, in order; empty where none was.
 
@@ -63,7 +72,8 @@ async def migrate(url: str, port: Port) -> list[Migration]:
         StoreUnavailable: the server cannot be reached, or refuses; nothing was changed.
         ConfigurationError: the URL cannot be read.
     """
-    return await _MIGRATIONS[port].apply(parse_url(url))
+    where = parse_url(url)
+    return [step for migrations in _MIGRATIONS[port] for step in await migrations.apply(where)]
 
 
 def migration_sql(url: str, port: Port) -> str:
@@ -72,7 +82,8 @@ def migration_sql(url: str, port: Port) -> str:
     Raises:
         ConfigurationError: the URL cannot be read.
     """
-    return _MIGRATIONS[port].sql(parse_url(url))
+    where = parse_url(url)
+    return "\n".join(migrations.sql(where) for migrations in _MIGRATIONS[port])
 
 
 def grants_sql(url: str, port: Port, prefix: str) -> str:
@@ -81,7 +92,8 @@ def grants_sql(url: str, port: Port, prefix: str) -> str:
     Raises:
         ConfigurationError: the URL cannot be read, or the prefix is no plain name.
     """
-    return _GRANTS[port].sql(parse_url(url), prefix)
+    where = parse_url(url)
+    return "\n".join(grants.sql(where, prefix) for grants in _GRANTS[port])
 
 
 def check_grantable(url: str, read_url: str) -> None:

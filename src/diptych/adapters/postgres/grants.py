@@ -69,7 +69,8 @@ class Grants(msgspec.Struct, frozen=True):
         check_name("the roles' prefix", prefix)
         schema = url.quoted_schema
         everybody = _names(prefix, self.roles)
-        parts = ["BEGIN;", f"-- {self.store}: who may do what", _alone(schema, self.store), _made(prefix, self.roles)]
+        alone = _alone(schema, makes_tables=self.makes_tables)
+        parts = ["BEGIN;", f"-- {self.store}: who may do what", alone, _made(prefix, self.roles)]
         parts.append(f"GRANT USAGE ON SCHEMA {schema} TO {everybody};")
         for table, rights in self.tables.items():
             parts.append(f"REVOKE ALL ON {schema}.{table} FROM {everybody};")
@@ -129,11 +130,13 @@ def _place(url: PostgresUrl) -> tuple[object, ...]:
     return (hosts, parts[0].path, url.schema)
 
 
-def _alone(schema: str, store: str) -> str:
+def _alone(schema: str, *, makes_tables: bool) -> str:
+    """Events, and the processes beside them, are not where read models are."""
+    wrong = "<>" if makes_tables else "="
     return f"""\
 DO $alone$
 BEGIN
-    IF EXISTS (SELECT FROM {schema}.migrations AS m WHERE m.store <> '{store}') THEN
+    IF EXISTS (SELECT FROM {schema}.migrations AS m WHERE m.store {wrong} 'read store') THEN
         RAISE EXCEPTION '{_OWN_SCHEMA}';
     END IF;
 END

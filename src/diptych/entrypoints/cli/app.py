@@ -16,11 +16,13 @@ from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
+from diptych.entrypoints.cli.instances import close, list_instances, retry, show
 from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.parked import discard, list_parked, replay
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
-from diptych.entrypoints.cli.schema import check, show
+from diptych.entrypoints.cli.schema import check
+from diptych.entrypoints.cli.schema import show as show_schema
 from diptych.entrypoints.cli.status import status
 
 __all__ = ["command_line", "main", "run_command_line"]
@@ -92,15 +94,29 @@ def command_line() -> App:
         help="List the event types of a store, or check that the code reads them.",
         usage="Usage: diptych schema COMMAND",
         help_epilogue="",
-        sort_key=9,
+        sort_key=10,
     )
     app.command(schema)
-    _add(schema, 1, show, "show", f"diptych schema show {_STORE}")
+    _add(schema, 1, show_schema, "show", f"diptych schema show {_STORE}")
     _add(schema, 2, check, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
-    _add(app, 6, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
+    processes = App(
+        name="processes",
+        help="List instances of process managers, or help on those that are stuck.",
+        usage="Usage: diptych processes COMMAND",
+        help_epilogue="",
+        sort_key=6,
+    )
+    app.command(processes)
+    _add(processes, 1, list_instances, "list", f"diptych processes list bank:bank {_STORE}", arguments="[APP...]")
+    by_hand: tuple[Callable[..., Any], ...] = (show, retry, close)
+    for key, helping in enumerate(by_hand, 2):
+        reason = "" if helping is show else ' --reason "by phone"'
+        example = f"diptych processes {helping.__name__} Transferring t1 bank:bank{reason}"
+        _add(processes, key, helping, helping.__name__, example, arguments="PROCESS INSTANCE [APP...]")
+    _add(app, 7, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
     url = "--store postgresql://localhost/school"
-    _add(app, 7, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
-    _add(app, 8, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
+    _add(app, 8, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
+    _add(app, 9, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     return app
 
 

@@ -23,6 +23,7 @@ from diptych.entrypoints.cli.signals import run_async
 
 if TYPE_CHECKING:
     from diptych.application.status import ProjectionStatus, Status
+    from diptych.process_managers.process_worker import ProcessStatus
     from diptych.read_side.query_source import ReplicaStatus
 
 __all__ = ["status"]
@@ -113,6 +114,9 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
         if listed:
             output.print()
             output.print(_table(title, listed, found.head))
+    if found.processes:
+        output.print()
+        output.print(_process_table(found.processes))
     if found.replicas:
         output.print()
         output.print(_replica_table(found.replicas))
@@ -125,6 +129,8 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
         )
     if any(each.blocked for each in found.projections):
         output.print("\nSome keys wait behind an event that cannot be folded: see diptych parked list")
+    if any(each.count.blocked or each.count.dead for each in found.processes):
+        output.print("\nSome instances of processes are stuck: see diptych processes list --stuck")
 
 
 def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
@@ -139,6 +145,16 @@ def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
             screen.count(each.blocked),
             style="red" if each.stopped else "yellow" if each.blocked else "",
         )
+    return table
+
+
+def _process_table(listed: list[ProcessStatus]) -> object:
+    columns = ("name", "checkpoint", "behind", "running", "blocked", "waiting", "given up")
+    table = screen.table("Processes", *columns, numbers=6)
+    for each in listed:
+        count = each.count
+        counts = (each.checkpoint, each.lag_events, count.running, count.blocked, count.waiting, count.dead)
+        table.add_row(each.name, *map(screen.count, counts), style="yellow" if count.blocked or count.dead else "")
     return table
 
 

@@ -1,0 +1,306 @@
+"""The runner: follows the history for one process, and has its instances react.
+
+    event store ──▶ read after the checkpoint ──▶ load the instances named ──▶ react, in order ──▶ one commit:
+                                                        states, commands, timeouts, checkpoint (rule 43)
+
+Only what this worker has on lease is worked on; and each commit is fenced by checkpoint and epoch, so two runners of
+one process, whichever way that came about, waste work, and send nothing that was not kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Sequence
+
+from diptych.clock import Clock, pause
+from diptych.errors import HistoryDiverged
+from diptych.event_store.event_query import EventQuery
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.history import History
+from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.timestamp import to_microseconds
+from diptych.messages.registry import MessageTypes
+from diptych.process_managers.process_leases import ProcessLeases
+from diptych.process_managers.process_manager import Process
+from diptych.process_managers.process_store import Outgoing, ProcessChange, ProcessStore, StoredProcess
+from diptych.process_managers.reactions import Folded, Given, Outbox, told
+from diptych.process_managers.sender import Execute, ProcessSender
+
+__all__ = ["ProcessRunner"]
+
+BATCH_EVENTS_MAX = 500
+"""Events that one commit takes in."""
+CHECKPOINT_EVENTS = 1_000
+"""Positions without anything for a process after which its checkpoint is written all the same."""
+CATCH_UP_EVENTS = 500
+"""Events read at once for an instance that goes on."""
+BLOCKED_PAGE = 100
+"""Blocked instances that are looked at together, where the code has changed."""
+IDLE_WAIT_S = 5.0
+"""Seconds after which an idle runner looks again without having been woken."""
+BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 30.0
+"""Seconds between tries while something fails: doubled each time, up to the second."""
+
+_log = logging.getLogger("diptych.processes")
+
+
+class ProcessRunner:
+    """Runs one process.
+
+    Attributes:
+        process: which.
+        fingerprint: of its code.
+        failure: why it does not go on; empty while it does.
+        position: up to where it has followed the history, as far as is known here.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        events: EventStore,
+        history: History,
+        store: ProcessStore,
+        leases: ProcessLeases,
+        commands: MessageTypes,
+        execute: Execute,
+        clock: Clock,
+        fingerprint: str,
+    ) -> None:
+        self.process = process
+        self._store = store
+        self.fingerprint = fingerprint
+        self.failure = ""
+        self.position = START
+        self.outbox = Outbox(process, commands, history.types)
+        self.sender = ProcessSender(process, self, events, history.types, commands, execute, clock)
+        self._events = events
+        self._history = history
+        self._leases = leases
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._stored: StoredProcess | None = None
+        self._forks = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._moves = HeadWatch()
+
+    # ── life ─────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Find its checkpoint, or make it: a new process begins at the head, or with the first event if told to."""
+        begin = Place(self._events.history_id, START, NOWHERE)
+        head = begin if self.process.from_beginning else await self._events.head()
+        self.position = (await self._store.create(self.process.name, head, self.fingerprint)).checkpoint.position
+
+    def start(self) -> None:
+        """React and send from now on, in tasks of their own, while it is held."""
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._follow(), name=f"diptych process {self.process.name}"),
+            loop.create_task(self.sender.follow(), name=f"diptych sender {self.process.name}"),
+        ]
+
+    async def close(self) -> None:
+        """Stop; what is under way is cancelled, and comes again."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._stored = None
+
+    @property
+    def store(self) -> ProcessStore:
+        """Where it is kept."""
+        return self._store
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this worker may work on it now, and knows where it is."""
+        return self._stored is not None and self._leases.epoch(self.process.name) == self._stored.epoch
+
+    async def until_held(self) -> None:
+        """Wait until that may have changed."""
+        await self._moves.wait(IDLE_WAIT_S)
+
+    async def moved(self, timeout_s: float) -> None:
+        """Wait until it has gone on."""
+        await self._moves.wait(timeout_s)
+
+    async def _follow(self) -> None:
+        backoff_s = BACKOFF_FIRST_S
+        while True:  # until it is cancelled
+            try:
+                await self._step()
+                self.failure, backoff_s = "", BACKOFF_FIRST_S
+            except HistoryDiverged as error:
+                self._stop(f"{error}. Nothing is sent: restore events and processes from one backup")
+                return
+            except Exception as error:  # noqa: BLE001  # whatever it is: told by status and health, and tried again
+                self.failure = told(error)
+                _log.error("process %s tries again in %.1f s: %s", self.process.name, backoff_s, self.failure)
+                await pause(backoff_s)
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+    def _stop(self, reason: str) -> None:
+        self.failure, self._stored = reason, None
+        _log.error("process %s has stopped: %s", self.process.name, reason)
+        self._moves.wake()
+
+    async def _step(self) -> None:
+        epoch = self._leases.epoch(self.process.name)
+        if epoch is None:
+            self._stored = None
+            await self._leases.wait(IDLE_WAIT_S)
+        elif self._stored is None or self._stored.epoch != epoch or self._forks != self._events.forks:
+            await self._take_over(epoch)
+        elif not await self._react():
+            await self._events.wait_for_events(self.position, IDLE_WAIT_S)
+
+    async def _take_over(self, epoch: int) -> None:
+        """Go on where whoever had it last has left it; what is there is verified first (rule 17)."""
+        forks = self._events.forks
+        await self.open()
+        (stored,) = [found for found in await self._store.processes() if found.name == self.process.name]
+        place = await self._events.place_at(stored.checkpoint.position)
+        event_id = None if place is None else place.event_id
+        stored.checkpoint.check(self._events.history_id, event_id, f"the process {self.process.name}")
+        if stored.epoch != epoch:
+            await self._leases.wait(IDLE_WAIT_S)
+            return
+        self._stored, self.position, self._forks = stored, stored.checkpoint.position, forks
+        if stored.fingerprint != self.fingerprint:
+            await self._go_on_with_new_code()
+        self._moves.wake()
+        self.sender.wake()
+
+    # ── reacting ─────────────────────────────────────────────────────────────
+
+    async def _react(self) -> bool:
+        """Take in the next events; False at the head."""
+        stored = self._stored
+        assert stored is not None, "it was taken over"
+        found = await self._events.read(self.process.query, self.position, BATCH_EVENTS_MAX)
+        if found.through == self.position:
+            return False
+        folded = await self._folded(found.events)
+        quiet = found.through - stored.checkpoint.position < CHECKPOINT_EVENTS
+        if not (quiet and not folded.changes_anything):
+            place = await self._events.place_at(found.through)
+            if self._forks != self._events.forks:
+                return True  # what was read may be of another history
+            assert place is not None, "the store said that this position was read"
+            if not await self._commit(folded, place):
+                return True
+        self.position = found.through
+        self._moves.wake()
+        return True
+
+    async def _folded(self, events: Sequence[RecordedEvent]) -> Folded:
+        named = dict.fromkeys(found for recorded in events for found in self.process.named_by(recorded.tags))
+        folded = await self._begun(named)
+        for recorded in events:
+            given = self._given(recorded)
+            for instance in self.process.named_by(recorded.tags):
+                await self._take(folded, instance, given)
+        return folded
+
+    async def _begun(self, instances: Collection[str]) -> Folded:
+        known = await self._store.instances(self.process.name, list(instances)) if instances else []
+        return Folded(self.process, self.outbox, known)
+
+    async def _take(self, folded: Folded, instance: str, given: Given) -> None:
+        by_hand = self.process.by_hand
+        kind = type(given.event)
+        if kind is by_hand.retried:
+            folded.revive(instance)
+            await self._catch_up(folded, instance, given.recorded.position)
+        elif kind is by_hand.closed:
+            folded.close(instance, given)
+        elif kind is by_hand.given:
+            folded.give(instance, given)
+        else:
+            folded.take(instance, given)
+
+    async def _catch_up(self, folded: Folded, instance: str, before: int) -> None:
+        """Let a blocked instance take what it has missed, from the log, in order."""
+        known = folded.find(instance)
+        if known is None or not known.blocked:
+            return
+        query, after, more = self.process.of_instance(instance), Position(known.blocked - 1), True
+        folded.unblock(instance)
+        while more:
+            after, more = await self._catch_up_page(folded, instance, query, after, before)
+
+    async def _catch_up_page(
+        self, folded: Folded, instance: str, query: EventQuery, after: Position, before: int
+    ) -> tuple[Position, bool]:
+        found = await self._events.read(query, after, CATCH_UP_EVENTS, until=Position(before - 1))
+        for recorded in found.events:
+            given = self._given(recorded)
+            if type(given.event) not in self.process.by_hand:  # which was taken in when it came
+                folded.take(instance, given)
+        return found.through, found.more
+
+    def _given(self, recorded: RecordedEvent) -> Given:
+        return Given(recorded, self._history.event(recorded), self._history.context(recorded))
+
+    async def _go_on_with_new_code(self) -> None:
+        """Instances keep their states; those that are blocked are tried again, for the code may be mended."""
+        stored = self._stored
+        assert stored is not None, "it was taken over"
+        after, more = "", True
+        while more:
+            page = await self._store.page(self.process.name, after, BLOCKED_PAGE, stuck=True)
+            folded = await self._begun([found.id for found in page])
+            for found in page:
+                await self._catch_up(folded, found.id, stored.checkpoint.position + 1)
+            assert self._stored is not None, "nobody else changes it"
+            if not await self._commit(folded, self._stored.checkpoint):
+                return
+            after, more = (page[-1].id, True) if len(page) == BLOCKED_PAGE else ("", False)
+
+    # ── committing ───────────────────────────────────────────────────────────
+
+    async def settle(self, removed: Collection[str], failed: Sequence[Outgoing]) -> None:
+        """Note what has gone out, and what has not."""
+        async with self._lock:
+            stored = self._stored
+            if stored is None:
+                return  # whoever has it now sends it again, to no effect
+            change = ProcessChange(
+                process=stored.name,
+                epoch=stored.epoch,
+                after=stored.checkpoint,
+                checkpoint=stored.checkpoint,
+                fingerprint=stored.fingerprint,
+                removed=removed,
+                failed=failed,
+            )
+            await self._committed(change)
+
+    async def _commit(self, folded: Folded, place: Place) -> bool:
+        async with self._lock:
+            stored = self._stored
+            if stored is None:
+                return False
+            now_us = to_microseconds(self._clock.now())
+            change = folded.change(stored.epoch, stored.checkpoint, place, self.fingerprint, now_us)
+            if not await self._committed(change):
+                return False
+        self.sender.wake()
+        return True
+
+    async def _committed(self, change: ProcessChange) -> bool:
+        """Make a change true; where somebody else has made one, look again where the process is."""
+        try:
+            done = await self._store.commit(change)
+        except BaseException:
+            self._stored = None  # whether it was done, the store tells
+            raise
+        self._stored = (
+            StoredProcess(change.process, change.checkpoint, change.fingerprint, change.epoch) if done else None
+        )
+        return done

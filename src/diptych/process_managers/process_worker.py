@@ -1,0 +1,140 @@
+"""The worker: runs the processes of one history in this operating system's process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from diptych.event_store.event_store import EventStore
+from diptych.event_store.position import Position
+from diptych.process_managers.process_leases import ProcessLeases
+from diptych.process_managers.process_runner import ProcessRunner
+from diptych.process_managers.process_store import InstanceCount, ProcessStore
+
+__all__ = ["ProcessStatus", "ProcessWorker"]
+
+REST_LOOK_S = 0.2
+"""Seconds after which a process that is waited for is looked at again: its failure wakes nobody."""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a process is.
+
+    Attributes:
+        name: with its context.
+        checkpoint: up to where it has followed the history, as it is stored.
+        lag_events: how many positions the history is ahead of it; 0 where nothing there is for it.
+        count: its instances, and what waits.
+        stopped: why it cannot go on; empty while it can.
+    """
+
+    name: str
+    checkpoint: int
+    lag_events: int
+    count: InstanceCount
+    stopped: str = ""
+
+
+class ProcessWorker:
+    """Opens, runs and closes the processes of one history. Made by the application.
+
+    Args:
+        runners: one for each process.
+        events: the history.
+        store: where the processes are kept.
+        leases: of this worker.
+
+    Attributes:
+        may_run: whether they run once it is opened; else they are only looked at.
+    """
+
+    def __init__(
+        self, runners: Sequence[ProcessRunner], events: EventStore, store: ProcessStore, leases: ProcessLeases
+    ) -> None:
+        self._runners = runners
+        self._working = [runner for runner in runners if not runner.process.retired]
+        self._events = events
+        self._store = store
+        self._leases = leases
+        self._running = False
+        self.may_run = True
+
+    async def open(self, *, running: bool) -> None:
+        """Open the store; and react, if `running`. Nothing to do where there are no processes.
+
+        Raises:
+            StoreUnavailable: the store cannot be opened.
+        """
+        if not self._runners:
+            return
+        await self._store.open()
+        if running and self.may_run:
+            for runner in self._working:
+                await runner.open()
+            await self._leases.open()
+            for runner in self._working:
+                runner.start()
+            self._running = True
+
+    async def close(self) -> None:
+        """Stop; what is under way comes again."""
+        self._running = False
+        try:
+            for runner in self._runners:
+                await runner.close()
+            await self._leases.close()
+        finally:
+            await self._store.close()
+
+    async def at_rest(self) -> None:
+        """Wait until every process that can go on has taken in all that there is, and sent all that is due."""
+        seen: Position | None = None
+        while self._running:
+            head = (await self._events.head()).position
+            if head == seen:
+                return
+            seen = head
+            for runner in self._working:
+                while runner.position < head and not runner.failure:
+                    await runner.moved(REST_LOOK_S)
+                runner.sender.wake()
+                while not (runner.failure or runner.sender.failure or await runner.sender.rest(REST_LOOK_S)):
+                    continue
+
+    @property
+    def failure(self) -> str:
+        """Why one of them does not go on here; empty where all do."""
+        found = ((runner.process.name, runner.failure or runner.sender.failure) for runner in self._working)
+        failures = (f"process {name}: {failure}" for name, failure in found if failure)
+        return next(failures, self._leases.failure if self._running else "")
+
+    async def stuck(self) -> list[tuple[str, str]]:
+        """Each process of which an instance is blocked, or has something that was given up, and the first such one."""
+        found = [
+            (runner.process.name, await self._store.page(runner.process.name, "", 1, stuck=True))
+            for runner in self._runners
+        ]
+        return [(name, page[0].id) for name, page in found if page]
+
+    async def status(self) -> list[ProcessStatus]:
+        """How far each is, by name."""
+        if not self._runners:
+            return []
+        head = (await self._events.head()).position
+        stored = {found.name: found.checkpoint.position for found in await self._store.processes()}
+        found: list[ProcessStatus] = []
+        for runner in sorted(self._runners, key=lambda runner: runner.process.name):
+            name = runner.process.name
+            checkpoint = stored.get(name, head)
+            waits = (await self._events.read(runner.process.query, max(checkpoint, runner.position), 1)).events
+            found.append(
+                ProcessStatus(
+                    name=name,
+                    checkpoint=checkpoint,
+                    lag_events=head - waits[0].position + 1 if waits and not runner.process.retired else 0,
+                    count=await self._store.count(name),
+                    stopped=runner.failure or runner.sender.failure,
+                )
+            )
+        return found

@@ -1,0 +1,278 @@
+"""The sender: what a process wants done goes out, each thing once, whatever happens in between (G10).
+
+Everything comes from the process store, where it was kept together with the reaction that made it, and goes out under
+the id that it has there. So whatever fails, a crash included, is tried again: a command that took effect hears of its
+kept outcome, and an event that is there is not appended twice. Then it is removed.
+
+    due? ──▶ command ──▶ command bus ──▶ done, or Rejected: CommandRejected is appended ──▶ removed
+        └──▶ timeout ──▶ appended ──────────────────────────────────────────────────────▶ removed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple, Protocol, TypeAlias
+from uuid import UUID, uuid5
+
+import msgspec
+
+from diptych.clock import Clock, pause
+from diptych.errors import StoreClosed, Unavailable
+from diptych.event_store.event_store import Appended, Commit, Duplicate, EventStore
+from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.recorded_event import NewEvent
+from diptych.event_store.timestamp import to_microseconds
+from diptych.messages.codec import Codec, decode, encode, to_plain
+from diptych.messages.command import Command
+from diptych.messages.envelope import Envelope
+from diptych.messages.registry import EventTypes, MessageTypes
+from diptych.messages.rejected import Rejected
+from diptych.process_managers.process_manager import Process
+from diptych.process_managers.process_store import Outgoing, ProcessStore
+from diptych.process_managers.reactions import told
+from diptych.write_side.command_bus import Sender
+
+__all__ = ["Execute", "Holder", "ProcessSender", "Unheard"]
+
+SENDING_MAX = 32
+"""Commands and timeouts of one process that are under way at once, each of an instance of its own."""
+SEND_ATTEMPTS_MAX = 10
+"""How often one that fails is sent by itself; where a store or the like is not available, that is not counted."""
+SEND_BACKOFF_FIRST_S, SEND_BACKOFF_MAX_S = 0.2, 60.0
+"""Seconds between attempts: doubled each time, up to the second."""
+DUE_WAIT_S = 5.0
+"""Seconds after which a sender that waits looks again without having been woken, so that a clock may be set."""
+STORE_BACKOFF_S = 1.0
+"""Seconds after which a sender whose store fails tries again."""
+
+_log = logging.getLogger("diptych.processes")
+
+Execute: TypeAlias = Callable[[Command, str, Sender], Awaitable[object]]
+"""Executes a command under an id, in whichever partition it belongs to."""
+
+
+class Holder(Protocol):
+    """Who holds the process, and may change what is kept of it: its runner."""
+
+    @property
+    def store(self) -> ProcessStore:
+        """Where it is kept."""
+        ...
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this worker may work on it now."""
+        ...
+
+    async def until_held(self) -> None:
+        """Wait until that may have changed."""
+        ...
+
+    async def settle(self, removed: Collection[str], failed: Sequence[Outgoing]) -> None:
+        """Note what has gone out, and what has not."""
+        ...
+
+
+class _Sent(NamedTuple):
+    """What came of one: it has gone out, unless there is something to be kept of it."""
+
+    item: Outgoing
+    failed: Outgoing | None = None
+
+
+class _Sending(NamedTuple):
+    """One that is under way."""
+
+    item: Outgoing
+    task: asyncio.Task[_Sent]
+
+
+class ProcessSender:
+    """Sends what one process has to send, while its runner holds the process.
+
+    Attributes:
+        failure: why nothing goes out at all; empty while all is well.
+    """
+
+    def __init__(
+        self,
+        process: Process,
+        runner: Holder,
+        events: EventStore,
+        types: EventTypes,
+        commands: MessageTypes,
+        execute: Execute,
+        clock: Clock,
+    ) -> None:
+        self.failure = ""
+        self._process = process
+        self._runner = runner
+        self._events = events
+        self._types = types
+        self._commands = commands
+        self._execute = execute
+        self._clock = clock
+        self._codecs: dict[type[Command], Codec] = {}
+        self._under_way: dict[str, _Sending] = {}
+        self._asked = True
+        self._wakes = HeadWatch()
+        self._rests = HeadWatch()
+        self._at_rest = False
+
+    def wake(self) -> None:
+        """There may be something to send."""
+        self._asked, self._at_rest = True, False
+        self._wakes.wake()
+
+    async def rest(self, timeout_s: float) -> bool:
+        """Whether nothing is due or under way; waits for it."""
+        return self._at_rest or (await self._rests.wait(timeout_s) and self._at_rest)
+
+    async def follow(self) -> None:
+        """Send from now on, until this is cancelled; what is under way is then cancelled too, and comes again."""
+        try:
+            while True:
+                try:
+                    await self._step()
+                    self.failure = ""
+                except Exception as error:  # noqa: BLE001  # told by status, and tried again
+                    self.failure = told(error)
+                    _log.error(
+                        "process %s sends again in %.1f s: %s", self._process.name, STORE_BACKOFF_S, self.failure
+                    )
+                    await pause(STORE_BACKOFF_S)
+        finally:
+            left, self._under_way = [sending.task for sending in self._under_way.values()], {}
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left)
+
+    async def _step(self) -> None:
+        """Begin what is due, or wait for what is under way, or for something to be due."""
+        if not self._runner.is_held:
+            await self._runner.until_held()
+            return
+        self._asked = False
+        now_us = to_microseconds(self._clock.now())
+        found = await self._runner.store.due(self._process.name, now_us, 2 * SENDING_MAX)
+        for item in found:
+            if item.id not in self._under_way and len(self._under_way) < SENDING_MAX:
+                sending = asyncio.get_running_loop().create_task(self._send(item), name=f"diptych send {item.type}")
+                sending.add_done_callback(lambda _: self.wake())
+                self._under_way[item.id] = _Sending(item, sending)
+        if self._under_way:
+            await self._settle()
+        elif not self._asked:
+            await self._idle(now_us)
+
+    async def _settle(self) -> None:
+        """Wait for one that is under way, or for more to be due; what has gone out is removed, in one commit."""
+        if not any(sending.task.done() for sending in self._under_way.values()) and not self._asked:
+            await self._wakes.wait(DUE_WAIT_S)
+        done = [self._outcome(sending) for sending in self._under_way.values() if sending.task.done()]
+        if not done:
+            return
+        removed = [sent.item.id for sent in done if sent.failed is None]
+        await self._runner.settle(removed, [sent.failed for sent in done if sent.failed is not None])
+        for sent in done:
+            del self._under_way[sent.item.id]
+
+    def _outcome(self, sending: _Sending) -> _Sent:
+        if sending.task.cancelled():  # from within, by what the handler calls
+            return _Sent(sending.item, self._failed(sending.item, TimeoutError("it was cancelled")))
+        return sending.task.result()
+
+    async def _idle(self, now_us: int) -> None:
+        due_us = await self._runner.store.next_due_us(self._process.name, now_us)
+        if self._asked:
+            return
+        self._at_rest = True
+        self._rests.wake()
+        left_s = DUE_WAIT_S if due_us is None else (due_us - to_microseconds(self._clock.now())) / 1_000_000
+        if left_s > 0:
+            await self._wakes.wait(min(left_s, DUE_WAIT_S))
+
+    # ── one of them ──────────────────────────────────────────────────────────
+
+    async def _send(self, item: Outgoing) -> _Sent:
+        try:
+            if item.kind == "timeout":
+                await self._append(item.id, self._fired(item))
+            elif await self._events.outcome(_rejection_id(item)) is None:  # else all but the removal was done
+                await self._command(item)
+        except Exception as error:  # noqa: BLE001  # whatever it is: kept with the item, and tried again or listed
+            return _Sent(item, self._failed(item, error))
+        return _Sent(item)
+
+    async def _command(self, item: Outgoing) -> None:
+        cls = self._commands.find(item.type)
+        if cls not in self._codecs:
+            self._codecs[cls] = Codec(cls)
+        command: Command = self._codecs[cls].decode(item.data)
+        envelope = decode(item.metadata, Envelope)
+        sender = Sender(
+            actor=envelope.actor,
+            correlation_id=envelope.correlation_id,
+            causation_id=envelope.causation_id,
+            traceparent=envelope.traceparent,
+        )
+        try:
+            await self._execute(command, item.id, sender)
+        except Rejected as rejected:
+            await self._append(_rejection_id(item), self._rejected(item, command, envelope, rejected))
+
+    def _fired(self, item: Outgoing) -> NewEvent:
+        return NewEvent(UUID(item.id).bytes, item.type, item.version, item.data, item.tags, item.metadata)
+
+    def _rejected(self, item: Outgoing, command: Command, envelope: Envelope, rejected: Rejected) -> NewEvent:
+        cls = self._process.rejections.get(type(command))
+        if cls is None:
+            raise Unheard(
+                f"rejected with {rejected}, and {self._process.cls.__name__}.react takes no "
+                f"CommandRejected[{type(command).__name__}]"
+            )
+        event = cls(instance=item.instance, command=command, code=rejected.code, facts=to_plain(rejected.facts))
+        found = self._types.of(cls)
+        data, settled = found.codec.settle(event)
+        metadata = encode(msgspec.structs.replace(envelope, command_id=item.id))
+        event_id = UUID(_rejection_id(item)).bytes
+        return NewEvent(event_id, found.name, found.version, data, found.tags(settled), metadata)
+
+    async def _append(self, commit_id: str, event: NewEvent) -> None:
+        (result,) = await self._events.append([Commit(events=(event,), command_id=commit_id)])
+        if not isinstance(result, Appended | Duplicate):
+            raise TypeError(f"{event.type} cannot be appended: {result}")
+
+    def _failed(self, item: Outgoing, error: Exception) -> Outgoing:
+        attempts = item.attempts + 1
+        counted = not isinstance(error, Unavailable | StoreClosed)
+        dead = isinstance(error, Unheard) or (counted and attempts >= SEND_ATTEMPTS_MAX)
+        backoff_s = min(SEND_BACKOFF_FIRST_S * 2 ** min(item.attempts, 32), SEND_BACKOFF_MAX_S)
+        due: datetime = self._clock.now() + timedelta(seconds=backoff_s)
+        _log.log(
+            logging.ERROR if dead else logging.WARNING,
+            "process %s, instance %s: %s %s was not sent, %s: %s",
+            *(self._process.name, item.instance, item.type, item.id),
+            "and is given up" if dead else f"and is tried again in {backoff_s:.1f} s",
+            told(error),
+        )
+        return msgspec.structs.replace(
+            item,
+            attempts=attempts if counted else item.attempts,
+            failure=told(error),
+            dead=dead,
+            due_us=to_microseconds(due),
+        )
+
+
+class Unheard(Exception):
+    """A rejection that the process does not take: nobody but a human can say what is to become of it."""
+
+
+def _rejection_id(item: Outgoing) -> str:
+    """The id of a command's rejection: of the event, and of the commit that appends it."""
+    return str(uuid5(UUID(item.id), "rejected"))
