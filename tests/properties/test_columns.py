@@ -21,7 +21,8 @@ from diptych.adapters.sqlite.columns import (
     encode_parameter,
 )
 from diptych.adapters.sqlite.read_tables import StoredTable, create_table
-from diptych.read_side.read_store import Column, ColumnKind, Table, row_refusal
+from diptych.read_side.read_store import Column, ColumnKind, Table
+from diptych.read_side.row_refusal import row_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

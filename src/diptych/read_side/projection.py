@@ -24,8 +24,9 @@ from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
 from diptych.read_side.partitions import SLICES_MAX
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
-from diptych.read_side.read_store import Key, value_refusal
+from diptych.read_side.read_store import Key
 from diptych.read_side.refused_row import RefusedRow
+from diptych.read_side.row_refusal import value_refusal
 
 __all__ = [
     "KeyNotFound",

@@ -18,7 +18,8 @@ from diptych.errors import ConfigurationError
 from diptych.messages.annotations import members, snake_case, unwrap
 from diptych.messages.codec import encode
 from diptych.messages.message import MessageMeta, field_types, required_fields
-from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Table, value_refusal
+from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Table
+from diptych.read_side.row_refusal import value_refusal
 
 __all__ = ["ExpiresAt", "Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
 

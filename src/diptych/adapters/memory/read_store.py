@@ -52,8 +52,8 @@ from diptych.read_side.read_store import (
     Table,
     WriteResult,
     Written,
-    row_refusal,
 )
+from diptych.read_side.row_refusal import row_refusal
 from diptych.read_side.snapshot_turns import SnapshotTurns
 
 if TYPE_CHECKING:

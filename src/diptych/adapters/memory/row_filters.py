@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diptych.errors import InvalidMessage
-from diptych.read_side.read_store import Comparison, Filter, Row, Table, value_refusal
+from diptych.read_side.read_store import Comparison, Filter, Row, Table
+from diptych.read_side.row_refusal import value_refusal
 
 __all__ = ["comes_after", "matcher", "rank", "words_of"]
 

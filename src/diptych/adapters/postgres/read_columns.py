@@ -18,7 +18,8 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from diptych.errors import ConfigurationError
-from diptych.read_side.read_store import Column, ColumnKind, Key, Row, Table, value_refusal
+from diptych.read_side.read_store import Column, ColumnKind, Key, Row, Table
+from diptych.read_side.row_refusal import value_refusal
 
 if TYPE_CHECKING:
     from asyncpg import Record

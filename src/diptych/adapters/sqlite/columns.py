@@ -20,7 +20,8 @@ from functools import lru_cache
 from typing import Any, TypeAlias
 
 from diptych.errors import ConfigurationError
-from diptych.read_side.read_store import Column, ColumnKind, Row, Table, row_refusal, value_refusal
+from diptych.read_side.read_store import Column, ColumnKind, Row, Table
+from diptych.read_side.row_refusal import row_refusal, value_refusal
 
 __all__ = [
     "DecodeError",
