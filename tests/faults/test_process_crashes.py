@@ -27,6 +27,8 @@ pytestmark = [
 KILLS = 12
 LINES_MAX = 25
 """Commands that a worker is let begin at most before it is killed."""
+ROUND = LINES_MAX // 2 + 1
+"""Orders before each kill: each has a worker begin two commands at least, so that there is enough to be heard."""
 ORDERS = 90
 STATEMENTS = 20
 """More than the first two commits of a worker have for two orders, each with its begin and end."""
@@ -105,16 +107,16 @@ async def test_g10_kill_9_at_any_instant_doubles_and_loses_nothing(
     with capfd.disabled():
         print(f"seed {seed}")
     chance = random.Random(seed)
-    await ordered(kept_url)
     begun = 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
+        await ordered(kept_url, range(kill * ROUND, kill * ROUND + ROUND))
         with worker(kept_url) as process:
             await asyncio.to_thread(until, process, "open")
             for _ in range(chance.randrange(1, LINES_MAX)):
                 begun += bool(await asyncio.to_thread(hear, process))
             process.send_signal(signal.SIGKILL)
     assert begun > KILLS
-    await check_all(kept_url)
+    await check_all(kept_url, KILLS * ROUND)
 
 
 @pytest.mark.timeout(240)
