@@ -27,7 +27,8 @@ from diptych.event_store.recorded_event import NewEvent
 from diptych.testing.contracts.event_store import EventStoreContract
 from diptych.testing.contracts.event_store_case import SettableClock, history_of, opened
 from diptych.testing.contracts.event_store_copies import CopyContract, original
-from tests.postgres_server import as_role, new_granted_store, new_store, with_parameter
+from tests.postgres_pooler import pooled
+from tests.postgres_server import as_role, new_granted_store, new_store
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +45,7 @@ class TestPostgresEventStoreBehindAPooler(EventStoreContract):
 
     @asynccontextmanager
     async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
-        url = with_parameter(await new_store(), "pgbouncer", "true")
+        url = pooled(await new_store())
         yield lambda: connect(url, clock)
 
 

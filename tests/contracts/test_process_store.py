@@ -18,6 +18,7 @@ from diptych.adapters.sqlite.process_store import SqliteProcessStore
 from diptych.errors import NotGranted
 from diptych.process_managers.process_store import ProcessStore
 from diptych.testing.contracts.process_store import ProcessStoreContract
+from tests.postgres_pooler import pooled
 from tests.postgres_server import (
     ROLE_PREFIX,
     as_role,
@@ -27,7 +28,6 @@ from tests.postgres_server import (
     new_granted_stores,
     new_store,
     url_as,
-    with_parameter,
 )
 from tests.transferring import Request, TransferId, banking
 
@@ -64,7 +64,7 @@ class TestPostgresProcessStore(ProcessStoreContract):
 class TestPostgresProcessStoreBehindAPooler(ProcessStoreContract):
     @asynccontextmanager
     async def place(self) -> AsyncGenerator[Callable[[], ProcessStore]]:
-        url = with_parameter(await new_store(), "pgbouncer", "true")
+        url = pooled(await new_store())
         yield lambda: postgres.connect(url)
 
 

@@ -15,7 +15,8 @@ from diptych.read_side import change_count, snapshot_turns
 from diptych.testing.contracts.read_store import WAIT_S_MAX, ReadStoreContract
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, create, shown_generation
 from tests.contracts.read_store_sql import opened
-from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store, with_parameter
+from tests.postgres_pooler import pooled
+from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -49,7 +50,7 @@ class TestPostgresReadStoreBehindAPooler(TestPostgresReadStore):
     """With `pgbouncer=true` no statement is prepared for later, nothing is set, and nobody listens."""
 
     def connect(self, folder: Path) -> ReadStore:
-        return postgres.connect(with_parameter(self.url, "pgbouncer", "true"))
+        return postgres.connect(pooled(self.url))
 
 
 class TestPostgresReadStoreAsProjector(TestPostgresReadStore):

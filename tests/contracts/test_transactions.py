@@ -32,7 +32,8 @@ from diptych.event_store.event_store import Appended, AppendResult, Commit, Even
 from diptych.event_store.transactions import Change, Transactional, Work
 from diptych.testing.contracts.event_store_case import append_one, commit, event, expect, history_of, opened
 from diptych.testing.contracts.transactions import Gate, TransactionContract
-from tests.postgres_server import as_role, by_hand, new_granted_store, new_store, run, with_parameter
+from tests.postgres_pooler import pooled
+from tests.postgres_server import as_role, by_hand, new_granted_store, new_store, run
 
 pytestmark = pytest.mark.anyio
 
@@ -102,7 +103,7 @@ class TestPostgresTransactionsBehindAPooler(PostgresTransactions):
     """With `pgbouncer=true` nothing is prepared for later, and nothing of the session is relied on."""
 
     async def new_url(self) -> str:
-        return with_parameter(await new_store(), "pgbouncer", "true")
+        return pooled(await new_store())
 
 
 class TestPostgresTransactionsAsWriter(PostgresTransactions):
