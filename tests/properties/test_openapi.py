@@ -66,7 +66,13 @@ def _shop() -> Application:
     return Application(importlib.import_module("shop").shop, store="memory:")
 
 
-@pytest.mark.parametrize("make", [_library, _shop], ids=["library", "shop"])
+def _ordering() -> Application:
+    names = ("stock", "accounts", "ordering")
+    contexts = [getattr(importlib.import_module(f"shop.{name}"), name) for name in names]
+    return Application(*contexts, store="memory:")
+
+
+@pytest.mark.parametrize("make", [_library, _shop, _ordering], ids=["library", "shop", "ordering"])
 def test_made_up_requests_meet_nothing_undocumented(make: Callable[[], Application], tmp_path: Path) -> None:
     """Whatever schemathesis makes up, all its checks hold: no 5xx, no status undocumented, what is valid is taken."""
     server = _Server(make)
