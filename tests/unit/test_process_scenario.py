@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,7 @@ from tests.transferring import (
 ONE = TransferId("t1")
 REQUESTED = Requested(transfer=ONE, to="open")
 bank = banking()
+listing = BoundedContext("listing", modules=["late_processes"])
 
 
 def test_commands_and_timeouts_of_a_reaction() -> None:
@@ -67,6 +69,18 @@ def test_what_differs_is_told() -> None:
 def test_a_command_scenario_sends_nothing() -> None:
     """It is about the decision: the processes of its contexts do not react."""
     scenario(bank).when(Request(transfer=ONE)).then(REQUESTED)
+
+
+def test_the_modules_of_a_context_are_imported_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though no application is opened: a process whose module nobody has imported yet reacts."""
+    (tmp_path / "late_processes.py").write_text(
+        "from tests.transferring import Requested, Transferring\n"
+        "from tests.unit.test_process_scenario import listing\n"
+        "listing.process_manager(starts=[Requested])(Transferring)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    listing.command_handlers.extend(bank.command_handlers)
+    scenario(listing).when_event(REQUESTED).then_commands(Deposit(transfer=ONE, to="open"))
 
 
 class NumberId(Identity): ...

@@ -172,6 +172,8 @@ def react_to(contexts: Sequence[BoundedContext], happened: Sequence[Happened]) -
         AssertionError: `react` fails, or is not pure.
         ConfigurationError: there is no process.
     """
+    for context in contexts:
+        context.load()
     types = registration.event_types(contexts)
     commands = MessageTypes("command", registration.handled_commands(contexts))
     processes = registration.processes(contexts, types, commands.names)

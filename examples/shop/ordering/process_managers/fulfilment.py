@@ -8,6 +8,7 @@ the handlers of those commands to say, and where it asks too late it is refused 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TypeAlias
 
 from diptych import CommandRejected, ProcessManager, Reaction, replace
 from shop.accounts.messages import AccountId, PaymentTaken
@@ -33,6 +34,18 @@ PAYMENT_RETRY_AFTER = timedelta(hours=20)
 OVERDUE = "payment-overdue"
 """Why an order is cancelled whose time for paying is over."""
 
+Progress: TypeAlias = OrderSubmitted | BoughtOnCredit | GoodsReserved | PaymentTaken | GoodsShipped | OrderCancelled
+"""What happens to an order."""
+Due: TypeAlias = PaymentRetryDue | PaymentOverdue
+"""What the process has set itself to hear."""
+Refusal: TypeAlias = (
+    CommandRejected[ReserveGoods]
+    | CommandRejected[PayOrder]
+    | CommandRejected[ShipOrder]
+    | CommandRejected[CancelOrder]
+)
+"""What it has asked for, and does not get. Releasing and refunding are never refused, so nobody waits for that."""
+
 
 @ordering.process_manager(starts=[OrderSubmitted, BoughtOnCredit])
 class Fulfilment(ProcessManager[OrderId]):
@@ -47,21 +60,7 @@ class Fulfilment(ProcessManager[OrderId]):
     account_id: AccountId | None = None
     is_settled: bool = False
 
-    def react(
-        self,
-        event: OrderSubmitted
-        | BoughtOnCredit
-        | GoodsReserved
-        | PaymentTaken
-        | GoodsShipped
-        | OrderCancelled
-        | PaymentRetryDue
-        | PaymentOverdue
-        | CommandRejected[ReserveGoods]
-        | CommandRejected[PayOrder]
-        | CommandRejected[ShipOrder]
-        | CommandRejected[CancelOrder],
-    ) -> Reaction[Fulfilment]:
+    def react(self, event: Progress | Due | Refusal) -> Reaction[Fulfilment]:
         """What is to be done next."""
         match event:
             case OrderSubmitted(account_id=account_id, items=items):
@@ -85,19 +84,13 @@ class Fulfilment(ProcessManager[OrderId]):
             case CommandRejected():
                 return self._refused(event)
 
-    def _due(self, timeout: PaymentRetryDue | PaymentOverdue) -> Reaction[Fulfilment]:
+    def _due(self, timeout: Due) -> Reaction[Fulfilment]:
         """Ask again, or give up. A timeout is never called off: the state says whether it still matters."""
         if self.is_settled:
             return Reaction(self)
         return Reaction(self, self._pay() if isinstance(timeout, PaymentRetryDue) else [self._cancel(OVERDUE)])
 
-    def _refused(
-        self,
-        refusal: CommandRejected[ReserveGoods]
-        | CommandRejected[PayOrder]
-        | CommandRejected[ShipOrder]
-        | CommandRejected[CancelOrder],
-    ) -> Reaction[Fulfilment]:
+    def _refused(self, refusal: Refusal) -> Reaction[Fulfilment]:
         """Ask again, undo what was done, or leave it: somebody else was first."""
         match refusal.command:
             case PayOrder() if self.is_settled:

@@ -1,8 +1,8 @@
 """Checkout: goods of several products and a customer's credit as one dynamic boundary.
 
 Nothing owns this rule but the decision: neither stock nor credit is an aggregate around the other. What is given takes
-effect only if nothing happened meanwhile to these products, their prices, this customer's credit and this order; checkouts
-of other products by other customers go on side by side.
+effect only if nothing happened meanwhile to these products, their prices, this customer's credit and this order. Other
+customers check out other products side by side.
 """
 
 from __future__ import annotations
