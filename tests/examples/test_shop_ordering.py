@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from decimal import Decimal
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from diptych import Application, Rejected, replace
-from diptych.testing import scenario
+from diptych import Application, BoundedContext, Rejected, replace
+from diptych.testing import InMemoryApplication, scenario
+from shop import shop
 from shop.accounts.messages import AccountId, PaymentRefunded, PaymentTaken
 from shop.accounts.write_side import INSUFFICIENT_FUNDS
+from shop.invoice import command_of
 from shop.messages.identities import CustomerId, OrderId
 from shop.ordering.messages.commands import (
     CancelOrder,
@@ -33,8 +37,10 @@ from shop.ordering.messages.identities import CouponId
 from shop.ordering.read_side.coupon_status import CouponStatus
 from shop.ordering.read_side.order_status import OrderStatus
 from shop.ordering.write_side.credit import CREDIT_EXCEEDED
+from shop.read_side.product_sales import TopProducts
 from shop.stock.messages import GoodsReleased, GoodsReserved, GoodsShipped, Item, ReceiveGoods, SetPrice
 from shop.stock.write_side import OUT_OF_STOCK
+from shop.workload import Workload
 from tests.shop_orders import (
     ADA,
     BOB,
@@ -79,8 +85,8 @@ def test_an_order_is_taken_at_the_prices_of_now() -> None:
     SHOP.given(SUBMITTED).when(SUBMIT).then_rejected("order-exists")
     items = (*ITEMS, Item(sku=MUG, quantity=1))
     SHOP.when(replace(SUBMIT, items=items)).then_rejected("not-for-sale", sku=MUG)
-    items = (Item(sku=LAMP, quantity=500),)
-    SHOP.when(replace(SUBMIT, items=items)).then(replace(SUBMITTED, items=items, total=Decimal(15_000)))
+    lamps = (Item(sku=LAMP, quantity=500),)
+    SHOP.when(replace(SUBMIT, items=lamps)).then(replace(SUBMITTED, items=lamps, total=Decimal(15_000)))
 
 
 def test_a_coupon_takes_its_worth_off_an_order() -> None:
@@ -247,3 +253,26 @@ def test_the_status_of_an_order_follows() -> None:
     reserved.given(CANCELLED).then_row(replace(status, status="cancelled", because="changed-mind"))
     SHOP.given(ON_CREDIT, RESERVED).then_row(replace(status, status="on-credit"))
     SHOP.given(GoodsReserved(order_id=OTHER, items=ITEMS)).then_no_row(OrderStatus, OTHER)
+
+
+# ── the contexts ─────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: context.name)
+def test_a_context_names_all_its_modules(context: BoundedContext) -> None:
+    """No handler, projection or process is missing because its module was forgotten."""
+    examples = Path(import_module("shop").__path__[0]).parent
+    paths = (examples / "shop" / context.name).rglob("*.py")
+    declaring = [path for path in paths if f"\n@{context.name}." in path.read_text(encoding="utf-8")]
+    assert {".".join(path.relative_to(examples).with_suffix("").parts) for path in declaring} == set(context.modules)
+
+
+@pytest.mark.anyio
+async def test_the_contexts_run_beside_the_import() -> None:
+    """All four in one application: the orders of an import are no orders to be fulfilled."""
+    async with InMemoryApplication(shop, *CONTEXTS) as app:
+        for invoice in Workload(orders=5):
+            await app.execute(command_of(invoice))
+        assert await app.query(TopProducts()) != []
+        assert await app.processes.list(ended=True) == []
+        assert await app.rows(OrderStatus) == []
