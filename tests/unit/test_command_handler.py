@@ -96,6 +96,10 @@ class Order(Command):
     first: ProductId | None = None
 
 
+class Book(Command):
+    account: AccountId | None = None
+
+
 class Give(Command):
     source: AccountId
     target: AccountId
@@ -333,6 +337,8 @@ def no_annotation(command: Pay, account) -> None: ...  # type: ignore[no-untyped
 def no_service(command: Pay, gateway: Gateway) -> None: ...
 def ambiguous(command: Transfer, account: Account) -> None: ...
 def no_such_field(command: Transfer, product: Product) -> None: ...
+def optional_field(command: Book, account: Account) -> None: ...
+def nested_field(command: Order, product: Product) -> None: ...
 def by_unknown(command: Pay, account: Annotated[Account, By("payer")]) -> None: ...
 def by_wrong_type(command: Pay, account: Annotated[Account, By("owner")]) -> None: ...
 def by_wrong_order(command: Pay, both: Annotated[Ownership, By("owner", "account")]) -> None: ...
@@ -360,6 +366,8 @@ FIRST = "annotate the first parameter with the command"
         (no_service, "gateway", "services={Gateway: ...}"),
         (ambiguous, "account", 'Annotated[Account, By("source")]'),
         (no_such_field, "product", "add a field of type ProductId to the command"),
+        (optional_field, "account", "take Mapping[AccountId, Account]"),
+        (nested_field, "product", "take Mapping[ProductId, Product]"),
         (by_unknown, "account", "Pay has no such field"),
         (by_wrong_type, "account", "Account is scoped by (AccountId)"),
         (by_wrong_order, "both", "Ownership is scoped by (AccountId, OwnerId), in this order"),

@@ -417,7 +417,7 @@ class _SignatureCompiler:
             raise self._error(
                 name,
                 f"is a {fold.name}, scoped by {identity.__name__}, and {self._command.__name__} has no such field",
-                f"add a field of type {identity.__name__} to the command",
+                self._remedy_without_field(fold, identity),
             )
         raise self._error(
             name,
@@ -425,6 +425,14 @@ class _SignatureCompiler:
             f"({', '.join(candidates)})",
             f'name the parameter like one of them, or say Annotated[{fold.name}, By("{candidates[0]}")]',
         )
+
+    def _remedy_without_field(self, fold: ModelFold, identity: type) -> str:
+        if len(fold.identities) == 1 and tag_name(identity) in tag_reader(self._command).names:
+            mapping = f"Mapping[{identity.__name__}, {fold.name}]"
+            return (
+                f"it has some that may be missing, or be several: take {mapping}, with one model of each that is there"
+            )
+        return f"add a field of type {identity.__name__} to the command"
 
     def _many(self, name: str, identity: Any, model: Any) -> _Binding:
         fold = self._models(model)
