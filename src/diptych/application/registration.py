@@ -54,10 +54,10 @@ def event_types(contexts: Sequence[BoundedContext]) -> EventTypes:
     every = {cls for _, events in published + folded for cls in events}
     for cls in sorted(every, key=lambda cls: cls.__qualname__):
         if cls is not Event:
-            owners = [context for context, events in published if cls in events]
-            owners = owners or [context for context, events in folded if cls in events]
+            publishing = [context for context, events in published if cls in events]
+            owners = publishing or [context for context, events in folded if cls in events]
             mine = [declaration for declaration in upcasters if declaration.event is cls]
-            found[cls] = EventType(cls, _owner(cls, owners).name, mine)
+            found[cls] = EventType(cls, _owner(cls, owners).name, mine, folded_only=not publishing)
     types = EventTypes(found.values())
     for declaration in upcasters:
         types.of(declaration.event)

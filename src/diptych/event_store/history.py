@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from diptych.errors import InvalidMessage, NewerHistory, TagsChanged, UnreadableEvent
+from diptych.errors import ConfigurationError, InvalidMessage, NewerHistory, TagsChanged, UnreadableEvent
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import START
@@ -119,10 +119,13 @@ class History:
             TagsChanged: events are stored of a type that the code would tag otherwise.
             UnreadableEvent: events are stored of a type of these contexts that the code does not know. A fold would
                 leave them out silently.
+            ConfigurationError: an event is only folded here, and stored by a context that is not here. So would that.
         """
         coded = [StoredType(found.name, found.version, found.tag_names) for found in self.types]
         await store.register_types(coded)  # first: it fills in what a failover has lost, and no more
-        for stored in await store.stored_types():
+        held = await store.stored_types()
+        self._check_owners({stored.name for stored in held})
+        for stored in held:
             known = self.types.stored_as(stored.name)
             if known is None:
                 if stored.name.partition(".")[0] in contexts:
@@ -130,6 +133,23 @@ class History:
             elif known.upcasters.missing(stored.version) is not None:
                 await self._refuse(store, stored)
             self.check_tags(stored)
+
+    def _check_owners(self, held: Collection[str]) -> None:
+        """Make sure that an event that no context here publishes has not been stored by another one.
+
+        Raises:
+            ConfigurationError: it has: what is folded here would be none of it.
+        """
+        elsewhere = {name.partition(".")[2]: name for name in held if self.types.stored_as(name) is None}
+        for found in self.types:
+            stored = elsewhere.get(found.cls.__name__)
+            if stored is not None and found.guessed and found.name not in held:
+                owner = stored.partition(".")[0]
+                raise ConfigurationError(
+                    f"{found.cls.__name__} is only folded here, as {found.name!r}, of which nothing is stored; but "
+                    f"{stored!r} is. Open the context {owner!r} as well, or say whose it is: class "
+                    f'{found.cls.__name__}(Event, stored_as="{stored}"), or stored_as="{found.name}" if they differ'
+                )
 
     def check_tags(self, stored: StoredType) -> None:
         """Make sure that the code tags events of a stored type as those of it that are stored.

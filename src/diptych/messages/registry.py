@@ -29,11 +29,19 @@ class EventType:
         tags: reads the tags of one event.
         tag_names: the tag names of its fields, sorted; a stored fact.
         upcasters: lead to its version from older ones.
+        guessed: whether its context is only one that folds it, so that another may be the one that publishes it.
     """
 
-    __slots__ = ("cls", "codec", "context", "formerly", "name", "tag_names", "tags", "upcasters", "version")
+    __slots__ = ("cls", "codec", "context", "formerly", "guessed", "name", "tag_names", "tags", "upcasters", "version")
 
-    def __init__(self, cls: type[Event], context: str, upcasters: Iterable[UpcasterDeclaration] = ()) -> None:
+    def __init__(
+        self,
+        cls: type[Event],
+        context: str,
+        upcasters: Iterable[UpcasterDeclaration] = (),
+        *,
+        folded_only: bool = False,
+    ) -> None:
         options = options_of(cls)
         self.cls = cls
         self.context = context
@@ -43,6 +51,7 @@ class EventType:
         self.codec = Codec(cls)
         self.tags, self.tag_names = tag_reader(cls)
         self.upcasters = Upcasters(cls, upcasters)
+        self.guessed = folded_only and options.name is None
 
     @property
     def fields(self) -> frozenset[str]:
