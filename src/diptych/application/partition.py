@@ -52,12 +52,13 @@ class Partition(Follower):
         found = await super().health()
         if not found.ready:
             return found
-        if self.projecting and self.process_worker.failure:
-            return Health(ready=False, reason=f"processes have stopped: {self.process_worker.failure}")
         try:
+            failure = await self.process_worker.failure() if self.projecting else ""
             stuck = await self.process_worker.stuck()
         except DiptychError as error:
             return Health(ready=False, reason=str(error))
+        if failure:
+            return Health(ready=False, reason=f"processes have stopped: {failure}")
         told = [f"process {name}: instances are stuck, the first is {first!r}" for name, first in stuck]
         return replace(found, impaired=(*found.impaired, *told))
 

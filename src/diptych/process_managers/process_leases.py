@@ -42,12 +42,13 @@ class ProcessLeases:
     ) -> None:
         self.failure = ""
         self._store = store
-        self._processes = processes
+        self._processes = frozenset(processes)
         self._worker = worker
         self._monotonic = monotonic
         self._epochs: Mapping[str, int] = {}
         self._until = float("-inf")
         self._changes = HeadWatch()
+        self._asking = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -66,10 +67,7 @@ class ProcessLeases:
         self._task.cancel()
         await asyncio.wait([self._task])
         self._task, self._epochs = None, {}
-        try:
-            await self._store.release(self._worker)
-        except Unavailable as error:
-            _log.warning("leases were not released, others have to wait until they run out: %s", error)
+        await self._give_up()
 
     def epoch(self, process: str) -> int | None:
         """The epoch of a process that may be worked on; None where it may not, or not any more."""
@@ -85,13 +83,27 @@ class ProcessLeases:
         Raises:
             Unavailable: the store cannot be reached; what is held is valid until its time is over.
         """
-        began = self._monotonic()  # before the store's clock is read: nothing is valid for longer than it thinks
-        epochs = await self._store.lease(self._worker, self._processes, LEASE_S)
-        lapsed = self._monotonic() >= self._until
-        changed, self._epochs = lapsed or epochs != self._epochs, epochs
-        self._until = began + LEASE_S
+        async with self._asking:
+            began = self._monotonic()  # before the store's clock is read: nothing is valid for longer than it thinks
+            epochs = await self._store.lease(self._worker, self._processes, LEASE_S)
+            lapsed = self._monotonic() >= self._until
+            changed, self._epochs = lapsed or epochs != self._epochs, epochs
+            self._until = began + LEASE_S
         if changed:
             self._changes.wake()
+
+    async def leave(self, process: str) -> None:
+        """Give a process up for good, so that others get it at once."""
+        async with self._asking:  # a renewal under way would take it again
+            self._processes -= {process}
+            self._epochs = {name: epoch for name, epoch in self._epochs.items() if name != process}
+            await self._give_up([process])
+
+    async def _give_up(self, processes: Collection[str] | None = None) -> None:
+        try:
+            await self._store.release(self._worker, processes)
+        except Unavailable as error:
+            _log.warning("leases were not released, others have to wait until they run out: %s", error)
 
     async def _keep(self) -> None:
         while True:  # until it is closed

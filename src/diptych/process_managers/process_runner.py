@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Collection, Sequence
 
 from diptych.clock import Clock, pause
-from diptych.errors import HistoryDiverged
+from diptych.errors import HistoryDiverged, UnreadableEvent
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.head_watch import HeadWatch
@@ -27,7 +28,7 @@ from diptych.process_managers.process_leases import ProcessLeases
 from diptych.process_managers.process_manager import Process
 from diptych.process_managers.process_store import Outgoing, ProcessChange, ProcessStore, StoredProcess
 from diptych.process_managers.reactions import Folded, Given, Outbox, told
-from diptych.process_managers.sender import Execute, ProcessSender
+from diptych.process_managers.sender import Execute, Hold, ProcessSender
 
 __all__ = ["ProcessRunner"]
 
@@ -37,6 +38,8 @@ CHECKPOINT_EVENTS = 1_000
 """Positions without anything for a process after which its checkpoint is written all the same."""
 CATCH_UP_EVENTS = 500
 """Events read at once for an instance that goes on."""
+REACTING_S_MAX = 0.02
+"""Seconds for which events are reacted to before other work of the event loop has its turn."""
 BLOCKED_PAGE = 100
 """Blocked instances that are looked at together, where the code has changed."""
 IDLE_WAIT_S = 5.0
@@ -54,6 +57,7 @@ class ProcessRunner:
         process: which.
         fingerprint: of its code.
         failure: why it does not go on; empty while it does.
+        stopped: it does not go on by itself here.
         position: up to where it has followed the history, as far as is known here.
     """
 
@@ -73,6 +77,7 @@ class ProcessRunner:
         self._store = store
         self.fingerprint = fingerprint
         self.failure = ""
+        self.stopped = False
         self.position = START
         self.outbox = Outbox(process, commands, history.types)
         self.sender = ProcessSender(process, self, events, history.types, commands, execute, clock)
@@ -83,6 +88,7 @@ class ProcessRunner:
         self._lock = asyncio.Lock()
         self._stored: StoredProcess | None = None
         self._forks = 0
+        self._turn_began = 0.0
         self._tasks: list[asyncio.Task[None]] = []
         self._moves = HeadWatch()
 
@@ -117,9 +123,12 @@ class ProcessRunner:
         return self._store
 
     @property
-    def is_held(self) -> bool:
-        """Whether this worker may work on it now, and knows where it is."""
-        return self._stored is not None and self._leases.epoch(self.process.name) == self._stored.epoch
+    def hold(self) -> Hold | None:
+        """What this worker's work on it stands on now; None while it may not work on it."""
+        stored = self._stored
+        if stored is None or self._leases.epoch(self.process.name) != stored.epoch or self._forks != self._events.forks:
+            return None
+        return Hold(stored.epoch, self._forks)
 
     async def until_held(self) -> None:
         """Wait until that may have changed."""
@@ -131,13 +140,13 @@ class ProcessRunner:
 
     async def _follow(self) -> None:
         backoff_s = BACKOFF_FIRST_S
-        while True:  # until it is cancelled
+        while not self.stopped:
             try:
                 await self._step()
-                self.failure, backoff_s = "", BACKOFF_FIRST_S
-            except HistoryDiverged as error:
-                self._stop(f"{error}. Nothing is sent: restore events and processes from one backup")
-                return
+                self.failure, backoff_s = self.failure if self.stopped else "", BACKOFF_FIRST_S
+            except UnreadableEvent as error:
+                self._stop(f"{told(error)}. It is left to workers with other code")
+                await self._leases.leave(self.process.name)
             except Exception as error:  # noqa: BLE001  # whatever it is: told by status and health, and tried again
                 self.failure = told(error)
                 _log.error("process %s tries again in %.1f s: %s", self.process.name, backoff_s, self.failure)
@@ -145,7 +154,7 @@ class ProcessRunner:
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
 
     def _stop(self, reason: str) -> None:
-        self.failure, self._stored = reason, None
+        self.failure, self.stopped, self._stored = reason, True, None
         _log.error("process %s has stopped: %s", self.process.name, reason)
         self._moves.wake()
 
@@ -166,13 +175,22 @@ class ProcessRunner:
         (stored,) = [found for found in await self._store.processes() if found.name == self.process.name]
         place = await self._events.place_at(stored.checkpoint.position)
         event_id = None if place is None else place.event_id
-        stored.checkpoint.check(self._events.history_id, event_id, f"the process {self.process.name}")
+        try:
+            stored.checkpoint.check(self._events.history_id, event_id, f"the process {self.process.name}")
+        except HistoryDiverged as error:
+            if forks == self._events.forks:  # else it was compared with what is no history any more
+                self._stop(f"{error}. Nothing is sent: restore events and processes from one backup")
+            return
         if stored.epoch != epoch:
             await self._leases.wait(IDLE_WAIT_S)
             return
         self._stored, self.position, self._forks = stored, stored.checkpoint.position, forks
         if stored.fingerprint != self.fingerprint:
-            await self._go_on_with_new_code()
+            try:
+                await self._go_on_with_new_code()
+            except BaseException:
+                self._stored = None  # with the next try all of it begins anew
+                raise
         self._moves.wake()
         self.sender.wake()
 
@@ -192,7 +210,7 @@ class ProcessRunner:
             if self._forks != self._events.forks:
                 return True  # what was read may be of another history
             assert place is not None, "the store said that this position was read"
-            if not await self._commit(folded, place):
+            if not await self._commit(folded, place, self.fingerprint):
                 return True
         self.position = found.through
         self._moves.wake()
@@ -201,11 +219,18 @@ class ProcessRunner:
     async def _folded(self, events: Sequence[RecordedEvent]) -> Folded:
         named = dict.fromkeys(found for recorded in events for found in self.process.named_by(recorded.tags))
         folded = await self._begun(named)
+        self._turn_began = time.monotonic()
         for recorded in events:
             given = self._given(recorded)
             for instance in self.process.named_by(recorded.tags):
                 await self._take(folded, instance, given)
+                await self._let_others()
         return folded
+
+    async def _let_others(self) -> None:
+        if time.monotonic() - self._turn_began >= REACTING_S_MAX:
+            await pause()
+            self._turn_began = time.monotonic()
 
     async def _begun(self, instances: Collection[str]) -> Folded:
         known = await self._store.instances(self.process.name, list(instances)) if instances else []
@@ -242,6 +267,7 @@ class ProcessRunner:
             given = self._given(recorded)
             if type(given.event) not in self.process.by_hand:  # which was taken in when it came
                 folded.take(instance, given)
+                await self._let_others()
         return found.through, found.more
 
     def _given(self, recorded: RecordedEvent) -> Given:
@@ -251,16 +277,17 @@ class ProcessRunner:
         """Instances keep their states; those that are blocked are tried again, for the code may be mended."""
         stored = self._stored
         assert stored is not None, "it was taken over"
-        after, more = "", True
+        place, more = stored.checkpoint, True
+        after: str | None = None
         while more:
             page = await self._store.page(self.process.name, after, BLOCKED_PAGE, stuck=True)
             folded = await self._begun([found.id for found in page])
             for found in page:
-                await self._catch_up(folded, found.id, stored.checkpoint.position + 1)
-            assert self._stored is not None, "nobody else changes it"
-            if not await self._commit(folded, self._stored.checkpoint):
+                await self._catch_up(folded, found.id, place.position + 1)
+            more = len(page) == BLOCKED_PAGE
+            if not await self._commit(folded, place, stored.fingerprint if more else self.fingerprint):
                 return
-            after, more = (page[-1].id, True) if len(page) == BLOCKED_PAGE else ("", False)
+            after = page[-1].id if page else None
 
     # ── committing ───────────────────────────────────────────────────────────
 
@@ -281,13 +308,13 @@ class ProcessRunner:
             )
             await self._committed(change)
 
-    async def _commit(self, folded: Folded, place: Place) -> bool:
+    async def _commit(self, folded: Folded, place: Place, fingerprint: str) -> bool:
         async with self._lock:
             stored = self._stored
             if stored is None:
                 return False
             now_us = to_microseconds(self._clock.now())
-            change = folded.change(stored.epoch, stored.checkpoint, place, self.fingerprint, now_us)
+            change = folded.change(stored.epoch, stored.checkpoint, place, fingerprint, now_us)
             if not await self._committed(change):
                 return False
         self.sender.wake()

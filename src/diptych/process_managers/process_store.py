@@ -182,8 +182,8 @@ class ProcessStore(Protocol):
         """
         ...
 
-    async def release(self, worker: str) -> None:
-        """Give up everything at once."""
+    async def release(self, worker: str, processes: Collection[str] | None = None) -> None:
+        """Give up these at once, of what the worker holds; everything where none are named."""
         ...
 
     # ── change ───────────────────────────────────────────────────────────────
@@ -206,13 +206,13 @@ class ProcessStore(Protocol):
         ...
 
     async def page(
-        self, process: str, after: str, limit: int, *, ended: bool = False, stuck: bool = False
+        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
     ) -> list[Instance]:
         """The first `limit` instances behind an id, in the order of their code points.
 
         Args:
             process: whose.
-            after: the last id of the page before; "" before the first.
+            after: the last id of the page before; None before the first.
             limit: at least 1.
             ended: whether those that have ended are among them.
             stuck: only those that are blocked, or have something dead; whether they have ended or not.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from diptych.event_store.event_store import EventStore
-from diptych.event_store.position import Position
+from diptych.event_store.position import START, Position
 from diptych.process_managers.process_leases import ProcessLeases
 from diptych.process_managers.process_runner import ProcessRunner
 from diptych.process_managers.process_store import InstanceCount, ProcessStore
@@ -102,17 +102,20 @@ class ProcessWorker:
                 while not (runner.failure or runner.sender.failure or await runner.sender.rest(REST_LOOK_S)):
                     continue
 
-    @property
-    def failure(self) -> str:
-        """Why one of them does not go on here; empty where all do."""
-        found = ((runner.process.name, runner.failure or runner.sender.failure) for runner in self._working)
+    async def failure(self) -> str:
+        """Why one of them does not go on; empty where all do, here or elsewhere."""
+        stored = await self._checkpoints() if any(runner.stopped for runner in self._working) else {}
+        found = ((runner.process.name, _stopped(runner, stored)) for runner in self._working)
         failures = (f"process {name}: {failure}" for name, failure in found if failure)
         return next(failures, self._leases.failure if self._running else "")
+
+    async def _checkpoints(self) -> Mapping[str, Position]:
+        return {found.name: found.checkpoint.position for found in await self._store.processes()}
 
     async def stuck(self) -> list[tuple[str, str]]:
         """Each process of which an instance is blocked, or has something that was given up, and the first such one."""
         found = [
-            (runner.process.name, await self._store.page(runner.process.name, "", 1, stuck=True))
+            (runner.process.name, await self._store.page(runner.process.name, None, 1, stuck=True))
             for runner in self._runners
         ]
         return [(name, page[0].id) for name, page in found if page]
@@ -122,7 +125,7 @@ class ProcessWorker:
         if not self._runners:
             return []
         head = (await self._events.head()).position
-        stored = {found.name: found.checkpoint.position for found in await self._store.processes()}
+        stored = await self._checkpoints()
         found: list[ProcessStatus] = []
         for runner in sorted(self._runners, key=lambda runner: runner.process.name):
             name = runner.process.name
@@ -134,7 +137,13 @@ class ProcessWorker:
                     checkpoint=checkpoint,
                     lag_events=head - waits[0].position + 1 if waits and not runner.process.retired else 0,
                     count=await self._store.count(name),
-                    stopped=runner.failure or runner.sender.failure,
+                    stopped=_stopped(runner, stored),
                 )
             )
         return found
+
+
+def _stopped(runner: ProcessRunner, stored: Mapping[str, Position]) -> str:
+    """Why a process does not go on; empty also where this one has left it to others, and they have gone on."""
+    left = runner.stopped and stored.get(runner.process.name, START) > runner.position
+    return "" if left else runner.failure or runner.sender.failure

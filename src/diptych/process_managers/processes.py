@@ -146,7 +146,7 @@ class Processes:
         for runner in self._runners if process is None else [self._runner(process)]:
             name = runner.process.name
             if left > len(found):
-                page = await self._store.page(name, "", left - len(found), ended=ended, stuck=stuck)
+                page = await self._store.page(name, None, left - len(found), ended=ended, stuck=stuck)
                 found += [self._status(name, instance) for instance in page]
         return found
 

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 from uuid import UUID, uuid5
 
 import msgspec
@@ -35,7 +35,7 @@ from diptych.process_managers.process_store import Outgoing, ProcessStore
 from diptych.process_managers.reactions import told
 from diptych.write_side.command_bus import Sender
 
-__all__ = ["Execute", "Holder", "ProcessSender", "Unheard"]
+__all__ = ["Execute", "Hold", "Holder", "ProcessSender", "Unheard"]
 
 SENDING_MAX = 32
 """Commands and timeouts of one process that are under way at once, each of an instance of its own."""
@@ -45,6 +45,8 @@ SEND_BACKOFF_FIRST_S, SEND_BACKOFF_MAX_S = 0.2, 60.0
 """Seconds between attempts: doubled each time, up to the second."""
 DUE_WAIT_S = 5.0
 """Seconds after which a sender that waits looks again without having been woken, so that a clock may be set."""
+REFUSED_MAX = 10_000
+"""Commands and timeouts whose refusals are counted, for the pause before the next try."""
 STORE_BACKOFF_S = 1.0
 """Seconds after which a sender whose store fails tries again."""
 
@@ -52,6 +54,18 @@ _log = logging.getLogger("diptych.processes")
 
 Execute: TypeAlias = Callable[[Command, str, Sender], Awaitable[object]]
 """Executes a command under an id, in whichever partition it belongs to."""
+
+
+class Hold(NamedTuple):
+    """What work on a process stands on: where either is another now, what was read before is not sent.
+
+    Attributes:
+        epoch: of the lease.
+        forks: how often the history had turned out to be another one.
+    """
+
+    epoch: int
+    forks: int
 
 
 class Holder(Protocol):
@@ -63,8 +77,8 @@ class Holder(Protocol):
         ...
 
     @property
-    def is_held(self) -> bool:
-        """Whether this worker may work on it now."""
+    def hold(self) -> Hold | None:
+        """What this worker's work on it stands on now; None while it may not work on it."""
         ...
 
     async def until_held(self) -> None:
@@ -77,10 +91,11 @@ class Holder(Protocol):
 
 
 class _Sent(NamedTuple):
-    """What came of one: it has gone out, unless there is something to be kept of it."""
+    """What came of one: it has gone out, unless there is something to be kept of it, or it was not ours to send."""
 
     item: Outgoing
     failed: Outgoing | None = None
+    left: bool = False
 
 
 class _Sending(NamedTuple):
@@ -117,6 +132,7 @@ class ProcessSender:
         self._clock = clock
         self._codecs: dict[type[Command], Codec] = {}
         self._under_way: dict[str, _Sending] = {}
+        self._refused: dict[str, int] = {}
         self._asked = True
         self._wakes = HeadWatch()
         self._rests = HeadWatch()
@@ -153,7 +169,8 @@ class ProcessSender:
 
     async def _step(self) -> None:
         """Begin what is due, or wait for what is under way, or for something to be due."""
-        if not self._runner.is_held:
+        hold = self._runner.hold
+        if hold is None:
             await self._runner.until_held()
             return
         self._asked = False
@@ -161,7 +178,7 @@ class ProcessSender:
         found = await self._runner.store.due(self._process.name, now_us, 2 * SENDING_MAX)
         for item in found:
             if item.id not in self._under_way and len(self._under_way) < SENDING_MAX:
-                sending = asyncio.get_running_loop().create_task(self._send(item), name=f"diptych send {item.type}")
+                sending = asyncio.get_running_loop().create_task(self._send(item, hold), name=f"diptych send {item.type}")
                 sending.add_done_callback(lambda _: self.wake())
                 self._under_way[item.id] = _Sending(item, sending)
         if self._under_way:
@@ -176,10 +193,14 @@ class ProcessSender:
         done = [self._outcome(sending) for sending in self._under_way.values() if sending.task.done()]
         if not done:
             return
-        removed = [sent.item.id for sent in done if sent.failed is None]
-        await self._runner.settle(removed, [sent.failed for sent in done if sent.failed is not None])
+        removed = [sent.item.id for sent in done if sent.failed is None and not sent.left]
+        failed = [sent.failed for sent in done if sent.failed is not None]
+        if removed or failed:
+            await self._runner.settle(removed, failed)
         for sent in done:
             del self._under_way[sent.item.id]
+        for sent_id in removed:
+            self._refused.pop(sent_id, None)
 
     def _outcome(self, sending: _Sending) -> _Sent:
         if sending.task.cancelled():  # from within, by what the handler calls
@@ -198,11 +219,15 @@ class ProcessSender:
 
     # ── one of them ──────────────────────────────────────────────────────────
 
-    async def _send(self, item: Outgoing) -> _Sent:
+    async def _send(self, item: Outgoing, hold: Hold) -> _Sent:
         try:
+            if item.kind == "command" and await self._events.outcome(_rejection_id(item)) is not None:
+                return _Sent(item)  # all but the removal was done
+            if self._runner.hold != hold:  # what it is a reaction to may be lost, or its instance closed meanwhile
+                return _Sent(item, left=True)
             if item.kind == "timeout":
                 await self._append(item.id, self._fired(item))
-            elif await self._events.outcome(_rejection_id(item)) is None:  # else all but the removal was done
+            else:
                 await self._command(item)
         except Exception as error:  # noqa: BLE001  # whatever it is: kept with the item, and tried again or listed
             return _Sent(item, self._failed(item, error))
@@ -235,7 +260,8 @@ class ProcessSender:
                 f"rejected with {rejected}, and {self._process.cls.__name__}.react takes no "
                 f"CommandRejected[{type(command).__name__}]"
             )
-        event = cls(instance=item.instance, command=command, code=rejected.code, facts=to_plain(rejected.facts))
+        code, facts = _storable([rejected.code, to_plain(rejected.facts)])
+        event = cls(instance=item.instance, command=command, code=code, facts=facts)
         found = self._types.of(cls)
         data, settled = found.codec.settle(event)
         metadata = encode(msgspec.structs.replace(envelope, command_id=item.id))
@@ -251,7 +277,8 @@ class ProcessSender:
         attempts = item.attempts + 1
         counted = not isinstance(error, Unavailable | StoreClosed)
         dead = isinstance(error, Unheard) or (counted and attempts >= SEND_ATTEMPTS_MAX)
-        backoff_s = min(SEND_BACKOFF_FIRST_S * 2 ** min(item.attempts, 32), SEND_BACKOFF_MAX_S)
+        before = item.attempts if counted else self._refusals(item.id)
+        backoff_s = min(SEND_BACKOFF_FIRST_S * 2 ** min(before, 32), SEND_BACKOFF_MAX_S)
         due: datetime = self._clock.now() + timedelta(seconds=backoff_s)
         _log.log(
             logging.ERROR if dead else logging.WARNING,
@@ -269,8 +296,26 @@ class ProcessSender:
         )
 
 
+    def _refusals(self, outgoing_id: str) -> int:
+        """How often what one needs was not available before. Only the pauses go by it, so it need not be kept."""
+        if len(self._refused) >= REFUSED_MAX:
+            self._refused.clear()
+        before = self._refused.get(outgoing_id, 0)
+        self._refused[outgoing_id] = before + 1
+        return before
+
+
 class Unheard(Exception):
     """A rejection that the process does not take: nobody but a human can say what is to become of it."""
+
+
+def _storable(plain: Any) -> Any:
+    """What a rejection says, without what no event may hold: it has to come back, whatever it says."""
+    if isinstance(plain, str):
+        return plain.replace("\0", "�")
+    if isinstance(plain, dict):
+        return {_storable(name): _storable(value) for name, value in plain.items()}
+    return [_storable(value) for value in plain] if isinstance(plain, list) else plain
 
 
 def _rejection_id(item: Outgoing) -> str:

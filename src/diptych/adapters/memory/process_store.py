@@ -90,11 +90,11 @@ class MemoryProcessStore:
             held[name] = kept.stored.epoch
         return held
 
-    async def release(self, worker: str) -> None:
-        """Give up everything at once."""
+    async def release(self, worker: str, processes: Collection[str] | None = None) -> None:
+        """Give up these at once; everything where none are named."""
         self._check_open()
-        for kept in self._kept.values():
-            if kept.last_holder == worker:
+        for name, kept in self._kept.items():
+            if kept.last_holder == worker and (processes is None or name in processes):
                 kept.lease, kept.last_holder = None, ""
                 kept.fence()
 
@@ -134,7 +134,7 @@ class MemoryProcessStore:
         return [kept.instances[wanted] for wanted in ids if wanted in kept.instances]
 
     async def page(
-        self, process: str, after: str, limit: int, *, ended: bool = False, stuck: bool = False
+        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
     ) -> list[Instance]:
         """The first instances behind an id."""
         kept = self._of(process)
@@ -142,7 +142,7 @@ class MemoryProcessStore:
         found = [
             instance
             for _, instance in sorted(kept.instances.items())
-            if instance.id > after and (_is_stuck(instance, dead) if stuck else ended or not instance.ended)
+            if (after is None or instance.id > after) and (_is_stuck(instance, dead) if stuck else ended or not instance.ended)
         ]
         return found[:limit]
 

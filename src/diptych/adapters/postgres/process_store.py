@@ -124,9 +124,10 @@ class PostgresProcessStore:
         rows = await self._change(lambda link: link.fetch(self._sql.lease, worker, wanted, float(ttl_s)))
         return {row["name"]: row["epoch"] for row in rows}
 
-    async def release(self, worker: str) -> None:
-        """Give up everything at once."""
-        await self._change(lambda link: link.execute(self._sql.release, worker))
+    async def release(self, worker: str, processes: Collection[str] | None = None) -> None:
+        """Give up these at once; everything where none are named."""
+        names = None if processes is None else sorted(processes)
+        await self._change(lambda link: link.execute(self._sql.release, worker, names))
 
     # ── change ───────────────────────────────────────────────────────────────
 
@@ -154,11 +155,12 @@ class PostgresProcessStore:
         return [_instance_of(row) for row in await self._rows(self._sql.instances, process, list(ids))]
 
     async def page(
-        self, process: str, after: str, limit: int, *, ended: bool = False, stuck: bool = False
+        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
     ) -> list[Instance]:
         """The first instances behind an id."""
-        statement = self._sql.page(ended=ended, stuck=stuck)
-        return [_instance_of(row) for row in await self._rows(statement, process, after, limit)]
+        statement = self._sql.page(ended=ended, stuck=stuck, first=after is None)
+        arguments = (process, limit) if after is None else (process, limit, after)
+        return [_instance_of(row) for row in await self._rows(statement, *arguments)]
 
     async def count(self, process: str) -> InstanceCount:
         """How many instances there are."""
@@ -259,7 +261,8 @@ class _Statements:
             "AND (last_holder IS NULL OR last_holder = $1 OR held_until <= clock_timestamp()) RETURNING name, epoch"
         )
         self.release = (
-            f"UPDATE {processes} SET epoch = epoch + 1, last_holder = NULL, held_until = NULL WHERE last_holder = $1"
+            f"UPDATE {processes} SET epoch = epoch + 1, last_holder = NULL, held_until = NULL WHERE last_holder = $1 "
+            "AND ($2::text[] IS NULL OR name = ANY($2::text[]))"
         )
         self.move = (
             f"UPDATE {processes} SET history_id = $6, position = $7, event_id = $8, fingerprint = $9 "
@@ -281,16 +284,17 @@ class _Statements:
             f"SELECT {_OUTGOING} FROM {out} WHERE process = $1 AND instance = $2 ORDER BY position, kind, ordinal"
         )
 
-    def page(self, *, ended: bool, stuck: bool) -> str:
+    def page(self, *, ended: bool, stuck: bool, first: bool) -> str:
         """Instances behind one."""
         those = (
             f"SELECT b.id FROM {self._instances} AS b WHERE b.process = $1 AND b.blocked > 0 "
             f"UNION SELECT d.instance FROM {self._out} AS d WHERE d.process = $1 AND d.dead"
         )
         which = f"id IN ({those})" if stuck else "true" if ended else "NOT ended"
+        behind = "" if first else "AND id > $3 "
         return (
             f"SELECT {_INSTANCE} FROM {self._instances} "
-            f"WHERE process = $1 AND id > $2 AND ({which}) ORDER BY id LIMIT $3"
+            f"WHERE process = $1 {behind}AND ({which}) ORDER BY id LIMIT $2"
         )
 
     def steps(self, change: ProcessChange) -> list[tuple[str, Sequence[Any]]]:

@@ -151,11 +151,15 @@ class SqliteProcessStore:
         rows = [{"worker": worker, "name": name} for name in processes]
         await self._run(lambda connection: connection.executemany(statement, rows).close())
 
-    async def release(self, worker: str) -> None:
-        """Give up everything at once."""
-        statement = "UPDATE processes SET epoch = epoch + 1, last_holder = NULL WHERE last_holder = ?"
-        await self._run(lambda connection: connection.execute(statement, (worker,)).close())
-        self._locks.let_go(worker, self._locks.held(worker))
+    async def release(self, worker: str, processes: Collection[str] | None = None) -> None:
+        """Give up these at once; everything where none are named."""
+        statement = "UPDATE processes SET epoch = epoch + 1, last_holder = NULL WHERE last_holder = ? AND name = ?"
+        names = [found.name for found in await self.processes() if processes is None or found.name in processes]
+        rows = [(worker, name) for name in names]
+        try:
+            await self._run(lambda connection: connection.executemany(statement, rows).close())
+        finally:  # whoever takes one fences it as well
+            self._locks.let_go(worker, [(name, 0, 0) for name in names])
 
     # ── change ───────────────────────────────────────────────────────────────
 
@@ -180,13 +184,14 @@ class SqliteProcessStore:
         return [instance_of(row) for row in self._rows(statement, (process, json.dumps(list(ids))))]
 
     async def page(
-        self, process: str, after: str, limit: int, *, ended: bool = False, stuck: bool = False
+        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
     ) -> list[Instance]:
         """The first instances behind an id."""
         which = _STUCK if stuck else "1" if ended else "ended = 0"
+        behind = "" if after is None else "AND id > :after "
         statement = (
             f"SELECT {_INSTANCE} FROM process_instances "
-            f"WHERE process = :process AND id > :after AND ({which}) ORDER BY id LIMIT :limit"
+            f"WHERE process = :process {behind}AND ({which}) ORDER BY id LIMIT :limit"
         )
         return [instance_of(row) for row in self._rows(statement, {"process": process, "after": after, "limit": limit})]
 

@@ -189,7 +189,7 @@ class ProcessStoreContract(ABC):
             assert await writing.store.instances(SHIPPING, ["a"]) == [instance("a")]
             assert await writing.due() == [item("a")]
             assert await writing.store.count("shop.Billing") == InstanceCount(running=1)
-            assert await writing.store.page("shop.Billing", "", 10) == [instance("a", state=b"[]")]
+            assert await writing.store.page("shop.Billing", None, 10) == [instance("a", state=b"[]")]
 
     # ── the fence ────────────────────────────────────────────────────────────
 
@@ -215,7 +215,7 @@ class ProcessStoreContract(ABC):
             done = await asyncio.gather(*(stores[n % 2].commit(change) for n, change in enumerate(changes)))
             assert sorted(done) == [False] * (RACERS - 1) + [True]
             winner = f"i{done.index(True)}"
-            assert [found.id for found in await other.page(SHIPPING, "", 10)] == [winner]
+            assert [found.id for found in await other.page(SHIPPING, None, 10)] == [winner]
             assert [found.instance for found in await other.due(SHIPPING, 0, 10)] == [winner]
 
     async def test_a_worker_that_lost_the_lease_commits_nothing(self) -> None:
@@ -229,7 +229,7 @@ class ProcessStoreContract(ABC):
             taken = await other.lease("b", [SHIPPING], LONG_S)
             assert taken[SHIPPING] > first[SHIPPING]
             assert not await one.commit(stalled.change(1, instances=[instance("a")], added=[item("a")]))
-            assert await other.page(SHIPPING, "", 10) == []
+            assert await other.page(SHIPPING, None, 10) == []
             await Writing(other, StoredProcess(SHIPPING, place(0), "", taken[SHIPPING])).commit(1)
 
     async def test_a_release_fences_at_once(self) -> None:
@@ -261,6 +261,19 @@ class ProcessStoreContract(ABC):
             assert again[SHIPPING] > first[SHIPPING]
             assert (await one.processes())[0].epoch == again[SHIPPING]
 
+    async def test_one_process_is_released_alone(self) -> None:
+        """The others are held as before, and so is what somebody else holds."""
+        async with self.two_stores() as (one, other):
+            for name in ("a.A", "a.B", "a.C"):
+                await one.create(name, place(0), "")
+            first = await one.lease("one", ["a.A", "a.B"], LONG_S)
+            await other.lease("other", ["a.C"], LONG_S)
+            await one.release("one", ["a.A", "a.C", "no.Such"])
+            again = await other.lease("other", ["a.A", "a.B", "a.C"], LONG_S)
+            assert again == {"a.A": first["a.A"] + 1, "a.C": 0}
+            assert await one.lease("one", ["a.A", "a.B"], LONG_S) == {"a.B": first["a.B"]}
+            await Writing(one, StoredProcess("a.B", place(0), "", first["a.B"])).commit(1)
+
     # ── what a change does ───────────────────────────────────────────────────
 
     async def test_a_change_takes_out_before_it_puts_in(self) -> None:
@@ -279,7 +292,7 @@ class ProcessStoreContract(ABC):
             await writing.commit(1, instances=[instance("a", blocked=Position(1), failure="no"), instance("b")])
             changed = instance("a", state=b"[]", started=Position(2), last=Position(3), last_at_us=4, ended=True)
             await writing.commit(2, instances=[changed])
-            assert await writing.store.page(SHIPPING, "", 10, ended=True) == [changed, instance("b")]
+            assert await writing.store.page(SHIPPING, None, 10, ended=True) == [changed, instance("b")]
 
     async def test_what_failed_is_kept_as_it_is_given(self) -> None:
         """And comes again when it is due; what is gone stays away."""
@@ -370,13 +383,13 @@ class ProcessStoreContract(ABC):
     async def test_instances_come_in_pages(self) -> None:
         """In the order of code points, without gaps; those that have ended only where they are asked for."""
         async with self.writing() as writing:
-            names = ["B", "a", "b", "ä", "😀", "Z"]
-            given = [instance(name, ended=name in "bZ") for name in names]
+            names = ["B", "a", "b", "ä", "", "😀", "Z"]
+            given = [instance(name, ended=name in ("b", "Z")) for name in names]
             await writing.commit(1, instances=given)
             for ended in (False, True):
                 expected = sorted(each.id for each in given if ended or not each.ended)
                 seen: list[str] = []
-                while page := await writing.store.page(SHIPPING, seen[-1] if seen else "", 2, ended=ended):
+                while page := await writing.store.page(SHIPPING, seen[-1] if seen else None, 2, ended=ended):
                     assert len(page) <= 2
                     seen += [each.id for each in page]
                 assert seen == expected
@@ -392,7 +405,7 @@ class ProcessStoreContract(ABC):
             ]
             added = [item("dead", dead=True), item("fine"), item("fine", 1, 0, "timeout", due_us=FAR_US)]
             await writing.commit(1, instances=given, added=added)
-            assert await writing.store.page(SHIPPING, "", 10, stuck=True) == given[:2]
+            assert await writing.store.page(SHIPPING, None, 10, stuck=True) == given[:2]
             assert await writing.store.page(SHIPPING, "blocked", 10, stuck=True) == given[1:2]
             expected = InstanceCount(running=2, blocked=1, waiting=2, dead=1)
             assert await writing.store.count(SHIPPING) == expected
@@ -401,7 +414,7 @@ class ProcessStoreContract(ABC):
         """No error, and no rows."""
         async with self.store() as store:
             assert await store.instances("no.Such", ["a"]) == []
-            assert await store.page("no.Such", "", 1) == []
+            assert await store.page("no.Such", None, 1) == []
             assert await store.due("no.Such", FAR_US, 1) == []
             assert await store.outgoing("no.Such", "a") == []
             assert await store.count("no.Such") == InstanceCount()
@@ -446,7 +459,7 @@ async def _check_closed(store: ProcessStore) -> None:
         lambda: store.release("a"),
         lambda: store.commit(change),
         lambda: store.instances(SHIPPING, ["a"]),
-        lambda: store.page(SHIPPING, "", 1),
+        lambda: store.page(SHIPPING, None, 1),
         lambda: store.count(SHIPPING),
         lambda: store.due(SHIPPING, 0, 1),
         lambda: store.next_due_us(SHIPPING, 0),
