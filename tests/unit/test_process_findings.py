@@ -6,6 +6,7 @@ import asyncio
 import itertools
 from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,6 +42,7 @@ from diptych.process_managers import process_leases, process_runner, sender
 from diptych.process_managers.process_runner import ProcessRunner
 from diptych.process_managers.process_store import ProcessChange, StoredProcess
 from diptych.testing import ManualClock
+from tests.own_tables import AccountId, Bank, Database, Deposit, Open, Opened
 from tests.tenants import Places
 from tests.transferring import OVERDUE, Request, TransferId, Transferring, banking
 
@@ -96,6 +98,7 @@ async def test_what_cannot_be_read_stops_the_process_and_frees_it(
         await append(app, "bank.Requested", data, "transfer:t1", version=version)
         await at_rest(app)
         runner = runner_of(app)
+        await asyncio.wait(runner._tasks[:1])
         assert (runner.stopped, runner.hold) == (True, None)
         (status,) = (await app.status()).processes
         assert says in status.stopped
@@ -127,6 +130,7 @@ async def test_a_process_that_is_left_is_not_asked_for_again(store_url: str) -> 
         await append(app, "bank.Requested", b"{}", "transfer:t1", version=9)
         await at_rest(app)
         leases = app.partition().process_worker._leases
+        await asyncio.wait(runner_of(app)._tasks[:1])
         await leases.renew()
         assert [leases.epoch(name) is not None for name in (NAME, "bank.Beside")] == [False, True]
 
@@ -224,6 +228,7 @@ async def test_g10_what_is_lost_while_it_is_about_to_be_sent_is_not_sent(
 ) -> None:
     """A failover lost the event that it is a reaction to; or another worker had the process, and the instance ended."""
     monkeypatch.setattr(process_leases, "LEASE_RENEW_S", 0.02)
+    monkeypatch.setattr(process_runner, "IDLE_WAIT_S", 0.02)  # nobody wakes it here
     async with Application(banking(), clock=ManualClock()) as app:
         store, runner = app.partition().store, runner_of(app)
         outcome, forks, asked = store.outcome, itertools.count(1), list[str]()
@@ -753,6 +758,40 @@ async def test_g10_what_waits_for_a_partition_that_is_not_open_yet_is_sent_once_
         assert await types_in(again, "b") == ["Booked"]
         (found,) = (await again.partition("a").status()).processes
         assert (found.count.waiting, found.count.dead) == (0, 0)
+
+
+# ── handlers with tables of their own ────────────────────────────────────────
+
+
+class Giving(ProcessManager[AccountId]):
+    """Gives every account three cents, of which two are too many."""
+
+    account: AccountId
+    refused: int = 0
+
+    def react(self, event: Opened | CommandRejected[Deposit]) -> Reaction[Giving]:
+        if isinstance(event, Opened):
+            return Reaction(self, [Deposit(account=self.account, at_most=1) for _ in range(3)])
+        return Reaction(replace(self, refused=self.refused + 1))
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgres"])
+async def test_g10_commands_that_write_tables_of_their_own_take_effect_once(database: Database, tmp_path: Path) -> None:
+    """Rows, events and rejections each once, also where a worker begins anew; all of it in one place."""
+    bank = Bank(database, tmp_path)
+    bank.context.process_manager(Giving)
+    for _ in range(2):
+        async with Application(bank.context, store=bank.url, clock=ManualClock()) as app:
+            if not bank.balances():
+                await app.execute(Open(account=AccountId("ada")))
+            await at_rest(app)
+            assert await happened(app) == [
+                *["Opened", "Deposited"],
+                *["DepositRefused", "Giving.DepositRejected"] * 2,
+            ]
+            assert [found.state["refused"] for found in await app.processes.list()] == [2]
+        assert bank.balances() == {"ada": 1}
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} <= {"bank.db", "bank.read.db"}
 
 
 # ── who only looks ───────────────────────────────────────────────────────────

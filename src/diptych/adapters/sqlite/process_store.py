@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite.connection import LOCK_WAIT_S, CommitFailed, Failures, Writer, open_reader
+from diptych.adapters.sqlite.event_store import OWN_TABLES
 from diptych.adapters.sqlite.process_rows import (
     instance_of,
     instance_row,
@@ -68,7 +69,7 @@ def connect(url: str) -> SqliteProcessStore:
     Raises:
         ConfigurationError: there is no path, or it names no file.
     """
-    path = url.partition(":")[2]
+    path = url.partition(":")[2].removesuffix(OWN_TABLES)
     if not path or path == ":memory:":
         raise ConfigurationError(f"{url!r} names no file: write sqlite:shop.db, or memory: to keep nothing")
     return SqliteProcessStore(path)
