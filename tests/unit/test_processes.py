@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from diptych import SyncApplication
+from diptych import Command, CommandContext, Receipt, SyncApplication
+from diptych.errors import StoreUnavailable
 from diptych.testing import InMemoryApplication, ManualClock
+from diptych.write_side.command_bus import NextCommand
 from tests.transferring import (
     OVERDUE,
     Confirm,
+    Deposit,
     Refund,
     Request,
     TransferId,
@@ -64,6 +67,28 @@ async def test_a_rejection_comes_back() -> None:
         assert rejected.recorded.tags == ("transfer:t1",)
         assert rejected.context.correlation_id == "c-1"
         assert (await app.facts())[2].context.actor == "process:bank.Transferring"
+
+
+async def test_a_command_that_fails_is_an_error_in_the_test_that_met_it() -> None:
+    """With what it failed with; one that is only not available now is waited for."""
+    async with InMemoryApplication(banking()) as app:
+        with pytest.raises(
+            AssertionError, match=r"bank\.Deposit, sent by bank\.Transferring 't1', fails: Zero.*broken"
+        ):
+            await app.execute(Request(transfer=ONE, to="broken"))
+    down = [True]
+
+    async def refuse(command: Command, context: CommandContext, proceed: NextCommand) -> Receipt:
+        if isinstance(command, Deposit) and down:
+            down.clear()
+            raise StoreUnavailable("not now")
+        return await proceed(command, context)
+
+    async with InMemoryApplication(banking(), command_middleware=[refuse]) as app:
+        await app.execute(Request(transfer=ONE))
+        assert await happened(app) == ["Requested"]
+        await app.advance(1)
+        assert await happened(app) == ["Requested", "Deposited"]
 
 
 def test_instances_are_helped_on_without_an_event_loop() -> None:

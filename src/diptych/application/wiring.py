@@ -138,7 +138,7 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     ]
     return Partition(
         **vars(follower),
-        process_worker=ProcessWorker(runners, store, process_store, leases),
+        process_worker=ProcessWorker(runners, store, process_store, leases, clock),
         processes=Processes(runners, store, history, process_store, clock),
         store=store,
         commands=commands,

@@ -6,14 +6,19 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from diptych.clock import Clock
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import START, Position
+from diptych.event_store.timestamp import to_microseconds
 from diptych.process_managers.process_leases import ProcessLeases
 from diptych.process_managers.process_runner import ProcessRunner
-from diptych.process_managers.process_store import InstanceCount, ProcessStore
+from diptych.process_managers.process_store import InstanceCount, Outgoing, ProcessStore
+from diptych.process_managers.sender import SEND_BACKOFF_MAX_S
 
 __all__ = ["ProcessStatus", "ProcessWorker"]
 
+FAILING_LOOK_MAX = 1_000
+"""Commands and timeouts of a process that are looked through for those that fail, in tests."""
 REST_LOOK_S = 0.2
 """Seconds after which a process that is waited for is looked at again: its failure wakes nobody."""
 
@@ -44,19 +49,26 @@ class ProcessWorker:
         events: the history.
         store: where the processes are kept.
         leases: of this worker.
+        clock: tells the time.
 
     Attributes:
         may_run: whether they run once it is opened; else they are only looked at.
     """
 
     def __init__(
-        self, runners: Sequence[ProcessRunner], events: EventStore, store: ProcessStore, leases: ProcessLeases
+        self,
+        runners: Sequence[ProcessRunner],
+        events: EventStore,
+        store: ProcessStore,
+        leases: ProcessLeases,
+        clock: Clock,
     ) -> None:
         self._runners = runners
         self._working = [runner for runner in runners if not runner.process.retired]
         self._events = events
         self._store = store
         self._leases = leases
+        self._clock = clock
         self._running = False
         self.may_run = True
 
@@ -119,6 +131,12 @@ class ProcessWorker:
             for runner in self._runners
         ]
         return [(name, page[0].id) for name, page in found if page]
+
+    async def failing(self, process: str) -> list[Outgoing]:
+        """What is tried again soon since it failed; what was only not available is not counted among it."""
+        soon_us = to_microseconds(self._clock.now()) + round(SEND_BACKOFF_MAX_S * 1_000_000)
+        waiting = await self._store.due(process, soon_us, FAILING_LOOK_MAX)
+        return [item for item in waiting if item.attempts]
 
     async def status(self) -> list[ProcessStatus]:
         """How far each is, by name."""

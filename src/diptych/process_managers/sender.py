@@ -178,7 +178,9 @@ class ProcessSender:
         found = await self._runner.store.due(self._process.name, now_us, 2 * SENDING_MAX)
         for item in found:
             if item.id not in self._under_way and len(self._under_way) < SENDING_MAX:
-                sending = asyncio.get_running_loop().create_task(self._send(item, hold), name=f"diptych send {item.type}")
+                sending = asyncio.get_running_loop().create_task(
+                    self._send(item, hold), name=f"diptych send {item.type}"
+                )
                 sending.add_done_callback(lambda _: self.wake())
                 self._under_way[item.id] = _Sending(item, sending)
         if self._under_way:
@@ -294,7 +296,6 @@ class ProcessSender:
             dead=dead,
             due_us=to_microseconds(due),
         )
-
 
     def _refusals(self, outgoing_id: str) -> int:
         """How often what one needs was not available before. Only the pauses go by it, so it need not be kept."""

@@ -251,6 +251,10 @@ class InMemoryApplication(Application):
             given_up = [f"{item.name}: {item.failure}" for item in (*shown.commands, *shown.timeouts) if item.dead]
             reason = found.failure or "; ".join(given_up)
             raise AssertionError(f"the instance {found.id!r} of {process.name} is stuck: {reason}")
+        for failing in await self.partition().process_worker.failing(process.name):
+            raise AssertionError(
+                f"{failing.type}, sent by {process.name} {failing.instance!r}, fails: {failing.failure}"
+            )
 
     def _new_event(self, event: Event) -> NewEvent:
         found = self._types.of(type(event))

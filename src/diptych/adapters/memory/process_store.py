@@ -142,7 +142,8 @@ class MemoryProcessStore:
         found = [
             instance
             for _, instance in sorted(kept.instances.items())
-            if (after is None or instance.id > after) and (_is_stuck(instance, dead) if stuck else ended or not instance.ended)
+            if (after is None or instance.id > after)
+            and (_is_stuck(instance, dead) if stuck else ended or not instance.ended)
         ]
         return found[:limit]
 

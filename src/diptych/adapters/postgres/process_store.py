@@ -293,8 +293,7 @@ class _Statements:
         which = f"id IN ({those})" if stuck else "true" if ended else "NOT ended"
         behind = "" if first else "AND id > $3 "
         return (
-            f"SELECT {_INSTANCE} FROM {self._instances} "
-            f"WHERE process = $1 {behind}AND ({which}) ORDER BY id LIMIT $2"
+            f"SELECT {_INSTANCE} FROM {self._instances} WHERE process = $1 {behind}AND ({which}) ORDER BY id LIMIT $2"
         )
 
     def steps(self, change: ProcessChange) -> list[tuple[str, Sequence[Any]]]:
