@@ -47,6 +47,8 @@ TAG_BYTES_MAX = 512
 """Bytes of one tag, in UTF-8."""
 COMMAND_ID_CHARACTERS_MAX = 128
 """Characters of a command id."""
+COMMIT_STATES_MAX = 10_000
+"""States of decision models that one commit leaves; of `COMMIT_BYTES_MAX` in all."""
 STATE_BYTES_MAX = 1 << 20
 """Bytes of one decision model's kept state."""
 STATE_KEY_BYTES_MAX = 1_024
@@ -87,7 +89,8 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
         payload_hash: tells this payload from others under the same id.
         rejection: the rejection as JSON, where the command is refused.
         keep: whether the outcome is kept under the command id (G4).
-        states: what models are after its events, each once; kept where it has any, in the same transaction (G1).
+        states: what models are after its events, each once, at most `COMMIT_STATES_MAX`, of `COMMIT_BYTES_MAX` in all;
+            kept where it has any, in the same transaction (G1).
     """
 
     events: tuple[NewEvent, ...] = ()

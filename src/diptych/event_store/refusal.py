@@ -8,6 +8,7 @@ from diptych.event_store.event_store import (
     COMMAND_ID_CHARACTERS_MAX,
     COMMIT_BYTES_MAX,
     COMMIT_EVENTS_MAX,
+    COMMIT_STATES_MAX,
     EVENT_BYTES_MAX,
     EVENT_TAGS_MAX,
     STATE_BYTES_MAX,
@@ -41,9 +42,8 @@ def refusal(commit: Commit) -> str | None:
     for event in events:
         if not _is_plain(event) and (reason := _event_refusal(event)):
             return f"event {event.type!r}: {reason}"
-    for state in commit.states:
-        if reason := _state_refusal(state):
-            return f"the state of {state.model}: {reason}"
+    if commit.states and (reason := _states_refusal(commit.states)):
+        return reason
     return None if len(events) < 2 else _several_refusal(events)
 
 
@@ -82,6 +82,20 @@ def _is_plain(event: NewEvent) -> bool:
         and len(event.event_id) == EVENT_ID_BYTES
         and 1 <= event.version <= VERSION_MAX
         and (len(tags) <= 1 or len(set(tags)) == len(tags))
+    )
+
+
+def _states_refusal(states: Sequence[ModelState]) -> str | None:
+    if len(states) > COMMIT_STATES_MAX:
+        return f"{len(states)} states are more than COMMIT_STATES_MAX={COMMIT_STATES_MAX}"
+    for state in states:
+        if reason := _state_refusal(state):
+            return f"the state of {state.model}: {reason}"
+    count = sum(len(state.data) for state in states)
+    return (
+        f"its states have {count} bytes, more than COMMIT_BYTES_MAX={COMMIT_BYTES_MAX}"
+        if count > COMMIT_BYTES_MAX
+        else None
     )
 
 

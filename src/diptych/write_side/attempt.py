@@ -47,7 +47,8 @@ class Attempt:
 
     Attributes:
         stands: what was read for it, by model; the cache may know better by the time it is decided.
-        others: models that it is not decided on, and whose states its events change (rule 24).
+        changes: the models whose states the events of its last decision change (rule 24).
+        others: those of them that were read for it, since nobody knew them.
         decided: where it was decided before it was submitted (handlers that are not pure).
         based_on: nothing that it is decided on may have changed since then; None where its caller asks for no such.
         dry_run: it is decided and judged like any other, and nothing is appended.
@@ -56,8 +57,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "based_on", "broken", "caller_gave_id", "command", "context", "decided", "dry_run", "envelope", "forks",
-        "handler", "others", "outcome", "payload_hash", "stands",
+        "based_on", "broken", "caller_gave_id", "changes", "command", "context", "decided", "dry_run", "envelope",
+        "forks", "handler", "others", "outcome", "payload_hash", "stands",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +81,7 @@ class Attempt:
         self.caller_gave_id = caller_gave_id
         self.dry_run = dry_run
         self.stands: dict[ModelKey, Folded] = {}
+        self.changes: Sequence[ModelKey] = ()
         self.others: dict[ModelKey, Folded] = {}
         self.decided: Decided | None = None
         self.based_on: Position | None = None

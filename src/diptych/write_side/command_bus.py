@@ -95,7 +95,7 @@ class CommandBus:
         self._cache = ModelCache()
         folds = {fold for handler in handlers.values() for fold in handler.folds}
         self._group = GroupCommit(store, history.types, self._cache, StateKeeping(folds), waiting_max=waiting_max)
-        self._own_tables = own_tables(handlers.values(), store, self._group)
+        self._own_tables = own_tables(handlers.values(), store, self._group, self._read_others)
         self._waiting_max = waiting_max
         self._under_way = 0
         self._folding: dict[ModelKey, asyncio.Future[Folded | None]] = {}
@@ -271,8 +271,9 @@ class CommandBus:
                     return await self._kept(outcome, attempt)
                 return _told(outcome)
             known_here = outcome.position if isinstance(outcome, Lost) else self._group.tail.committed
-            for key in (*keys, *attempt.others):
+            for key in dict.fromkeys((*keys, *attempt.changes)):
                 await self._folded(key, attempt.forks, known_here)
+            attempt.changes = ()
             attempt.others.clear()
             attempt.await_outcome()
 
@@ -288,11 +289,13 @@ class CommandBus:
             outcome = await attempt.outcome
             if not isinstance(outcome, Unfolded):
                 return outcome
-            for key in outcome.keys:
-                attempt.others[key] = await self._folded(key, attempt.forks)
-            if attempt.decided is None and not attempt.handler.idempotent:
-                return Lost(self._group.tail.committed)  # it took the transaction, which was taken back
+            await self._read_others(attempt, outcome.keys)
             attempt.await_outcome()
+
+    async def _read_others(self, attempt: Attempt, keys: Sequence[ModelKey]) -> None:
+        """Read models that a command is not decided on, and whose states its events change."""
+        for key in keys:
+            attempt.others[key] = await self._folded(key, attempt.forks)
 
     async def _anchor(self, tokens: Sequence[Token]) -> Position:
         """What was shown for certain, of this history, by what a command is based on.
@@ -343,7 +346,7 @@ class CommandBus:
             state = None if kept is None else fold.form.state(ids, kept)
             if kept is not None and state is not None:
                 return Folded(fold.query(ids), state, kept.position)
-        return Folded(fold.query(ids), fold.initial(ids), START)
+        return fold.before(ids)
 
     async def _folded(self, key: ModelKey, forks: int, at_least: Position = START) -> Folded:
         """A model folded from the store up to a position or further; whoever wants the same at the same time joins.

@@ -10,6 +10,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Generic
 
 import msgspec
@@ -90,10 +91,11 @@ class ModelFold:
         self.events, self.takes_context = _evolve_signature(cls)
         self._types, self._renamed = types, True
         self.names = frozenset(types.of(event).name for event in self.events)
-        anyone = self.query(tuple(map(str, range(len(self.identities)))))  # too many names are told now
-        self.names, self._renamed = anyone.items[0].types, len(anyone.items) > 1
-        self.form = state_form(cls, self.events, types, timed=self.takes_context)
+        anyone = tuple(map(str, range(len(self.identities))))
+        found = self.query(anyone)  # too many names are told now
+        self.names, self._renamed = found.items[0].types, len(found.items) > 1
         self._identity_fields = _identity_fields(cls, self.identities)
+        self.form = state_form(cls, self.events, types, found, partial(self.initial, anyone), timed=self.takes_context)
         self._evolve: Callable[..., Any] = cls.evolve
 
     @property
@@ -104,6 +106,10 @@ class ModelFold:
     def initial(self, ids: tuple[str, ...]) -> Any:
         """The state before any event, for the given identities."""
         return self.cls(**{name: ids[index] for name, index in self._identity_fields})
+
+    def before(self, ids: tuple[str, ...]) -> Folded:
+        """What is known of a model of which nothing was read: it is true before the first event."""
+        return Folded(self.query(ids), self.initial(ids), START)
 
     def query(self, ids: tuple[str, ...]) -> EventQuery:
         """Which events are folded for the given identities."""

@@ -27,6 +27,7 @@ from diptych.errors import (
 )
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_store import (
+    COMMIT_STATES_MAX,
     Appended,
     AppendResult,
     ChainBroken,
@@ -58,7 +59,7 @@ COMMANDS_WAITING_MAX = 10_000
 BATCH_COMMANDS_MAX = 256
 """Commands that share one transaction."""
 BATCH_BYTES_MAX = 4 << 20
-"""Bytes of events and rejections after which a batch takes no further command; the rest go into the next one."""
+"""Bytes of events, rejections and states after which a batch takes no further command; the rest are in the next one."""
 CHAIN_ATTEMPTS_MAX = 100
 """How often a command is decided again because an earlier link of its chain broke; not its own conflicts."""
 
@@ -215,11 +216,17 @@ class GroupCommit:
             self._remember_stands(appended)
 
     def _remember_stands(self, appended: Sequence[tuple[Appended, Draft]]) -> None:
-        """Keep what decisions stood on that held: its conditions say that it is whole up to their own events."""
+        """Keep what decisions stood on that held: its conditions say that it is whole up to their own events.
+
+        And what was kept of models with them, which is whole up to the last of them.
+        """
         for result, draft in appended:
-            before = Position(result.place.position - len(draft.events))
+            end = result.place.position
+            before = Position(end - len(draft.events))
             for key, stood_on in draft.stands.items():
                 self._cache.put(key, Folded(stood_on.query, stood_on.state, before, START, stood_on.unsaved))
+            for key, folded in draft.left.items():
+                self._cache.put(key, Folded(folded.query, folded.state, end))
 
     # ── deciding ─────────────────────────────────────────────────────────────
 
@@ -260,6 +267,8 @@ class GroupCommit:
         for key, folded in draft.left.items():
             states[key] = Folded(folded.query, folded.state, self.tail.end, self.tail.end)
         self._batch_bytes += sum([len(recent.new.data) for recent in draft.events]) + len(draft.commit.rejection or b"")
+        if draft.commit.states:
+            self._batch_bytes += sum([len(state.data) for state in draft.commit.states])
         return draft
 
     def _stands(self, attempt: Attempt, states: dict[ModelKey, Folded]) -> dict[ModelKey, Folded] | None:
@@ -295,26 +304,46 @@ class GroupCommit:
     def _current(self, attempt: Attempt, states: dict[ModelKey, Folded], key: ModelKey) -> Folded | None:
         """A model that a command is not decided on, pending events included; None where it has to be read."""
         newest = self._newest(key, states) or attempt.others.get(key)
-        if newest is None or self._is_outdated(attempt, newest):
+        if newest is None:
+            newest = self._made_up(attempt, key)
+        elif self._is_outdated(attempt, newest):
+            return None
+        if newest is None:
             return None
         folded = self.tail.fold(key, newest, pending=True)
         if folded is not None:
             states[key] = folded
         return folded
 
+    def _made_up(self, attempt: Attempt, key: ModelKey) -> Folded | None:
+        """A model before its first event, where the handler has named another one when it was run before.
+
+        It makes identities up, so that what is read for it is never what it names next. Whether this one is new indeed,
+        its condition says.
+        """
+        fold, ids = key
+        if not attempt.others or self.tail.knows_of(fold.query(ids).items[0]):
+            return None
+        return fold.before(ids)
+
     def _changed(self, attempt: Attempt, events: Sequence[RecentEvent], stands: _Stands, look: _Look) -> _Stands:
         """The models whose states go into the commit, before its events.
 
         Raises:
             UnfoldedModels: some of them have to be read.
+            Unstorable: they are too many.
         """
         before: dict[ModelKey, Folded] = {}
         unfolded: list[ModelKey] = []
-        for key in self._keeping.touched(events):
+        attempt.changes = keys = self._keeping.touched(events)
+        if len(keys) > COMMIT_STATES_MAX:
+            reason = f"it changes more states of models than COMMIT_STATES_MAX={COMMIT_STATES_MAX}"
+            raise Unstorable(attempt.handler.name, _names(events), reason)
+        for key in keys:
             if (stood_on := stands.get(key)) is not None:
                 before[key] = stood_on
             elif (found := look(key)) is not None:
-                before[key] = attempt.others[key] = found
+                before[key] = found
             else:
                 unfolded.append(key)
         if unfolded:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from itertools import islice, product
 
 from diptych.errors import InvalidMessage, Unstorable
-from diptych.event_store.event_store import STATE_BYTES_MAX, ModelState
+from diptych.event_store.event_store import COMMIT_BYTES_MAX, COMMIT_STATES_MAX, STATE_BYTES_MAX, ModelState
 from diptych.messages.identity import tag_name
 from diptych.write_side.command_handler import ModelKey
 from diptych.write_side.decision_model import Folded, ModelFold
@@ -37,12 +37,13 @@ class StateKeeping:
                     self._by_type.setdefault(name, []).append((fold, prefixes))
 
     def touched(self, events: Iterable[RecentEvent]) -> Sequence[ModelKey]:
-        """The state-stored models that these events match, each once."""
+        """The state-stored models that these events match, each once; not all, where they are too many to be kept."""
         found: dict[ModelKey, None] = {}
         for recent in events:
             for fold, prefixes in self._by_type.get(recent.type, ()):
                 ids = [[tag[len(prefix) :] for tag in recent.new.tags if tag.startswith(prefix)] for prefix in prefixes]
-                found.update(((fold, each), None) for each in product(*ids))
+                room = COMMIT_STATES_MAX + 1 - len(found)
+                found.update(((fold, each), None) for each in islice(product(*ids), room))
         return list(found)
 
 
@@ -66,12 +67,15 @@ def after(key: ModelKey, before: Folded, events: Iterable[RecentEvent]) -> Folde
 
 
 def kept(handler: str, left: Mapping[ModelKey, Folded]) -> tuple[ModelState, ...]:
-    """These states as a commit carries them. A snapshot that cannot be kept is left out: nothing needs it.
+    """These states as a commit carries them.
+
+    A snapshot that cannot be kept, or for which there is no room beside the others, is left out: nothing needs it.
 
     Raises:
         Unstorable: one that is needed cannot be kept.
     """
     states: list[ModelState] = []
+    room = COMMIT_BYTES_MAX
     for (fold, ids), folded in left.items():
         assert fold.form is not None
         try:
@@ -87,5 +91,7 @@ def kept(handler: str, left: Mapping[ModelKey, Folded]) -> tuple[ModelState, ...
                 fold.form.unfit = True
                 _logger.warning("%s: no snapshot is taken, models are folded from their events: %s", fold.name, error)
         else:
-            states.append(state)
+            if fold.form.every is None or len(state.data) <= room:
+                states.append(state)
+                room -= len(state.data)
     return tuple(states)

@@ -7,34 +7,42 @@ written. Their decision models are guarded as all are; their own tables they gua
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
 from diptych.errors import (
     ConfigurationError,
     DiptychError,
     OutcomeUnknown,
+    Overloaded,
     StoreClosed,
     TransactionAborted,
     TransactionMisused,
 )
 from diptych.event_store.event_store import AppendResult, EventStore
 from diptych.event_store.transactions import Change, Lender, Transactional, Work
-from diptych.write_side.attempt import Attempt, Draft, Unfolded, UnfoldedModels
-from diptych.write_side.command_handler import CommandHandler, Decided
+from diptych.write_side.attempt import Attempt, Draft, UnfoldedModels
+from diptych.write_side.command_handler import CommandHandler, Decided, ModelKey
 from diptych.write_side.group_commit import GroupCommit
 
 __all__ = ["OwnTables", "own_tables"]
 
 ABORTS_MAX = 5
 """How often one handler is run again at most, each time since the database ended its transaction for others."""
+OTHERS_READ_S_MAX = 2
+"""Seconds that the thread which writes waits for models whose states a handler's events change; nobody else writes."""
 
+_ReadOthers: TypeAlias = Callable[[Attempt, Sequence[ModelKey]], Coroutine[Any, Any, None]]
+"""Reads models that an attempt is not decided on, for `Attempt.others`."""
 _writing: ContextVar[OwnTables | None] = ContextVar("_writing", default=None)
 """Whose synchronous handler is running here: it is called in a context of its own."""
 
 
-def own_tables(handlers: Iterable[CommandHandler], store: EventStore, group: GroupCommit) -> OwnTables | None:
+def own_tables(
+    handlers: Iterable[CommandHandler], store: EventStore, group: GroupCommit, read_others: _ReadOthers
+) -> OwnTables | None:
     """What runs the handlers that take the transaction; None where none does.
 
     Raises:
@@ -50,7 +58,7 @@ def own_tables(handlers: Iterable[CommandHandler], store: EventStore, group: Gro
         )
     for handler, lender in takers:
         _check(handler, lender, store)
-    return OwnTables(store, store, group)
+    return OwnTables(store, store, group, read_others)
 
 
 def _check(handler: CommandHandler, lender: Lender, store: Transactional) -> None:
@@ -68,10 +76,11 @@ def _check(handler: CommandHandler, lender: Lender, store: Transactional) -> Non
 class OwnTables:
     """Runs handlers in the transaction in which their outcome is committed."""
 
-    def __init__(self, store: EventStore, lends: Transactional, group: GroupCommit) -> None:
+    def __init__(self, store: EventStore, lends: Transactional, group: GroupCommit, read_others: _ReadOthers) -> None:
         self._store = store
         self._lends = lends
         self._group = group
+        self._read_others = read_others
 
     def check_not_inside(self) -> None:
         """Make sure that it is not a synchronous handler which executes this command: it would wait for itself.
@@ -93,8 +102,6 @@ class OwnTables:
         """
         try:
             draft, result = await self._transact(attempt)
-        except UnfoldedModels as unfolded:
-            attempt.end(Unfolded(unfolded.keys))
         except OutcomeUnknown as error:
             raise OutcomeUnknown(attempt.context.command_id, error.cause) from error
         except DiptychError:
@@ -134,14 +141,40 @@ class OwnTables:
             drafts.append(draft)
             return Change(draft.commit, take_back=decided.rejected is not None or attempt.dry_run)
 
+        loop = asyncio.get_running_loop()
+
         def work(connection: Any) -> Change:
             _writing.set(self)
-            return change(handler.decide_in(connection, command, states, context))
+            decided = handler.decide_in(connection, command, states, context)
+            try:
+                return change(decided)
+            except UnfoldedModels as unfolded:
+                _wait_for(self._read_others(attempt, unfolded.keys), loop)
+                return change(decided)
 
         async def work_async(connection: Any) -> Change:
-            return change(await handler.decide_in_async(connection, command, states, context))
+            decided = await handler.decide_in_async(connection, command, states, context)
+            try:
+                return change(decided)
+            except UnfoldedModels as unfolded:
+                await self._read_others(attempt, unfolded.keys)
+                return change(decided)
 
         return work_async if handler.is_async else work
+
+
+def _wait_for(reading: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+    """Wait on the thread that writes for what is read on the loop, which does not wait for this thread.
+
+    Raises:
+        Overloaded: it took too long.
+    """
+    read = asyncio.run_coroutine_threadsafe(reading, loop)
+    try:
+        read.result(OTHERS_READ_S_MAX)
+    except TimeoutError as error:
+        read.cancel()
+        raise Overloaded("OTHERS_READ_S_MAX", OTHERS_READ_S_MAX) from error
 
 
 def _lender(attempt: Attempt) -> Lender:

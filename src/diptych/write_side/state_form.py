@@ -19,13 +19,14 @@ from msgspec.structs import asdict
 
 from diptych.errors import ConfigurationError, InvalidMessage, UnreadableState
 from diptych.event_store.event_store import KeptState, ModelState
-from diptych.messages.codec import Codec
+from diptych.messages.codec import Codec, encode_canonical
 from diptych.messages.fingerprint import fingerprint
 from diptych.messages.message import field_types, held_types, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from diptych.event_store.event_query import EventQuery
     from diptych.messages.event import Event
     from diptych.messages.registry import EventTypes
 
@@ -97,13 +98,23 @@ def key_of(ids: tuple[str, ...]) -> str:
     return msgspec.json.encode(ids).decode()
 
 
-def state_form(cls: type[Any], events: Sequence[type[Event]], types: EventTypes, *, timed: bool) -> StateForm | None:
+def state_form(
+    cls: type[Any],
+    events: Sequence[type[Event]],
+    types: EventTypes,
+    query: EventQuery,
+    initial: Callable[[], Any],
+    *,
+    timed: bool,
+) -> StateForm | None:
     """How a decision model's states are kept, by the keywords of its class statement; None where they are not.
 
     Args:
         cls: the model.
         events: that it folds.
         types: the application's.
+        query: what is folded of one of them, by all the names with which it may be stored.
+        initial: gives that one before its first event.
         timed: whether its `evolve` asks for the `EventContext`.
 
     Raises:
@@ -122,16 +133,21 @@ def state_form(cls: type[Any], events: Sequence[type[Event]], types: EventTypes,
             f"{cls.__name__}.evolve takes the EventContext, which an event has only once it is appended; its state is "
             "kept in the same commit: drop state_stored or snapshot_every, or put what it needs into the event"
         )
-    model = f"{types.of(events[0]).context}.{cls.__name__}"
-    fold = STATE_STORED if every is None else _fingerprint(cls, events, types)
-    return StateForm(cls, model, every, fold)
+    model = f"{min(types.of(event).context for event in events)}.{cls.__name__}"
+    form = StateForm(cls, model, every, STATE_STORED)
+    if every is not None:
+        form.fold = _fingerprint(cls, events, types, query, initial())
+    return form
 
 
-def _fingerprint(cls: type[Any], events: Sequence[type[Event]], types: EventTypes) -> str:
+def _fingerprint(
+    cls: type[Any], events: Sequence[type[Event]], types: EventTypes, query: EventQuery, initial: Any
+) -> str:
     upcasters = [step for event in events for step in types.of(event).upcasters]
     steps = sorted((step.event.__qualname__, step.from_version, step.name) for step in upcasters)
     fields = [(name, repr(held)) for name, held in field_types(cls).items()]
-    schema = (fields, sorted(types.of(event).name for event in events), steps)
+    found = [(sorted(item.types), sorted(item.tags)) for item in query.items]
+    schema = (fields, encode_canonical(initial), found, steps)
     values = {held for part in (cls, *events) for held in held_types(part)} | {cls}
     functions = [cls.evolve, *(step.function for step in upcasters)]
     return fingerprint(functions, schema, options_of(cls).version, values)
