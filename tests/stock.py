@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
+from anyio.lowlevel import checkpoint
+
 from diptych import BoundedContext, By, Command, DecisionModel, Event, Identity, Rejected, replace
 
 __all__ = [
     "Count",
     "Counted",
     "Everything",
+    "Find",
+    "Missed",
     "Move",
     "Moved",
     "Pair",
@@ -22,6 +26,7 @@ __all__ = [
     "Sell",
     "Sku",
     "Sold",
+    "Take",
     "warehouse",
 ]
 
@@ -52,6 +57,11 @@ class Sold(Event):
     place: PlaceId
 
 
+class Missed(Event):
+    sku: Sku
+    place: PlaceId
+
+
 class Counted(Event):
     total: int
 
@@ -74,6 +84,19 @@ class Sell(Command):
     place: PlaceId
 
 
+class Take(Command):
+    """Decided before it is submitted: its handler is async."""
+
+    sku: Sku
+    place: PlaceId
+
+
+class Find(Command):
+    """Its handler makes up an identity, another one each time."""
+
+    place: PlaceId
+
+
 class Count(Command): ...
 
 
@@ -83,9 +106,13 @@ class Product(DecisionModel[Sku], state_stored=True):
     sku: Sku
     on_hand: int = 0
 
-    def evolve(self, event: Received | Sold) -> Product:
+    missed: int = 0
+
+    def evolve(self, event: Received | Sold | Missed) -> Product:
         if isinstance(event, Received):
             return replace(self, on_hand=self.on_hand + event.count)
+        if isinstance(event, Missed):
+            return replace(self, missed=self.missed + 1)
         return replace(self, on_hand=self.on_hand - event.skus.count(self.sku))
 
 
@@ -139,7 +166,7 @@ SALES_MAX = 20
 
 def warehouse() -> BoundedContext:
     """The context; whoever makes it again has code of its own."""
-    context = BoundedContext("stock")
+    context = BoundedContext("stock", events=[Missed])
 
     @context.command_handler
     def receive(command: Receive) -> Received:
@@ -162,8 +189,24 @@ def warehouse() -> BoundedContext:
                 raise Rejected("out of stock", sku=sku, on_hand=product.on_hand)
         yield Sold(skus=command.skus, place=command.place)
 
+    _add_odd_ones(context)
+
     @context.command_handler
     def count(command: Count, till: Till) -> Counted:
         return Counted(total=till.counted)
 
     return context
+
+
+def _add_odd_ones(context: BoundedContext) -> None:
+    @context.command_handler
+    async def take(command: Take, product: Product) -> Sold:
+        for _ in range(3):
+            await checkpoint()
+        if product.on_hand < 1:
+            raise Rejected("out of stock", record=Missed(sku=command.sku, place=command.place))
+        return Sold(skus=(command.sku,), place=command.place)
+
+    @context.command_handler
+    def find(command: Find) -> Received:
+        return Received(sku=Sku.new(), place=command.place, count=1)

@@ -1,8 +1,9 @@
 """What is kept of decision models decides nothing (rules 24, 26): commands end as they would, folded from events.
 
-Commands run at the same time on two buses over one store, in rounds, after each of which both buses are made anew and
-know nothing. Plain Python replays the history: every command is legal at its place; and after each round every state
-that is kept is what the events up to its place make of it, and no event of a state-stored model is later than that.
+Commands run at the same time on two buses over one store, or on two that share a file or a schema, in rounds, after
+each of which both buses are made anew and know nothing. Plain Python replays the history: every command is legal at its
+place; and after each round every state that is kept is what the events up to its place make of it, and no event of a
+state-stored model is later than that, unless one of the two is of code that keeps none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,23 +21,27 @@ from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych import Command, Conflict, Event, Rejected
+from diptych import Command, Conflict, ContextChanged, Event, Rejected, Verdict
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.postgres.event_store import connect as connect_postgres
 from diptych.adapters.sqlite.event_store import SqliteEventStore
 from diptych.application.registration import command_handlers, event_types
 from diptych.clock import SystemClock
+from diptych.errors import NotPure
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import START
+from diptych.event_store.position import START, Position, Token
 from diptych.write_side.command_bus import CommandBus, Sender
 from diptych.write_side.idempotency import Receipt
 from tests.postgres_server import new_store
+from tests.properties.test_concurrency import tail_limit
 from tests.stock import (
     SALES_MAX,
     Count,
     Counted,
+    Find,
+    Missed,
     Move,
     Moved,
     PlaceId,
@@ -44,6 +50,7 @@ from tests.stock import (
     Sell,
     Sku,
     Sold,
+    Take,
     warehouse,
 )
 
@@ -56,12 +63,54 @@ commands = st.one_of(
     st.builds(Receive, sku=skus, place=places, count=counts),
     st.builds(Move, sku=skus, source=places, target=places, count=counts),
     st.builds(Sell, skus=st.lists(skus, min_size=1, max_size=3).map(tuple), place=places),
+    st.builds(Take, sku=skus, place=places),
+    st.builds(Find, place=places),
     st.builds(Count),
 )
-calls = st.tuples(commands, st.integers(0, 1), st.integers(0, 8))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One command on its way.
+
+    Attributes:
+        bus: which of two buses executes it.
+        turns: how many turns of the event loop it comes later.
+        with_id: whether it has an id, and is sent again to another bus at the end.
+        back: how far before the head the answer was that it is based on; None where it is based on none.
+        dry_run: whether it is only asked what would come of it.
+    """
+
+    command: Command
+    bus: int
+    turns: int
+    with_id: bool
+    back: int | None
+    dry_run: bool
+
+
+calls = st.builds(
+    Call,
+    commands,
+    st.integers(0, 1),
+    st.integers(0, 8),
+    st.booleans(),
+    st.sampled_from([None, None, None, 0, 2]),
+    st.sampled_from([False, False, False, True]),
+)
 
 
 # ── the same in plain Python ─────────────────────────────────────────────────
+
+FOUND = Sku("found")
+"""Stands for whatever was made up."""
+
+
+def as_told(event: Event) -> Event:
+    """An event, as `serial` gives it."""
+    if isinstance(event, Received) and event.sku not in SKUS:
+        return Received(sku=FOUND, place=event.place, count=event.count)
+    return event
 
 
 def on_hand(history: Iterable[Event], sku: str) -> int:
@@ -103,6 +152,10 @@ def serial(history: Sequence[Event], command: Command) -> Event | str:
             if moved(history) + count > 2 * SALES_MAX:
                 return "moved too much"
             return Moved(sku=sku, source=source, target=target, count=count)
+        case Take(sku=sku, place=place):
+            return Sold(skus=(sku,), place=place) if on_hand(history, sku) else Missed(sku=sku, place=place)
+        case Find(place=place):
+            return Received(sku=FOUND, place=place, count=1)
         case Sell(skus=sold, place=place):
             if sales(history, place) + len(sold) > SALES_MAX:
                 return "closed"
@@ -112,42 +165,103 @@ def serial(history: Sequence[Event], command: Command) -> Event | str:
             return Counted(total=sum(isinstance(event, Sold | Counted) for event in history))
 
 
+def concerns(command: Command, event: Event) -> bool:
+    """Whether what the command is decided on has this event in it."""
+    match command, event:
+        case Move(), Moved():
+            return True
+        case Move(sku=sku, source=source), Received(place=place) | Sold(place=place):
+            return place == source and sku in ((event.sku,) if isinstance(event, Received) else event.skus)
+        case Sell(place=place), Sold() if event.place == place:
+            return True
+        case Sell(skus=sold), Sold() | Received() | Missed():
+            return not set(sold).isdisjoint(event.skus if isinstance(event, Sold) else (event.sku,))
+        case Take(sku=sku), Sold() | Received() | Missed():
+            return sku in (event.skus if isinstance(event, Sold) else (event.sku,))
+        case Count(), Sold() | Counted():
+            return True
+        case _:
+            return False
+
+
 # ── what is executed ─────────────────────────────────────────────────────────
 
 
 @asynccontextmanager
-async def opened_store(kind: str) -> AsyncIterator[EventStore]:
+async def opened_stores(kind: str) -> AsyncIterator[Sequence[EventStore]]:
+    """The stores of two buses: the same one, or two instances over one file or schema."""
     with TemporaryDirectory() as folder:
-        store: EventStore = MemoryEventStore(SystemClock())
-        if kind == "sqlite":
-            store = SqliteEventStore(str(Path(folder, "events.db")), SystemClock(), synchronous="NORMAL")
-        elif kind == "postgres":
-            store = connect_postgres(await new_store(), SystemClock())
-        await store.open()
+        path, clock = str(Path(folder, "events.db")), SystemClock()
+        stores: list[EventStore] = [MemoryEventStore(clock)]
+        if kind.startswith("sqlite"):
+            stores = [SqliteEventStore(path, clock, synchronous="NORMAL") for _ in range(2)]
+        elif kind.startswith("postgres"):
+            url = await new_store()
+            stores = [connect_postgres(url, clock) for _ in range(2)]
+        stores = stores if kind.endswith("two instances") else stores[:1] * 2
+        for store in dict.fromkeys(stores):
+            await store.open()
         try:
-            yield store
+            yield stores
         finally:
-            await store.close()
+            for store in dict.fromkeys(stores):
+                await store.close()
 
 
-async def cold_bus(store: EventStore) -> CommandBus:
-    """A bus that knows nothing."""
+async def cold_bus(store: EventStore, cached: int, *, keeping: bool) -> CommandBus:
+    """A bus that knows nothing; perhaps of code that keeps no states."""
     parts = [warehouse()]
     types = event_types(parts)
-    bus = CommandBus(command_handlers(parts, {}, types), store, History(types), SystemClock())
+    handlers = command_handlers(parts, {}, types)
+    if not keeping:
+        for fold in (fold for handler in handlers.values() for fold in handler.folds):
+            fold.form = None
+    bus = CommandBus(handlers, store, History(types), SystemClock())
+    bus._cache._limit = cached
     await bus.open()
     return bus
 
 
-async def told(bus: CommandBus, command: Command, turns: int) -> Receipt | Rejected | None:
-    for _ in range(turns):
+@dataclass(frozen=True)
+class Answer:
+    """What came of a call.
+
+    Attributes:
+        before: the head when it was sent.
+        after: the head when it was answered.
+    """
+
+    call: Call
+    command_id: str | None
+    before: int
+    after: int
+    outcome: Receipt | Verdict | Exception
+
+    @property
+    def basis(self) -> int:
+        """The position that the command was based on."""
+        return max(0, self.before - (self.call.back or 0))
+
+
+async def told(store: EventStore, bus: CommandBus, call: Call, command_id: str | None) -> Answer:
+    for _ in range(call.turns):
         await checkpoint()
+    before = (await store.head()).position
+    answer = Answer(call, command_id, before, before, Conflict("", 0, 0))
+    basis: list[Token] = []
+    if call.back is not None:
+        place = await store.place_at(Position(answer.basis))
+        assert place is not None
+        basis.append(Token(place.position, place))
+    outcome: Receipt | Verdict | Exception
     try:
-        return await bus.execute(command, None, Sender())
-    except Rejected as rejected:
-        return rejected
-    except Conflict:
-        return None
+        if call.dry_run:
+            outcome = await bus.can(call.command, Sender(), basis)
+        else:
+            outcome = await bus.execute(call.command, command_id, Sender(), basis)
+    except (Rejected, Conflict, ContextChanged, NotPure) as error:
+        outcome = error
+    return replace(answer, outcome=outcome, after=(await store.head()).position)
 
 
 async def history_of(store: EventStore) -> list[Event]:
@@ -155,58 +269,118 @@ async def history_of(store: EventStore) -> list[Event]:
     return [history.event(recorded) for recorded in (await store.read(ALL_EVENTS, START, READ_MAX)).events]
 
 
-def check_outcome(command: Command, outcome: Receipt | Rejected | None, before: int, log: Sequence[Event]) -> None:
+# ── what has to hold ─────────────────────────────────────────────────────────
+
+
+def check_answer(answer: Answer, log: Sequence[Event]) -> None:
+    command, outcome = answer.call.command, answer.outcome
+    heads = range(answer.basis if answer.call.back is not None else answer.before, answer.after + 1)
+    unchanged = [head for head in heads if answer.call.back is None or holds_at(answer, head, log)]
     if isinstance(outcome, Receipt):
-        assert serial(log[: outcome.position - 1], command) == log[outcome.position - 1], "accepted as at its place"
+        (event,) = outcome.events
+        assert event == log[outcome.position - 1]
+        assert serial(log[: outcome.position - 1], command) == as_told(event), "accepted as at its place"
+        assert answer.call.back is None or holds_at(answer, outcome.position - 1, log), "accepted on what was seen"
+    elif isinstance(outcome, Verdict):
+        said = outcome.rejected.code if outcome.rejected else as_told(outcome.events[0])
+        assert any(serial(log[:head], command) == said for head in unchanged), "would be so at no head since"
+    elif isinstance(outcome, ContextChanged):
+        assert any(concerns(command, event) for event in log[answer.basis : answer.after]), "something has changed"
+    elif isinstance(outcome, NotPure):
+        assert isinstance(command, Take)
+    elif isinstance(outcome, Rejected) and isinstance(command, Take):
+        missed = Missed(sku=command.sku, place=command.place)
+        places = [head for head in unchanged if log[head : head + 1] == [missed]]
+        assert any(serial(log[:head], command) == missed for head in places), "refused at no place of its fact"
     elif isinstance(outcome, Rejected):
-        heads = range(before, len(log) + 1)
-        assert any(serial(log[:head], command) == outcome.code for head in heads), "refused at no head since"
+        assert any(serial(log[:head], command) == outcome.code for head in unchanged), "refused at no head since"
 
 
-async def check_states(store: EventStore, log: Sequence[Event]) -> None:
+def holds_at(answer: Answer, head: int, log: Sequence[Event]) -> bool:
+    return not any(concerns(answer.call.command, event) for event in log[answer.basis : head])
+
+
+async def check_kept(answers: Iterable[Answer], bus: CommandBus) -> None:
+    """Whatever had an id and an outcome has the same one for ever (G4)."""
+    for answer in answers:
+        if answer.command_id is not None and not answer.call.dry_run and isinstance(answer.outcome, Receipt | Rejected):
+            outcome: Receipt | Rejected
+            try:
+                outcome = await bus.execute(answer.call.command, answer.command_id, Sender())
+            except Rejected as rejected:
+                outcome = rejected
+            assert heard(outcome) == heard(answer.outcome)
+
+
+def heard(outcome: Receipt | Rejected) -> object:
+    return outcome if isinstance(outcome, Receipt) else (outcome.code, outcome.facts)
+
+
+async def check_states(store: EventStore, log: Sequence[Event], *, all_keep: bool) -> None:
     """Every state that is kept is that of its place; where it is state-stored, no event of it is later."""
-    for sku in SKUS:
-        await check_state(store, "Product", [sku], [on_hand(log[:n], sku) for n in range(len(log) + 1)], "on_hand")
+    heads = range(len(log) + 1)
+    for sku in {event.sku for event in log if isinstance(event, Received)}:
+        await check_state(store, "Product", [sku], [on_hand(log[:n], sku) for n in heads], "on_hand", last=all_keep)
         for place in PLACES:
-            counted = [there(log[:n], sku, place) for n in range(len(log) + 1)]
-            await check_state(store, "Pair", [sku, place], counted, "there")
-    await check_state(store, "Everything", [], [moved(log[:n]) for n in range(len(log) + 1)], "moved")
+            counted = [there(log[:n], sku, place) for n in heads]
+            await check_state(store, "Pair", [sku, place], counted, "there", last=all_keep)
+    for sku in SKUS:
+        missed = [sum(isinstance(event, Missed) and event.sku == sku for event in log[:n]) for n in heads]
+        await check_state(store, "Product", [sku], missed, "missed", last=all_keep)
+    await check_state(store, "Everything", [], [moved(log[:n]) for n in heads], "moved", last=all_keep)
     for place in PLACES:
-        kept = await store.model_state("stock.Register", msgspec.json.encode([place]).decode())
-        if kept is not None:
-            assert msgspec.json.decode(kept.data)["sales"] == sales(log[: kept.position], place)
+        await check_state(store, "Register", [place], [sales(log[:n], place) for n in heads], "sales", last=False)
 
 
-async def check_state(store: EventStore, model: str, ids: Sequence[str], at: Sequence[int], field: str) -> None:
+async def check_state(
+    store: EventStore, model: str, ids: Sequence[str], at: Sequence[int], field: str, *, last: bool
+) -> None:
     kept = await store.model_state(f"stock.{model}", msgspec.json.encode(ids).decode())
-    if kept is None:
-        assert set(at) == {0}, f"{model} {ids} has changed, and nothing is kept of it"
-    else:
-        assert msgspec.json.decode(kept.data)[field] == at[kept.position]
-        assert len(set(at[kept.position :])) == 1, f"{model} {ids} has changed behind what is kept of it"
+    if kept is not None:
+        assert msgspec.json.decode(kept.data)[field] == at[kept.position], f"{model} {ids} is not as it was there"
+    if last:
+        since = at[kept.position if kept is not None else 0 :]
+        assert len(set(since)) == 1, f"{model} {ids} has changed behind what is kept of it"
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
-def test_kept_states_decide_nothing_and_lag_behind_nothing(kind: str) -> None:
+KINDS = {"memory": 100, "sqlite": 30, "sqlite two instances": 30, "postgres": 8, "postgres two instances": 8}
+
+
+@pytest.mark.parametrize("one_keeps_none", [False, True], ids=["", "beside older code"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_states_decide_nothing_and_lag_behind_nothing(kind: str, one_keeps_none: bool) -> None:
     """Any commands, on buses that know nothing at first: legal where they are, and what they make of models is kept."""
 
-    @settings(max_examples={"memory": 150, "sqlite": 60, "postgres": 15}[kind], deadline=None)
-    @given(st.lists(st.lists(calls, min_size=1, max_size=10), min_size=1, max_size=4))
-    def holds(rounds: list[list[tuple[Command, int, int]]]) -> None:
+    @settings(max_examples=KINDS[kind], deadline=None)
+    @given(
+        st.lists(st.lists(calls, min_size=1, max_size=10), min_size=1, max_size=4),
+        st.sampled_from([1, 2, 1_000]),
+        st.sampled_from([1, 3, 1_000]),
+    )
+    def holds(rounds: list[list[Call]], cached: int, tail: int) -> None:
         async def run() -> None:
-            async with opened_store(kind) as store:
-                for given_calls in rounds:
-                    before = (await store.head()).position
-                    buses = [await cold_bus(store) for _ in range(2)]
-                    asked = [told(buses[bus], command, turns) for command, bus, turns in given_calls]
-                    outcomes = await asyncio.gather(*asked)
+            async with opened_stores(kind) as stores:
+                for number, given_calls in enumerate(rounds):
+                    keeps = [True, not one_keeps_none]
+                    buses = [
+                        await cold_bus(store, cached, keeping=keeping)
+                        for store, keeping in zip(stores, keeps, strict=True)
+                    ]
+                    asked = [
+                        told(stores[call.bus], buses[call.bus], call, f"{number}-{n}" if call.with_id else None)
+                        for n, call in enumerate(given_calls)
+                    ]
+                    answers = await asyncio.gather(*asked)
+                    log = await history_of(stores[0])
+                    for answer in answers:
+                        check_answer(answer, log)
+                    await check_kept(answers, buses[1])
                     for bus in buses:
                         await bus.close()
-                    log = await history_of(store)
-                    for (command, _, _), outcome in zip(given_calls, outcomes, strict=True):
-                        check_outcome(command, outcome, before, log)
-                    await check_states(store, log)
+                    assert await history_of(stores[1]) == log, "what was sent again changed nothing"
+                    await check_states(stores[0], log, all_keep=all(keeps))
 
-        asyncio.run(run())
+        with tail_limit(tail):
+            asyncio.run(run())
 
     holds()

@@ -153,7 +153,7 @@ async def test_a_state_is_kept_by_whoever_changes_it(store_url: str) -> None:
         receipt = await app.execute(Receive(sku=A, place=NORTH, count=3))
         await app.execute(Move(sku=A, source=NORTH, target=PlaceId("south"), count=1))
         kept = await kept_of(app, "stock.Product")
-        assert kept == KeptState(STATE_STORED, b'{"sku":"a","on_hand":3}', Position(receipt.position))
+        assert kept == KeptState(STATE_STORED, b'{"sku":"a","on_hand":3,"missed":0}', Position(receipt.position))
         kept = await kept_of(app, "stock.Pair", '["a","south"]')
         assert kept == KeptState(STATE_STORED, b'{"sku":"a","place":"south","there":1}', Position(2))
         assert await kept_of(app, "stock.Everything", "[]") == KeptState(STATE_STORED, b'{"moved":1}', Position(2))
