@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from diptych import (
     Transaction,
     replace,
 )
+from diptych.adapters.connect import connect_event_store
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.application.registration import command_handlers, event_types
 from diptych.clock import SystemClock
-from diptych.errors import Unstorable
-from diptych.event_store.event_store import COMMIT_BYTES_MAX, AppendResult, Commit, KeptState
+from diptych.errors import StoreClosed, Unstorable
+from diptych.event_store.copying import copy_history
+from diptych.event_store.event_store import COMMIT_BYTES_MAX, AppendResult, Commit, EventStore, KeptState
 from diptych.event_store.history import History
 from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.messages.unique_id import unique_bytes
+from diptych.testing.contracts.event_store_case import let_others_run
 from diptych.write_side.command_bus import CommandBus, Sender
 from diptych.write_side.decision_model import ModelFold
 from diptych.write_side.group_commit import BATCH_BYTES_MAX
@@ -266,7 +270,7 @@ class Overtaken(MemoryEventStore):
 
 
 @asynccontextmanager
-async def forgetful_bus(store: MemoryEventStore, part: BoundedContext) -> AsyncGenerator[CommandBus]:
+async def forgetful_bus(store: EventStore, part: BoundedContext) -> AsyncGenerator[CommandBus]:
     """A bus that remembers one model."""
     types = event_types([part])
     bus = CommandBus(command_handlers([part], {}, types), store, History(types), SystemClock())
@@ -489,3 +493,120 @@ async def test_the_order_in_which_events_are_named_names_no_model() -> None:
     types = event_types([BoundedContext("orders", events=[Taken]), BoundedContext("clerks", events=[Met])])
     forms = [ModelFold(model, types).form for model in (First, Second)]
     assert [form.model.partition(".")[0] for form in forms if form is not None] == ["clerks", "clerks"]
+
+
+class RoomId(Identity, formerly=["cell", "hall"]): ...
+
+
+class Entered(Event, formerly=["Came"]):
+    rooms: tuple[RoomId, ...]
+
+
+class Enter(Command):
+    rooms: tuple[RoomId, ...]
+
+
+class CountVisits(Command):
+    room: RoomId
+
+
+class Visited(Event):
+    room: RoomId
+    visits: int
+
+
+class Visits(DecisionModel[RoomId], state_stored=True):
+    count: int = 0
+
+    def evolve(self, event: Entered) -> Visits:
+        return replace(self, count=self.count + 1)
+
+
+async def test_states_are_of_events_by_all_their_names(store_url: str) -> None:
+    """What was stored under former names, also by older code in between, is in every state that is kept."""
+    context = BoundedContext("rooms")
+
+    @context.command_handler
+    def enter(command: Enter) -> Entered:
+        return Entered(rooms=command.rooms)
+
+    @context.command_handler
+    def count(command: CountVisits, visits: Visits) -> Visited:
+        return Visited(room=command.room, visits=visits.count)
+
+    def came(name: str, tag: str) -> NewEvent:
+        return NewEvent(unique_bytes(), f"rooms.{name}", 1, b'{"rooms":["a"]}', (f"{tag}:a",))
+
+    async with Application(context, store=store_url, projecting=False) as app:
+        store = app.partition().store
+        await store.append([Commit(events=(came("Came", "cell"), came("Came", "hall"), came("Entered", "cell")))])
+        for older in (came("Came", "hall"), came("Entered", "cell")):
+            receipt = await app.execute(Enter(rooms=(RoomId("a"), RoomId("b"))))
+            state = await kept(app, "rooms.Visits", "a")
+            assert state == KeptState(STATE_STORED, b'{"count":%d}' % (receipt.position), Position(receipt.position))
+            await store.append([Commit(events=(older,))])
+        (visited,) = (await app.execute(CountVisits(room=RoomId("a")))).events
+        assert visited == Visited(room=RoomId("a"), visits=7)
+        assert (await kept(app, "rooms.Visits", "b")) == KeptState(STATE_STORED, b'{"count":2}', Position(6))
+
+
+async def test_a_copy_has_no_states_and_needs_none(store_url: str) -> None:
+    """Its models are folded from the events, and kept from then on."""
+    orders, source, clock = Orders(order=ORDER), MemoryEventStore(SystemClock()), SystemClock()
+    async with forgetful_bus(source, orders.context) as bus:
+        await bus.execute(Take(clerk=CLERK), None, Sender())
+        await bus.execute(Pack(order=ORDER), None, Sender())
+        assert await source.model_state("orders.Order", '["o"]') is not None
+        target = connect_event_store(store_url, clock)
+        await target.open()
+        await copy_history(source, target, lambda _: nullcontext(lambda *_: None))
+        assert await target.model_state("orders.Order", '["o"]') is None
+    async with forgetful_bus(target, orders.context) as bus:
+        receipt = await bus.execute(Pack(order=ORDER), None, Sender())
+        found = await target.model_state("orders.Order", '["o"]')
+        assert found == KeptState(STATE_STORED, b'{"events":3}', Position(receipt.position))
+    await target.close()
+
+
+# ── while it closes ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("bank", ["sqlite"], indirect=True)
+async def test_a_handler_that_is_overtaken_by_the_end_leaves_nothing(bank: Bank) -> None:
+    """What its events change cannot be read any more: it is told, its rows are taken back, and nobody waits for it."""
+
+    @bank.context.command_handler
+    def look(command: Look, deposits: Deposits) -> Looked:
+        return Looked(account=command.account, count=deposits.count)
+
+    running, ended = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(*_: object) -> None:
+        loop.call_soon_threadsafe(running.set)
+        assert ended.wait(WAIT_S)
+
+    bank.hook = wait
+    app = Application(bank.context, store=bank.url)
+    await app.open()
+    deposit = asyncio.create_task(app.execute(Deposit(account=AccountId("ada"), cents=5)))
+    async with asyncio.timeout(WAIT_S):
+        await running.wait()
+        store = app.partition().store
+        closing = asyncio.create_task(store.close())
+        while not await is_closed(store):
+            await let_others_run()
+        ended.set()
+        with pytest.raises(StoreClosed):
+            await deposit
+        await closing
+        await app.close()
+    assert bank.balances() == {"ada": 0, "bob": 0}
+
+
+async def is_closed(store: EventStore) -> bool:
+    try:
+        await store.head()
+    except StoreClosed:
+        return True
+    return False

@@ -119,7 +119,7 @@ class Draft(msgspec.Struct, frozen=True):
     events: Sequence[RecentEvent]
     decided: Sequence[RecentEvent]
     rejected: Rejected | None
-    left: Mapping[ModelKey, Folded] = {}
+    left: Mapping[ModelKey, Folded]
 
 
 class UnfoldedModels(Exception):

@@ -252,7 +252,8 @@ class CommandBus:
         keys = attempt.handler.models(attempt.command)
         attempt.others.clear()
         attempt.based_on = await self._anchor(based_on) if based_on else None
-        await self._check_unchanged(attempt, keys)
+        if based_on:
+            await self._check_unchanged(attempt, keys)
         conflicts = 0
         while True:  # at most CONFLICTS_MAX conflicts, and CHAIN_ATTEMPTS_MAX broken chains
             for key in keys:

@@ -66,6 +66,8 @@ CHAIN_ATTEMPTS_MAX = 100
 
 _Stands: TypeAlias = Mapping[ModelKey, Folded]
 _Look: TypeAlias = Callable[[ModelKey], Folded | None]
+_NONE_LEFT: _Stands = {}
+"""What most commits leave of models whose states are kept."""
 
 
 class GroupCommit:
@@ -247,7 +249,7 @@ class GroupCommit:
         """Decide a command and add its events to the pending ones; None where it ends here or has to wait."""
         try:
             self.check(attempt.forks)
-            look = partial(self._current, attempt, states)
+            look = partial(self._current, attempt, states) if self._keeping.keeps_any else _nothing
             if attempt.decided is not None:
                 draft = self._encode(attempt, attempt.decided, attempt.stands, self.tail.judged_after, look)
             else:
@@ -264,10 +266,10 @@ class GroupCommit:
             attempt.fail(error)
             return None
         self.tail.add_pending(draft.events)
-        for key, folded in draft.left.items():
-            states[key] = Folded(folded.query, folded.state, self.tail.end, self.tail.end)
         self._batch_bytes += sum([len(recent.new.data) for recent in draft.events]) + len(draft.commit.rejection or b"")
-        if draft.commit.states:
+        if draft.left:
+            for key, folded in draft.left.items():
+                states[key] = Folded(folded.query, folded.state, self.tail.end, self.tail.end)
             self._batch_bytes += sum([len(state.data) for state in draft.commit.states])
         return draft
 
@@ -361,7 +363,7 @@ class GroupCommit:
         metadata = encode(attempt.envelope)
         events = [self._settle(attempt, event, metadata) for event in decided.events]
         refused = None if decided.rejected is None else _encode_rejection(attempt, decided.rejected)
-        left: dict[ModelKey, Folded] = {}
+        left = _NONE_LEFT
         if self._keeping.keeps_any and events and not attempt.dry_run:
             before = self._changed(attempt, events, stands, look)
             left = {key: after(key, folded, events) for key, folded in before.items()}
@@ -378,7 +380,7 @@ class GroupCommit:
         if attempt.dry_run:
             if (reason := refusal(commit)) is not None:
                 raise Unstorable(attempt.handler.name, _names(events), reason)
-            return Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected)
+            return Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected, left)
         return Draft(attempt, stands, commit, events, events, rejected, left)
 
     def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
@@ -452,6 +454,10 @@ class GroupCommit:
             attempt.end(outcome)
         else:
             self._waiting.append(attempt)
+
+
+def _nothing(_: ModelKey) -> None:
+    """No model is known: none is asked for."""
 
 
 def _for_one(error: BaseException, attempt: Attempt) -> BaseException:
