@@ -2,6 +2,7 @@
 
 DiptychError
 ├── Rejected                 the domain says no (messages/rejected.py, since it may carry an event)
+├── Forbidden                whoever wants this lacks a scope that its handler requires
 ├── MessageError             what was sent is no message that this application takes
 │   ├── InvalidMessage         wrong or missing fields, unknown fields, bytes that are no JSON
 │   │   ├── UnknownPartition     it names a partition that this application has not
@@ -52,6 +53,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "DiptychError",
+    "Forbidden",
     "HistoryDiverged",
     "HistoryError",
     "InvalidEvent",
@@ -126,6 +128,23 @@ class NotGranted(ConfigurationError):
 
 class StoreClosed(DiptychError):
     """The application or store is used before it was opened or after it was closed."""
+
+
+class Forbidden(DiptychError):
+    """Whoever wants this lacks a scope that its handler requires; nothing was done, and nothing is kept of it.
+
+    Attributes:
+        command: the name of the command type.
+        actor: their name; None where nobody knows.
+        missing: the scopes that they lack, sorted, at least one.
+    """
+
+    def __init__(self, command: str, actor: str | None, missing: Sequence[str]) -> None:
+        self.command = command
+        self.actor = actor
+        self.missing = tuple(missing)
+        who = "nobody was named who has it" if actor is None else f"{actor} does not have it"
+        super().__init__(f"{command} requires {', '.join(missing)}: {who}; nothing was done")
 
 
 # ── messages ─────────────────────────────────────────────────────────────────

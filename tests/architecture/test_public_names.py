@@ -22,6 +22,7 @@ NOT_LOADED = (
     "diptych.testing",
     "cyclopts",
     "httptools",
+    "jwt",
     "rich",
     "sqlalchemy",
     "sqlite3",

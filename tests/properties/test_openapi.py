@@ -14,9 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from diptych import Application
+from diptych import Application, BoundedContext, Command, Event, Identity, Key, Query, ReadModel
+from diptych.entrypoints.http import Authenticator
+from diptych.entrypoints.http.json_web_tokens import JsonWebTokens
 from diptych.entrypoints.http.server import serve
+from diptych.security import requires
 from tests.http_library import Outside, open_library
+from tests.tokens import AUDIENCE, ISSUER, Issuer
 
 EXAMPLES = 20
 """Requests that are made up for each operation."""
@@ -29,10 +33,11 @@ HOOKS = Path(__file__).with_name("idempotency_keys.py")
 class _Server(threading.Thread):
     """An application, served on a free port from a thread of its own."""
 
-    def __init__(self, make: Callable[[], Application]) -> None:
+    def __init__(self, make: Callable[[], Application], authenticator: Authenticator | None = None) -> None:
         super().__init__()
         self.url: Future[str] = Future()
         self._make = make
+        self._authenticator = authenticator
         self._ending: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
     def run(self) -> None:
@@ -45,7 +50,9 @@ class _Server(threading.Thread):
         end = asyncio.Event()
         self._ending.set_result((asyncio.get_running_loop(), end))
         async with self._make() as app:
-            serving = asyncio.create_task(serve(app, host="127.0.0.1", port=0, on_ready=self.url.set_result))
+            serving = asyncio.create_task(
+                serve(app, host="127.0.0.1", port=0, authenticator=self._authenticator, on_ready=self.url.set_result)
+            )
             await end.wait()
             serving.cancel()
             await asyncio.gather(serving, return_exceptions=True)
@@ -75,7 +82,59 @@ def _ordering() -> Application:
 @pytest.mark.parametrize("make", [_library, _shop, _ordering], ids=["library", "shop", "ordering"])
 def test_made_up_requests_meet_nothing_undocumented(make: Callable[[], Application], tmp_path: Path) -> None:
     """Whatever schemathesis makes up, all its checks hold: no 5xx, no status undocumented, what is valid is taken."""
-    server = _Server(make)
+    check(make, tmp_path)
+
+
+def _shelf() -> Application:
+    """A command that requires a scope, one that requires another, and a query."""
+    shelf = BoundedContext("shelf")
+
+    class BookId(Identity): ...
+
+    class Put(Command):
+        book: BookId
+
+    class Burn(Command):
+        book: BookId
+
+    class Stood(Event):
+        book: BookId
+
+    class Standing(ReadModel):
+        book: Key[BookId]
+
+    class IsThere(Query[Standing | None]):
+        book: BookId
+
+    @shelf.command_handler
+    @requires("books:put")
+    def put(command: Put) -> Stood:
+        return Stood(book=command.book)
+
+    @shelf.command_handler
+    @requires("books:burn")
+    def burn(command: Burn) -> None: ...
+
+    @shelf.projection
+    def standing(event: Stood) -> Standing:
+        return Standing(book=event.book)
+
+    return Application(shelf, store="memory:")
+
+
+def test_made_up_requests_are_authenticated_as_documented(tmp_path: Path) -> None:
+    """With an authenticator: 401 without a token, or with a made-up one, and 403 without the scope, and no other."""
+    issuer = Issuer()
+    (tmp_path / "keys.json").write_text(issuer.key_set())
+    tokens = JsonWebTokens(str(tmp_path / "keys.json"), issuer=ISSUER, audience=AUDIENCE)
+    check(_shelf, tmp_path, tokens, "--header", f"Authorization: Bearer {issuer.token(scope='books:put')}")
+
+
+def check(
+    make: Callable[[], Application], tmp_path: Path, authenticator: Authenticator | None = None, *arguments: str
+) -> None:
+    """Have schemathesis make requests up."""
+    server = _Server(make, authenticator)
     server.start()
     try:
         url = f"{server.url.result(STARTED_S)}/openapi.json"
@@ -83,7 +142,7 @@ def test_made_up_requests_meet_nothing_undocumented(make: Callable[[], Applicati
         options = ["--max-examples", str(EXAMPLES), "--generation-deterministic"]
         hooks = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}
         done = subprocess.run(
-            [*command, *options], capture_output=True, text=True, check=False, cwd=tmp_path, env=hooks
+            [*command, *options, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path, env=hooks
         )
     finally:
         server.stop()

@@ -53,7 +53,8 @@ def test_the_application_is_found_in_every_layer(project: Project, monkeypatch: 
             "colour = 1",
             (
                 "unknown key 'colour'; there are app, partition_by, partition, store, read_store, "
-                "read_replica, replica_policy, host, port, role, processes, log_format"
+                "read_replica, replica_policy, host, port, role, processes, jwks, issuer, audience, "
+                "without_authentication, log_format"
             ),
         ),
         ("port = 'http'", "diptych.toml: expected `int`, got `str` at port"),

@@ -12,6 +12,8 @@ from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+import msgspec
+
 from diptych.application.across import Across
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import ACROSS, PartitionBy, Replicas, Stores, StoreUrls, divided, store_urls
@@ -30,6 +32,7 @@ from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.rebuild import Rebuilds
+from diptych.security import Actor, actor_of, check_reason
 from diptych.write_side.command_bus import CommandMiddleware, Sender
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
 from diptych.write_side.idempotency import Receipt
@@ -202,9 +205,13 @@ class Application:
         return found
 
     async def _execute_for_process(self, command: Command, command_id: str, sender: Sender) -> object:
-        """Execute a command that a process sends, in whichever partition it belongs to, also while others open."""
+        """Execute a command that a process sends, in whichever partition it belongs to, also while others open.
+
+        A process is the application's own code: it may do what the actors behind its events may not.
+        """
         assert self._routes is not None, "processes run from when it opens until it is closed"
-        return await self._routes.of_command(command).commands.execute(command, command_id, sender)
+        trusted = msgspec.structs.replace(sender, trusted=True)
+        return await self._routes.of_command(command).commands.execute(command, command_id, trusted)
 
     def _query_source(self, urls: StoreUrls, rows: ReadStore, log: EventLog) -> QuerySource | None:
         if not urls.read_replicas:
@@ -252,7 +259,8 @@ class Application:
         /,
         *,
         command_id: str | None = None,
-        actor: str | None = None,
+        actor: Actor | str | None = None,
+        reason: str | None = None,
         correlation_id: str | None = None,
         causation_id: str | None = None,
         traceparent: str | None = None,
@@ -263,7 +271,8 @@ class Application:
         Args:
             command: what is wanted.
             command_id: 1 to 128 printable characters; the same id again gives the first outcome again (G4).
-            actor: who wants it.
+            actor: who wants it, kept with the events; a name alone has no scopes.
+            reason: why, in one line of 1 to 500 characters, kept with the events.
             correlation_id: what it belongs to.
             causation_id: what caused it.
             traceparent: W3C trace context.
@@ -272,13 +281,23 @@ class Application:
 
         Raises:
             Rejected: the domain says no; with its code and facts.
+            Forbidden: its handler requires a scope that the actor does not have.
             Conflict: others changed what it was decided on, as often as the limit allows.
             ContextChanged: what it is decided on has changed since `based_on`; with the events.
-            InvalidMessage: a field is of the wrong type.
+            InvalidMessage: a field is of the wrong type; or the actor's name, or the reason, is none.
             CommandIdReused: the id was given for another command before.
             Unavailable: not now; nothing was done, but for `OutcomeUnknown`.
         """
-        sender = Sender(actor=actor, correlation_id=correlation_id, causation_id=causation_id, traceparent=traceparent)
+        who = actor_of(actor)
+        sender = Sender(
+            actor=who.name,
+            reason=None if reason is None else check_reason(reason),
+            scopes=who.scopes,
+            trusted=who.trusted,
+            correlation_id=correlation_id,
+            causation_id=causation_id,
+            traceparent=traceparent,
+        )
         basis = _tokens(based_on) or ()
         return await self._opened().of_command(command).commands.execute(command, command_id, sender, basis)
 
@@ -287,7 +306,7 @@ class Application:
         command: Command,
         /,
         *,
-        actor: str | None = None,
+        actor: Actor | str | None = None,
         based_on: Receipt | Answer[Any] | str | None = None,
     ) -> Verdict:
         """Say what would come of a command now: its events, or the domain's no. Nothing is stored, sent or promised.
@@ -304,8 +323,10 @@ class Application:
                 and what it has written is taken back.
             DiptychError: what else `execute` raises, but for `Rejected`.
         """
+        who = actor_of(actor)
+        sender = Sender(actor=who.name, scopes=who.scopes, trusted=who.trusted)
         commands = self._opened().of_command(command).commands
-        return await commands.can(command, Sender(actor=actor), _tokens(based_on) or ())
+        return await commands.can(command, sender, _tokens(based_on) or ())
 
     async def query(
         self,
@@ -367,6 +388,11 @@ class Application:
         """Whether `can` may run a command's handler: it is pure, or does nothing but in the transaction."""
         self._opened()
         return self._compiled.handlers[command].tryable
+
+    def required_scopes(self, command: type[Command]) -> frozenset[str]:
+        """The scopes that a command's handler `requires`; mostly none."""
+        self._opened()
+        return self._compiled.handlers[command].requires
 
     @property
     def event_types(self) -> EventTypes:

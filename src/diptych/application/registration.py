@@ -20,8 +20,10 @@ from diptych.process_managers.process_manager import Process, compile_process
 from diptych.read_side.projection import Projection, compile_projections, projected_events
 from diptych.read_side.query_bus import query_of
 from diptych.read_side.subscriber import Subscriber, compile_subscriber, subscribed_events
+from diptych.security import required_scopes
 from diptych.write_side.command_handler import (
     CommandHandler,
+    Declaration,
     command_of,
     compile_handler,
     decision_models,
@@ -31,6 +33,7 @@ from diptych.write_side.decision_model import ModelFold, folded_events
 
 __all__ = [
     "check_decisions",
+    "check_requirements",
     "command_handlers",
     "event_types",
     "handled_commands",
@@ -217,6 +220,27 @@ def handled_queries(
     for query in queries:
         name = declared.get(query)
         yield name if name is not None else models[query].name.partition(".")[0], query
+
+
+def check_requirements(contexts: Sequence[BoundedContext]) -> None:
+    """Make sure that `requires` stands on command handlers alone: on anything else it would guard nothing.
+
+    Raises:
+        ConfigurationError: it stands on something else.
+    """
+    for context in contexts:
+        declared = (context.query_handlers, context.projections, context.subscribers, context.upcasters)
+        functions: list[Any] = [found.function for kind in declared for found in kind]
+        functions += [process.cls.react for process in context.process_managers]
+        functions += [model.evolve for found in context.command_handlers for model in _models_of(found)]
+        for function in functions:
+            if required_scopes(function):
+                name = f"{function.__module__}.{function.__qualname__}"
+                raise ConfigurationError(f"{name}: @requires is for command handlers, and this is none")
+
+
+def _models_of(declaration: Declaration) -> Iterable[Any]:
+    return (model for model in decision_models(declaration) if hasattr(model, "evolve"))
 
 
 def check_decisions(contexts: Sequence[BoundedContext], types: EventTypes) -> None:

@@ -20,6 +20,7 @@ from diptych.messages.command import Command
 from diptych.messages.query import Query
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
+from diptych.security import Actor
 from diptych.write_side.command_bus import CommandMiddleware
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
 from diptych.write_side.idempotency import Receipt
@@ -110,7 +111,8 @@ class SyncApplication:
         /,
         *,
         command_id: str | None = None,
-        actor: str | None = None,
+        actor: Actor | str | None = None,
+        reason: str | None = None,
         correlation_id: str | None = None,
         causation_id: str | None = None,
         traceparent: str | None = None,
@@ -122,6 +124,7 @@ class SyncApplication:
                 command,
                 command_id=command_id,
                 actor=actor,
+                reason=reason,
                 correlation_id=correlation_id,
                 causation_id=causation_id,
                 traceparent=traceparent,
@@ -134,7 +137,7 @@ class SyncApplication:
         command: Command,
         /,
         *,
-        actor: str | None = None,
+        actor: Actor | str | None = None,
         based_on: Receipt | Answer[Any] | str | None = None,
     ) -> Verdict:
         """See `Application.can`."""

@@ -75,6 +75,7 @@ def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[
     Raises:
         ConfigurationError: something in the contexts does not fit.
     """
+    registration.check_requirements(contexts)
     types = registration.event_types(contexts)
     handlers = registration.command_handlers(contexts, services, types)
     projections = registration.projections(contexts, types)

@@ -20,6 +20,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     causation_id: str | None = None
     actor: str | None = None
     traceparent: str | None = None
+    reason: str | None = None
 
 
 def event_context(position: int, event_id: bytes, recorded_at: datetime, envelope: Envelope) -> EventContext:
@@ -33,4 +34,5 @@ def event_context(position: int, event_id: bytes, recorded_at: datetime, envelop
         causation_id=envelope.causation_id,
         actor=envelope.actor,
         traceparent=envelope.traceparent,
+        reason=envelope.reason,
     )

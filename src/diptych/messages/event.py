@@ -36,6 +36,7 @@ class EventContext(msgspec.Struct, frozen=True, kw_only=True):
         causation_id: what caused the command, as given with it.
         actor: who wanted it.
         traceparent: the W3C trace context of the command.
+        reason: why it was wanted, as given with the command.
     """
 
     position: int
@@ -46,6 +47,7 @@ class EventContext(msgspec.Struct, frozen=True, kw_only=True):
     causation_id: str | None = None
     actor: str | None = None
     traceparent: str | None = None
+    reason: str | None = None
 
 
 def event_classes(annotation: Any, owner: str) -> tuple[type[Event], ...]:

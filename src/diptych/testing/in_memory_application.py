@@ -28,6 +28,7 @@ from diptych.read_side.query_bus import Answer
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.read_store import Order
 from diptych.read_side.snapshot_reader import moment_shown
+from diptych.security import Actor
 from diptych.testing.manual_clock import ManualClock
 from diptych.write_side.command_bus import CommandMiddleware
 from diptych.write_side.idempotency import Receipt
@@ -121,7 +122,8 @@ class InMemoryApplication(Application):
         /,
         *,
         command_id: str | None = None,
-        actor: str | None = None,
+        actor: Actor | str | None = None,
+        reason: str | None = None,
         correlation_id: str | None = None,
         causation_id: str | None = None,
         traceparent: str | None = None,
@@ -134,6 +136,7 @@ class InMemoryApplication(Application):
                 command,
                 command_id=command_id,
                 actor=actor,
+                reason=reason,
                 correlation_id=correlation_id,
                 causation_id=causation_id,
                 traceparent=traceparent,

@@ -31,6 +31,7 @@ from diptych.messages.rejected import Rejected
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_model import ReadModel, key_text
 from diptych.read_side.read_store import Key
+from diptych.security import NOBODY, Actor
 from diptych.testing.difference import events_difference, listed, mapping_difference, row_difference
 from diptych.testing.in_memory_application import Fact, InMemoryApplication
 from diptych.testing.manual_clock import ManualClock
@@ -74,7 +75,7 @@ class _Wanted(NamedTuple):
 
     command: Command
     command_id: str | None = None
-    actor: str | None = None
+    actor: Actor = NOBODY
 
 
 class Scenario:
@@ -105,14 +106,22 @@ class Scenario:
             )
         return Scenario(self._setting, (*self._given, *(Happened(event, recorded_at) for event in events)))
 
-    def when(self, command: Command, *, command_id: str | None = None, actor: str | None = None) -> Outcome:
+    def when(self, command: Command, *, command_id: str | None = None, actor: Actor | str | None = None) -> Outcome:
         """Execute a command, now.
+
+        Args:
+            command: what is wanted.
+            command_id: as in `Application.execute`.
+            actor: who wants it. An `Actor` may do what its scopes let it; nobody, or a name alone, may do everything
+                here, so that scenarios are about decisions.
 
         Raises:
             AssertionError: a fold is not pure.
-            DiptychError: it ended in anything but a rejection.
+            Forbidden: the handler requires a scope that the `Actor` does not have.
+            DiptychError: it ended in anything else but a rejection.
         """
-        return Outcome(_run(self._setting, self._given, _Wanted(command, command_id, actor)))
+        who = actor if isinstance(actor, Actor) else Actor(actor, trusted=True)
+        return Outcome(_run(self._setting, self._given, _Wanted(command, command_id, who)))
 
     def when_event(self, event: Event) -> ProcessOutcome:
         """Have one more event happen, now, and every process react to it; nothing is sent.
@@ -350,7 +359,13 @@ async def _decide(app: InMemoryApplication, setting: _Setting, wanted: _Wanted) 
     except Rejected as said:
         rejected = said
     if handler is not None and handler.pure:
-        context = CommandContext(now=app.clock.now(), command_id=wanted.command_id or "scenario", actor=wanted.actor)
+        context = CommandContext(
+            now=app.clock.now(),
+            command_id=wanted.command_id or "scenario",
+            actor=wanted.actor.name,
+            scopes=wanted.actor.scopes,
+            trusted=wanted.actor.trusted,
+        )
         check_decision(handler, command, states, context)
     return rejected
 

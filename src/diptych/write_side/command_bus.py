@@ -9,13 +9,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from diptych.clock import Clock, pause
-from diptych.errors import CommandIdReused, Conflict, HistoryDiverged, NotPure, Overloaded, UnknownMessage
+from diptych.errors import (
+    CommandIdReused,
+    Conflict,
+    Forbidden,
+    HistoryDiverged,
+    NotPure,
+    Overloaded,
+    UnknownMessage,
+)
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
@@ -55,9 +64,12 @@ CommandMiddleware: TypeAlias = Callable[[Command, CommandContext, NextCommand], 
 
 
 class Sender(msgspec.Struct, frozen=True, kw_only=True):
-    """Who sends a command, and as part of what; kept in the envelope of its events."""
+    """Who sends a command, why, and as part of what; kept in the envelope of its events, but for what they may do."""
 
     actor: str | None = None
+    reason: str | None = None
+    scopes: AbstractSet[str] = frozenset()
+    trusted: bool = False
     correlation_id: str | None = None
     causation_id: str | None = None
     traceparent: str | None = None
@@ -122,6 +134,7 @@ class CommandBus:
 
         Raises:
             Rejected: the domain says no.
+            Forbidden: its handler requires a scope that the sender does not have.
             Conflict: it lost the race too often.
             ContextChanged: what it is decided on has changed since what it is based on.
             HistoryDiverged: what it is based on is of another history.
@@ -170,6 +183,9 @@ class CommandBus:
             actor=call.sender.actor,
             correlation_id=call.sender.correlation_id,
             dry_run=call.dry_run,
+            reason=call.sender.reason,
+            scopes=call.sender.scopes,
+            trusted=call.sender.trusted,
         )
         reach = partial(self._reach, call)
         self._under_way += 1
@@ -188,12 +204,15 @@ class CommandBus:
     async def _reach(self, call: _Call, command: Command, context: CommandContext) -> Receipt:
         """The outcome of a command that every middleware let through."""
         handler, sender = call.handler, call.sender
+        if handler.requires:
+            _authorise(handler, context)
         envelope = Envelope(
             command_id=context.command_id,
             correlation_id=context.correlation_id,
             causation_id=sender.causation_id,
             actor=context.actor,
             traceparent=sender.traceparent,
+            reason=context.reason,
         )
         hashed = self._codecs[handler.command].payload_hash(handler.command_name, command)
         attempt = Attempt(
@@ -395,6 +414,12 @@ class CommandBus:
 
 
 _BASIS = "the answer that the command is based on"
+
+
+def _authorise(handler: CommandHandler, context: CommandContext) -> None:
+    missing = handler.requires - context.scopes
+    if missing and not context.trusted:
+        raise Forbidden(handler.command.__name__, context.actor, sorted(missing))
 
 
 def _told(outcome: Receipt | BaseException) -> Receipt:

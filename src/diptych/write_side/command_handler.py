@@ -24,6 +24,7 @@ from diptych.messages.message import field_types
 from diptych.messages.registry import EventTypes
 from diptych.messages.rejected import Rejected
 from diptych.messages.tags import tag_reader
+from diptych.security import required_scopes
 from diptych.write_side.decision_model import DecisionModel, ModelFold
 
 __all__ = [
@@ -104,6 +105,7 @@ class CommandHandler:
         is_async: whether it is `async def`.
         lender: makes the transaction that it takes; None where it takes none.
         folds: the models that it is decided on, whichever they are of.
+        requires: the scopes that its caller has to have, all of them; mostly none.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class CommandHandler:
         self.idempotent = self.tryable or declaration.idempotent
         self.is_async = is_async
         self.lender = lender
+        self.requires = required_scopes(declaration.function)
         self._function = declaration.function
         self._arguments = arguments
         self._bindings = [argument for argument in arguments if isinstance(argument, _Binding)]

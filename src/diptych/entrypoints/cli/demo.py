@@ -60,7 +60,13 @@ def demo(
         http: where.
         log: how.
     """
-    settings = settled(verbose=log.verbose, host=http.host, port=http.port, log_format=log.log_format)
+    settings = settled(
+        verbose=log.verbose,
+        host=http.host,
+        port=http.port,
+        without_authentication=http.without_authentication,
+        log_format=log.log_format,
+    )
     wanted = _Wanted(input, orders, seed, data, serve, json)
     with _data_folder(data) as folder:
         result = run_async(lambda: _run(settings, folder, wanted))
@@ -99,7 +105,7 @@ def _data_folder(kept: Path | None) -> Generator[Path]:
 async def _run(settings: Settings, folder: Path, wanted: _Wanted) -> DemoResult:
     from diptych.application.application import Application
     from diptych.entrypoints.cli.demo_report import show
-    from diptych.entrypoints.cli.http_server import serve
+    from diptych.entrypoints.cli.http_server import authenticator, serve
     from diptych.entrypoints.cli.shop_location import make_shop_importable
     from diptych.messages.codec import encode
 
@@ -116,7 +122,8 @@ async def _run(settings: Settings, folder: Path, wanted: _Wanted) -> DemoResult:
         else:
             show(result, source=wanted.source, kept=store if wanted.data else None)
         if wanted.serve:
-            await serve(application, host=settings.host, port=settings.port)
+            asking = await authenticator(settings)
+            await serve(application, host=settings.host, port=settings.port, asking=asking)
     return result
 
 

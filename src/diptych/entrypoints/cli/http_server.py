@@ -8,30 +8,66 @@ import signal
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from diptych.errors import ConfigurationError
+
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
     from diptych.application.application import Application
+    from diptych.entrypoints.cli.settings import Settings
 
-__all__ = ["listen", "serve"]
+__all__ = ["authenticator", "listen", "serve"]
 
 # Entry points do not import each other (import-linter holds it). Of them all, only the command line starts another
 # one, and only here: by name, as anyone outside would.
 _SERVER = "diptych.entrypoints.http.server"
+_AUTHENTICATOR = "diptych.entrypoints.http.authenticator"
+_TOKENS = "diptych.entrypoints.http.json_web_tokens"
 
 _log = logging.getLogger("diptych.cli")
 
 
-def listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """A socket that listens there, and the URL.
+def listen(settings: Settings) -> tuple[socket.socket, str]:
+    """A socket that listens where the settings say, and the URL.
 
     Raises:
-        ConfigurationError: this address cannot be listened on.
+        ConfigurationError: this address cannot be listened on, or is not for a server that knows nobody.
     """
     server = import_module(_SERVER)
-    listening: socket.socket = server.listen(host, port)
-    return listening, server.url_of(host, listening)
+    for_anyone = settings.role == "worker" or settings.without_authentication or settings.jwks is not None
+    listening: socket.socket = server.listen(settings.host, settings.port, for_anyone=for_anyone)
+    return listening, server.url_of(settings.host, listening)
+
+
+async def authenticator(settings: Settings) -> object | None:
+    """What finds out who sends a request; None where that is nobody's business.
+
+    Raises:
+        ConfigurationError: the settings do not fit each other, or what they need is not there.
+    """
+    given = {"jwks": settings.jwks, "issuer": settings.issuer, "audience": settings.audience}
+    missing = [f"--{name}" for name, value in given.items() if not value]
+    if settings.without_authentication:
+        if len(missing) < len(given):
+            raise ConfigurationError(
+                "--without-authentication does without --jwks, --issuer and --audience: leave them"
+            )
+        everyone: object = import_module(_AUTHENTICATOR).TrustEveryone()
+        return everyone
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise ConfigurationError(f"--jwks, --issuer and --audience belong together: {' and '.join(missing)} is missing")
+    try:
+        tokens = import_module(_TOKENS).JsonWebTokens(settings.jwks, issuer=settings.issuer, audience=settings.audience)
+    except ModuleNotFoundError as error:
+        if error.name not in ("jwt", "cryptography"):
+            raise
+        raise ConfigurationError("--jwks needs PyJWT: pip install 'diptych[jwt]'") from error
+    await tokens.load()
+    verifying: object = tokens
+    return verifying
 
 
 async def serve(
@@ -41,6 +77,7 @@ async def serve(
     port: int,
     listening: socket.socket | None = None,
     messages: bool = True,
+    asking: object | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> None:
     """Serve an open application, or its health alone, until this task is cancelled; say where, once it can be reached.
@@ -51,11 +88,14 @@ async def serve(
         port: 0 takes a free one.
         listening: a socket that listens already, shared with other processes.
         messages: whether commands and queries are served.
+        asking: the `authenticator` of the settings.
         on_ready: is called instead of saying where.
 
     Raises:
-        ConfigurationError: this address cannot be listened on.
+        ConfigurationError: this address cannot be listened on, or is not for a server that knows nobody.
     """
+    if messages and asking is None:
+        _warn_of_scopes(application)
     loop = asyncio.get_running_loop()
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -72,5 +112,22 @@ async def serve(
         return _log.info("serving %s at %s; Ctrl-C stops it", what, url, extra={"url": url})
 
     await import_module(_SERVER).serve(
-        application, host=host, port=port, listening=listening, messages=messages, on_ready=ready
+        application,
+        host=host,
+        port=port,
+        listening=listening,
+        messages=messages,
+        authenticator=asking,
+        on_ready=ready,
     )
+
+
+def _warn_of_scopes(application: Application) -> None:
+    """Say of commands that require scopes that nobody has any here."""
+    refused = [name for command, name in application.commands.names.items() if application.required_scopes(command)]
+    if refused:
+        _log.warning(
+            "commands that require a scope are refused, since nobody is authenticated: %s; give --jwks, --issuer and "
+            "--audience, or --without-authentication",
+            ", ".join(sorted(refused)),
+        )

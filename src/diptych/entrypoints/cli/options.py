@@ -22,12 +22,14 @@ from diptych.entrypoints.cli.settings import (
 
 __all__ = [
     "ADDRESS_UNSET",
+    "CALLERS_UNSET",
     "EVENT_STORE_UNSET",
     "LOGS_UNSET",
     "PARTITION_UNSET",
     "REPLICAS_UNSET",
     "STORES_UNSET",
     "AppNames",
+    "CallerOptions",
     "EventStoreOptions",
     "LogOptions",
     "PartitionOptions",
@@ -107,6 +109,16 @@ _PROCESSES = Parameter(
     name="--processes", env_var="DIPTYCH_PROCESSES", show_default=lambda _: str(DEFAULT_PROCESSES), group=_HTTP
 )
 _COUNTS = in_range(1, PROCESSES_MAX)
+_WITHOUT_AUTHENTICATION = Parameter(
+    name="--without-authentication",
+    env_var="DIPTYCH_WITHOUT_AUTHENTICATION",
+    negative="",
+    show_default=False,
+    group=_HTTP,
+)
+_JWKS = Parameter(name="--jwks", env_var="DIPTYCH_JWKS", metavar="URL|FILE", show_default=lambda _: "none", group=_HTTP)
+_ISSUER = Parameter(name="--issuer", env_var="DIPTYCH_ISSUER", metavar="TEXT", show_default=False, group=_HTTP)
+_AUDIENCE = Parameter(name="--audience", env_var="DIPTYCH_AUDIENCE", metavar="TEXT", show_default=False, group=_HTTP)
 _VERBOSE = Parameter(name=["--verbose", "-v"], negative="", show_default=False, group=_LOGS)
 _LOG_FORMAT = Parameter(
     name="--log-format", env_var="DIPTYCH_LOG_FORMAT", show_default=lambda _: DEFAULT_LOG_FORMAT, group=_LOGS
@@ -170,6 +182,25 @@ class ServeOptions:
     processes: Annotated[int | None, _PROCESSES, _COUNTS] = None
     """How many servers share the address and the work; one that dies is replaced. They need a store that they share."""
 
+    without_authentication: Annotated[bool | None, _WITHOUT_AUTHENTICATION] = None
+    """Everyone who reaches the server may send every command, and nobody is known: for a proxy before it that knows
+    who may."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CallerOptions:
+    """Who may send commands and queries."""
+
+    jwks: Annotated[str | None, _JWKS] = None
+    """The public keys that bearer tokens (JWT) are verified with: a JSON Web Key Set, at an https URL or in a file."""
+
+    issuer: Annotated[str | None, _ISSUER] = None
+    """The issuer of those tokens, their `iss`."""
+
+    audience: Annotated[str | None, _AUDIENCE] = None
+    """What has to be in their `aud`."""
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -188,4 +219,5 @@ STORES_UNSET = StoreOptions()
 REPLICAS_UNSET = ReplicaOptions()
 PARTITION_UNSET = PartitionOptions()
 ADDRESS_UNSET = ServeOptions()
+CALLERS_UNSET = CallerOptions()
 LOGS_UNSET = LogOptions()

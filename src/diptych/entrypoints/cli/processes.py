@@ -70,7 +70,13 @@ async def keep_alive(
 def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
     """The command line of one server: all that was settled, wherever it came from, but for `_stores`."""
     given = ("--role", settings.role, "--log-format", settings.log_format, "--replica-policy", settings.replica_policy)
-    return ["run", *settings.app, *given, "--processes", "1", *(["--verbose"] if verbose else [])]
+    told = [("--jwks", settings.jwks), ("--issuer", settings.issuer), ("--audience", settings.audience)]
+    callers = [part for name, value in told if value for part in (name, value)]
+    switches = [
+        *(["--verbose"] if verbose else []),
+        *(["--without-authentication"] if settings.without_authentication else []),
+    ]
+    return ["run", *settings.app, *given, *callers, "--processes", "1", *switches]
 
 
 def _stores(settings: Settings) -> dict[str, str]:

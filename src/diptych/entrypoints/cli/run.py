@@ -7,10 +7,12 @@ import os
 
 from diptych.entrypoints.cli.options import (
     ADDRESS_UNSET,
+    CALLERS_UNSET,
     LOGS_UNSET,
     REPLICAS_UNSET,
     STORES_UNSET,
     AppNames,
+    CallerOptions,
     LogOptions,
     ReplicaOptions,
     ServeOptions,
@@ -31,12 +33,14 @@ def run(
     stores: StoreOptions = STORES_UNSET,
     replicas: ReplicaOptions = REPLICAS_UNSET,
     http: ServeOptions = ADDRESS_UNSET,
+    callers: CallerOptions = CALLERS_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Serve bounded contexts over HTTP, and keep their read models; or one of both, several processes sharing the work.
 
     POST /commands/NAME takes commands, GET /queries/NAME answers queries, /openapi.json tells their form.
     Without a store, events are kept in memory, and gone at the end.
+    Without --jwks it knows nobody, and is for this machine alone.
     SIGTERM and Ctrl-C let the requests under way end first.
 
     Args:
@@ -44,6 +48,7 @@ def run(
         stores: which.
         replicas: which.
         http: where.
+        callers: for whom.
         log: how.
     """
     settings = settled(
@@ -57,6 +62,10 @@ def run(
         port=http.port,
         role=http.role,
         processes=http.processes,
+        without_authentication=http.without_authentication,
+        jwks=callers.jwks,
+        issuer=callers.issuer,
+        audience=callers.audience,
         log_format=log.log_format,
     )
     try:
@@ -68,13 +77,14 @@ def run(
 async def _served(settings: Settings) -> None:
     from diptych.application.application import Application
     from diptych.entrypoints.cli.contexts import load_contexts, load_partition_by
-    from diptych.entrypoints.cli.http_server import serve
+    from diptych.entrypoints.cli.http_server import authenticator, serve
 
     if settings.role != DEFAULT_ROLE:
         _check_is_shared(settings, f"--role {settings.role}")
     child = as_child()
     contexts = load_contexts(settings.app)
     projecting, messages = settings.role != "api", settings.role != "worker"
+    asking = await authenticator(settings) if messages else None
     async with Application(
         *contexts,
         store=settings.store,
@@ -90,6 +100,7 @@ async def _served(settings: Settings) -> None:
             port=settings.port,
             listening=child and child.listening,
             messages=messages,
+            asking=asking,
             on_ready=child and child.tell_ready,
         )
 
@@ -100,7 +111,7 @@ async def _shared(settings: Settings, *, verbose: bool) -> None:
     _check_is_shared(settings, f"--processes {settings.processes}")
     if os.name == "nt":
         raise ConfigurationError("--processes is not for Windows: start several servers at addresses of their own")
-    listening, url = listen(settings.host, settings.port)
+    listening, url = listen(settings)
 
     def ready() -> None:
         _log.info("serving at %s with %d processes; Ctrl-C stops them", url, settings.processes, extra={"url": url})

@@ -88,6 +88,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         port: the port to serve at, 0 to 65,535; 0 takes a free one.
         role: what a server does.
         processes: how many servers share the address.
+        jwks: where the keys are that bearer tokens are verified with.
+        issuer: of those tokens.
+        audience: of those tokens.
+        without_authentication: whether everyone who reaches the server may do everything.
         log_format: for people or machines.
     """
 
@@ -102,6 +106,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=PORT_MAX)] = DEFAULT_PORT
     role: Role = DEFAULT_ROLE
     processes: Annotated[int, msgspec.Meta(ge=1, le=PROCESSES_MAX)] = DEFAULT_PROCESSES
+    jwks: str | None = None
+    issuer: str | None = None
+    audience: str | None = None
+    without_authentication: bool = False
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
 
     def looked_into(self) -> Places:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from diptych.application.application import Application
+from diptych.entrypoints.http.authenticator import admitted
 from diptych.entrypoints.http.body import read_body
 from diptych.entrypoints.http.decoding import MessageDecoder
 from diptych.entrypoints.http.field_errors import field_errors, invalid_message
@@ -19,6 +20,7 @@ from diptych.entrypoints.http.request_headers import (
     idempotency_key,
     is_dry_run,
     preferred_wait_s,
+    reason,
     select,
     traceparent,
 )
@@ -27,6 +29,7 @@ from diptych.event_store.position import read_tokens
 from diptych.messages.codec import encode
 from diptych.messages.registry import MessageTypes
 from diptych.read_side.freshness import WAIT_S
+from diptych.security import Actor
 from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ CURSOR = "cursor"
 """What the read side calls a cursor that it refuses."""
 
 _BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
-_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match"}
+_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match", b"reason"}
 _QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match"}
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
@@ -97,6 +100,8 @@ class CommandEndpoint:
         dry_run = is_dry_run(scope["query_string"])
         key = idempotency_key(found)
         basis = based_on(found)
+        why = reason(found)
+        actor = admitted(scope) or _authenticated(scope)
         check_json(found)
         body = await read_body(receive, found)
         command = self._decoder.decode(body)
@@ -104,9 +109,9 @@ class CommandEndpoint:
             _check_token(basis)
         try:
             if dry_run:
-                return self._told(await self._application.can(command, actor=_actor(scope), based_on=basis))
+                return self._told(await self._application.can(command, actor=actor, based_on=basis))
             receipt = await self._application.execute(
-                command, command_id=key, actor=_actor(scope), traceparent=traceparent(found), based_on=basis
+                command, command_id=key, actor=actor, reason=why, traceparent=traceparent(found), based_on=basis
             )
         except InvalidMessage as error:
             raise _invalid(error, body, self._cls) from None
@@ -200,12 +205,13 @@ def _invalid(error: InvalidMessage, data: bytes, cls: type) -> Problem:
     return invalid_message(cls, field_errors(data, cls) or told)
 
 
-def _actor(scope: Scope) -> str | None:
-    """Who an authentication middleware of Starlette says that it is."""
+def _authenticated(scope: Scope) -> Actor | None:
+    """Who an authentication middleware of Starlette says that it is, with the scopes of its `AuthCredentials`."""
     user = scope.get("user")
     if user is None or not user.is_authenticated:
         return None
     try:
-        return str(user.identity)
+        name = str(user.identity)
     except NotImplementedError:  # SimpleUser has a name only
-        return str(user.display_name)
+        name = str(user.display_name)
+    return Actor(name, frozenset(getattr(scope.get("auth"), "scopes", ())))

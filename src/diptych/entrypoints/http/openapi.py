@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,12 @@ from diptych.entrypoints.http.json_schemas import Json, Schemas, parameter_schem
 from diptych.entrypoints.http.problems import ProblemType, problem_types
 from diptych.entrypoints.http.query_string import Parameter, parameters
 from diptych.entrypoints.http.reply import Reply
-from diptych.entrypoints.http.request_headers import ENTITY_TAG_PATTERN, IDEMPOTENCY_KEY_PATTERN, TOKEN_PATTERN
+from diptych.entrypoints.http.request_headers import (
+    ENTITY_TAG_PATTERN,
+    IDEMPOTENCY_KEY_PATTERN,
+    REASON_PATTERN,
+    TOKEN_PATTERN,
+)
 from diptych.messages.codec import encode
 from diptych.messages.query import answer_type
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
@@ -24,11 +29,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Document", "openapi"]
 
+SECURITY = "authenticated"
+"""What the document calls the security scheme."""
+
 _BODY_STATUSES = (400, 404, 405, 408, 409, 413, 415, 422, 500, 503)
 _COMMAND_STATUSES = (*_BODY_STATUSES, 412)
 _GET_STATUSES = (400, 404, 405, 409, 422, 500, 503)
 _FAILURES = {
     400: "The request cannot be read: malformed JSON or query string, or a header field that cannot be",
+    401: "Credentials are missing, or do not hold; `WWW-Authenticate` says which are wanted",
+    403: "Who sends this lacks the scopes in `missing`",
     404: "No such command or query, or nothing at this path; `close` lists names that are close",
     405: "Another method is needed, see `Allow`",
     408: "The body took too long to arrive",
@@ -48,21 +58,26 @@ _FAILURES = {
 class Document:
     """`GET /openapi.json`: made once, when it is first asked for."""
 
-    def __init__(self, application: Application) -> None:
+    def __init__(self, application: Application, scheme: Mapping[str, str] = {}) -> None:
         self._application = application
+        self._scheme = scheme
         self._made: Json | None = None
 
     async def __call__(self, scope: Scope, _receive: Receive, /) -> Reply:
         """The document, with the place where this application is mounted."""
         if self._made is None:
-            self._made = openapi(self._application)
+            self._made = openapi(self._application, self._scheme)
         root = str(scope.get("root_path", ""))
         document = {**self._made, "servers": [{"url": root}]} if root else self._made
         return Reply(200, encode(document), [(b"cache-control", b"no-cache")])
 
 
-def openapi(application: Application) -> Json:
+def openapi(application: Application, scheme: Mapping[str, str] = {}) -> Json:
     """The document of an open application.
+
+    Args:
+        application: is open.
+        scheme: what authenticates requests; empty where nothing does.
 
     Raises:
         StoreClosed: it is not open.
@@ -72,11 +87,23 @@ def openapi(application: Application) -> Json:
     references = dict(zip([*commands, *queries], schemas.inputs, strict=True))
     paths: Json = {}
     for command, name in commands.items():
-        operation = _command(command, name, references[command], can_be_tried=application.can_be_tried(command))
-        paths[f"/commands/{name}"] = {"post": operation}
+        required = sorted(application.required_scopes(command))
+        operation = _command(
+            command, name, references[command], required, can_be_tried=application.can_be_tried(command)
+        )
+        paths[f"/commands/{name}"] = {"post": _guarded(operation, required) if scheme else operation}
     for (query, name), answer in zip(queries.items(), schemas.outputs, strict=True):
-        paths[f"/queries/{name}"] = _query(query, name, references[query], answer)
+        operations = _query(query, name, references[query], answer)
+        paths[f"/queries/{name}"] = (
+            {method: _guarded(operation) for method, operation in operations.items()} if scheme else operations
+        )
     names = [context.name for context in application.contexts]
+    refusing = any(application.required_scopes(command) for command in commands)
+    failures = {
+        status: types
+        for status, types in problem_types().items()
+        if {401: bool(scheme), 403: refusing}.get(status, True)
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -87,10 +114,11 @@ def openapi(application: Application) -> Json:
         "tags": [{"name": "commands"}, {"name": "queries"}, {"name": "health"}],
         "paths": {**paths, **_HEALTH},
         "components": {
-            "schemas": {**schemas.components, **_own_schemas()},
+            "schemas": {**schemas.components, **_own_schemas(failures.values())},
             "parameters": _PARAMETERS,
             "headers": _HEADERS,
-            "responses": {str(status): _failure(status, types) for status, types in problem_types().items()},
+            "responses": {str(status): _failure(status, types) for status, types in failures.items()},
+            **({"securitySchemes": {SECURITY: dict(scheme)}} if scheme else {}),
         },
     }
 
@@ -105,8 +133,14 @@ def _version() -> str:
 # ── operations ───────────────────────────────────────────────────────────────
 
 
-def _command(cls: type, name: str, reference: Json, *, can_be_tried: bool) -> Json:
-    headers = ("IdempotencyKey", "IfMatch", "Traceparent")
+def _guarded(operation: Json, required: Sequence[str] = ()) -> Json:
+    """An operation for those alone whom the security scheme lets in."""
+    responses = {**operation["responses"], **_failures([401])}
+    return {**operation, "responses": responses, "security": [{SECURITY: list(required)}]}
+
+
+def _command(cls: type, name: str, reference: Json, required: Sequence[str], *, can_be_tried: bool) -> Json:
+    headers = ("IdempotencyKey", "IfMatch", "Reason", "Traceparent")
     return {
         "operationId": f"execute-{name}",
         "tags": ["commands"],
@@ -124,7 +158,7 @@ def _command(cls: type, name: str, reference: Json, *, can_be_tried: bool) -> Js
                     }
                 },
             },
-            **_failures(_COMMAND_STATUSES),
+            **_failures([*_COMMAND_STATUSES, *([403] if required else [])]),
         },
     }
 
@@ -217,6 +251,8 @@ def _failure(status: int, types: list[ProblemType]) -> Json:
     }
     if status == 503:
         found["headers"] = {"Retry-After": _ref("headers", "RetryAfter")}
+    if status == 401:
+        found["headers"] = {"WWW-Authenticate": _ref("headers", "WwwAuthenticate")}
     if status == 405:
         found["headers"] = {"Allow": _ref("headers", "Allow")}
     return found
@@ -244,6 +280,7 @@ _MEMBER_SCHEMAS: Mapping[str, Json] = {
     "wanted": {"type": "integer", "description": "The position that was asked for"},
     "reached": {"type": "integer", "description": "The position that is shown"},
     "keys": {"type": "array", "items": {"type": "string"}},
+    "missing": {"type": "array", "minItems": 1, "items": {"type": "string"}, "description": "Scopes"},
     "more": {"type": "boolean", "description": "Whether there are more"},
     "events": {
         "type": "array",
@@ -302,8 +339,8 @@ _VERDICT: Json = {
 }
 
 
-def _own_schemas() -> Json:
-    types = [type for found in problem_types().values() for type in found]
+def _own_schemas(failures: Iterable[list[ProblemType]]) -> Json:
+    types = [type for found in failures for type in found]
     return {
         "diptych.Receipt": _RECEIPT,
         "diptych.Verdict": _VERDICT,
@@ -386,6 +423,14 @@ _PARAMETERS: Json = {
         "decided on has changed since; other changes do not matter",
         "schema": {"type": "string", "pattern": ENTITY_TAG_PATTERN},
     },
+    "Reason": {
+        "name": "Reason",
+        "in": "header",
+        "description": "Why this is wanted, kept with the events: one line; what is not ASCII is percent-encoded, as "
+        "`encodeURIComponent` does, and so is %",
+        "schema": {"type": "string", "pattern": REASON_PATTERN},
+        "example": "asked for by phone",
+    },
     "Traceparent": {
         "name": "traceparent",
         "in": "header",
@@ -415,6 +460,11 @@ _HEADERS: Json = {
     },
     "PreferenceApplied": {"description": "The wait that was applied", "schema": {"type": "string"}},
     "RetryAfter": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 0}},
+    "WwwAuthenticate": {
+        "description": "The credentials that are wanted",
+        "required": True,
+        "schema": {"type": "string"},
+    },
     "Allow": {"description": "The methods that there are", "required": True, "schema": {"type": "string"}},
 }
 _HEALTH: Json = {

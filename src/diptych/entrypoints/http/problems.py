@@ -16,6 +16,7 @@ from diptych.errors import (
     Blocked,
     CommandIdReused,
     Conflict,
+    Forbidden,
     HistoryDiverged,
     InvalidMessage,
     NotFresh,
@@ -70,6 +71,8 @@ class ProblemType(NamedTuple):
 MALFORMED_JSON = ProblemType("malformed-json", 400, "The body is no JSON", ("line", "column"))
 MALFORMED_QUERY_STRING = ProblemType("malformed-query-string", 400, "The query string cannot be read")
 INVALID_HEADER = ProblemType("invalid-header", 400, "A header field has a value that it cannot have", ("header",))
+UNAUTHORIZED = ProblemType("unauthorized", 401, "Who sends this is not known")
+FORBIDDEN = ProblemType("forbidden", 403, "Who sends this may not do it", ("missing",))
 NOT_FOUND = ProblemType("not-found", 404, "Nothing is here")
 UNKNOWN_MESSAGE = ProblemType("unknown-message", 404, "No such command or query is handled here", ("name", "close"))
 METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "This is not done with that method")
@@ -108,15 +111,16 @@ CLOSED = ProblemType("closed", 503, "This application is not open", (), RETRY_SO
 NOT_READY = ProblemType("not-ready", 503, "This application is not ready", (), RETRY_SOON_S)
 
 PROBLEM_TYPES = (
-    MALFORMED_JSON, MALFORMED_QUERY_STRING, INVALID_HEADER, NOT_FOUND, UNKNOWN_MESSAGE, METHOD_NOT_ALLOWED,
-    BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CONTEXT_CHANGED, BODY_TOO_LARGE, UNSUPPORTED_MEDIA_TYPE,
-    INVALID_MESSAGE, COMMAND_ID_REUSED, NOT_PURE, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED, STORE_UNAVAILABLE,
-    OUTCOME_UNKNOWN, NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
+    MALFORMED_JSON, MALFORMED_QUERY_STRING, INVALID_HEADER, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, UNKNOWN_MESSAGE,
+    METHOD_NOT_ALLOWED, BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CONTEXT_CHANGED, BODY_TOO_LARGE,
+    UNSUPPORTED_MEDIA_TYPE, INVALID_MESSAGE, COMMAND_ID_REUSED, NOT_PURE, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED,
+    STORE_UNAVAILABLE, OUTCOME_UNKNOWN, NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
 )  # fmt: skip
 
 # From the error tree to HTTP: the first line that fits. A problem's members are the error's attributes of that name.
 _OF_ERROR: tuple[tuple[type[Exception], ProblemType], ...] = (
     (Rejected, REJECTED),
+    (Forbidden, FORBIDDEN),
     (InvalidMessage, INVALID_MESSAGE),
     (UnknownMessage, UNKNOWN_MESSAGE),
     (CommandIdReused, COMMAND_ID_REUSED),

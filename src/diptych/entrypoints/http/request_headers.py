@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from diptych.entrypoints.http.problems import (
     INVALID_HEADER,
@@ -14,10 +15,12 @@ from diptych.entrypoints.http.problems import (
 )
 from diptych.entrypoints.http.reply import HASH_BYTES
 from diptych.read_side.freshness import WAIT_S_MAX
+from diptych.security import REASON_CHARACTERS_MAX
 
 __all__ = [
     "ENTITY_TAG_PATTERN",
     "IDEMPOTENCY_KEY_PATTERN",
+    "REASON_PATTERN",
     "TOKEN_PATTERN",
     "based_on",
     "check_json",
@@ -25,6 +28,7 @@ __all__ = [
     "idempotency_key",
     "is_dry_run",
     "preferred_wait_s",
+    "reason",
     "select",
     "traceparent",
 ]
@@ -36,6 +40,22 @@ TOKEN_CHARACTERS_MAX = 65_536
 TOKEN_PATTERN = rf"^[A-Za-z0-9_,-]{{1,{TOKEN_CHARACTERS_MAX}}}$"
 # As proxies that compress send it back, too: only the token counts, which is the same in a weak one.
 ENTITY_TAG_PATTERN = rf'^(?:W/)?"[0-9a-f]{{{2 * HASH_BYTES}}}\.([A-Za-z0-9_,-]{{1,{TOKEN_CHARACTERS_MAX}}})"$'
+# Visible ASCII, and percent-encoded UTF-8 for everything else but what begins a new line or controls a terminal.
+_H, _T = "[0-9A-Fa-f]", "%[89ABab][0-9A-Fa-f]"
+_REASON_CHARACTER = "|".join(
+    (
+        "[!-$&-~]",
+        f"%(?:[2-6]{_H}|7[0-9A-Ea-e])",
+        f"%(?:[Cc]2%[ABab]{_H}|(?:[Cc][3-9A-Fa-f]|[Dd]{_H}){_T})",
+        f"%[Ee]0%[ABab]{_H}{_T}",
+        f"%[Ee]2%(?:80%(?:[89Bb]{_H}|[Aa][0-7A-Fa-f])|(?:8[1-9A-Fa-f]|[9ABab]{_H}){_T})",
+        f"%[Ee](?:[13-9A-Ca-cEeFf]{_T}|[Dd]%[89]{_H}){_T}",
+        f"%[Ff](?:0%[9ABab]{_H}|[1-3]{_T}|4%8{_H}){_T}{_T}",
+    )
+)
+REASON_PATTERN = (
+    f"^(?:{_REASON_CHARACTER})(?:(?: |{_REASON_CHARACTER}){{0,{REASON_CHARACTERS_MAX - 2}}}(?:{_REASON_CHARACTER}))?$"
+)
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""
@@ -43,6 +63,7 @@ DELTA_SECONDS_DIGITS_MAX = 9
 _key = re.compile(IDEMPOTENCY_KEY_PATTERN)
 _token = re.compile(rf"[A-Za-z0-9_, -]{{1,{TOKEN_CHARACTERS_MAX}}}")  # spaces as those put them in who join fields
 _entity_tag = re.compile(ENTITY_TAG_PATTERN)
+_reason = re.compile(REASON_PATTERN)
 _traceparent = re.compile(TRACEPARENT_PATTERN)
 _wait = re.compile(
     rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
@@ -104,6 +125,25 @@ def based_on(found: dict[bytes, bytes]) -> str | None:
     if tag is None:
         raise Problem(UNKNOWN_TOKEN, "An If-Match is the one ETag of an answer, as it was received")
     return tag[1]
+
+
+def reason(found: dict[bytes, bytes]) -> str | None:
+    """The `Reason`: one line of text, percent-encoded where it is not ASCII, as `encodeURIComponent` does.
+
+    Raises:
+        Problem: it is not 1 to 500 characters of one line, or not encoded so.
+    """
+    raw = found.get(b"reason")
+    if raw is None:
+        return None
+    text = raw.decode("latin-1")
+    if not _reason.fullmatch(text):
+        raise Problem(
+            INVALID_HEADER,
+            f"A Reason is one line of 1 to {REASON_CHARACTERS_MAX} characters; percent-encode what is not ASCII, and %",
+            header="Reason",
+        )
+    return unquote(text, errors="strict")
 
 
 def is_dry_run(query_string: bytes) -> bool:

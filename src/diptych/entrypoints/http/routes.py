@@ -13,12 +13,13 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, NoMatchFound
 
 from diptych.application.application import Application
+from diptych.entrypoints.http.authenticator import Authenticator, Guard
 from diptych.entrypoints.http.body import ClientGone
 from diptych.entrypoints.http.endpoints import CommandEndpoint, Endpoint, Endpoints, QueryEndpoint
 from diptych.entrypoints.http.health import Ready, live
 from diptych.entrypoints.http.openapi import Document
 from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, Problem, problem_of, problem_reply
-from diptych.entrypoints.http.reply import send_reply
+from diptych.entrypoints.http.reply import Reply, send_reply
 from diptych.errors import StoreClosed
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ COMMANDS = "/commands/"
 QUERIES = "/queries/"
 
 
-def http_app(application: Application) -> Starlette:
+def http_app(application: Application, *, authenticator: Authenticator | None = None) -> Starlette:
     """Commands and queries over HTTP, as an ASGI application.
 
     Run it with any ASGI server, or mount it: `Mount("/api", http_app(application))` in Starlette, `app.mount("/api",
@@ -40,9 +41,15 @@ def http_app(application: Application) -> Starlette:
     is not is opened and closed with the lifespan of the ASGI application; mounted ones have none of their own, so open
     it in the lifespan of what it is mounted in. Until then every request gets a 503.
 
-    Authentication, CORS and the like are middlewares: `http_app(application).add_middleware(...)`. Who is authenticated
-    (`scope["user"]`, as by Starlette's AuthenticationMiddleware) is the `actor` of commands.
+    CORS and the like are middlewares: `http_app(application).add_middleware(...)`. Where there is no authenticator, the
+    actor of commands is whom an AuthenticationMiddleware of Starlette's has found (`scope["user"]`, `scope["auth"]`).
+
+    Args:
+        application: answers.
+        authenticator: finds out who sends a command or query, and keeps others out. Health and `/openapi.json` are for
+            everyone. Without one everyone is let in, and nobody has scopes.
     """
+    guard = None if authenticator is None else Guard(authenticator)
     commands = Endpoints(lambda: application.commands, partial(CommandEndpoint, application))
     queries = Endpoints(lambda: application.queries, partial(QueryEndpoint, application))
 
@@ -61,12 +68,12 @@ def http_app(application: Application) -> Starlette:
 
     if _is_open(application):
         compile_endpoints()
-    messages = (_MessageRoute(COMMANDS, commands), _MessageRoute(QUERIES, queries))
+    messages = (_MessageRoute(COMMANDS, commands, guard), _MessageRoute(QUERIES, queries, guard))
     app = _HttpApp(
         messages,
         routes=[
             *messages,
-            _Route("/openapi.json", Document(application)),
+            _Route("/openapi.json", Document(application, {} if authenticator is None else authenticator.scheme)),
             *_health(application),
         ],
         lifespan=lifespan,
@@ -110,9 +117,12 @@ class _ReplyingRoute(BaseRoute):
     def endpoint(self, scope: Scope) -> Endpoint:
         raise NotImplementedError
 
+    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+        return await self.endpoint(scope)(scope, receive)
+
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            reply = await self.endpoint(scope)(scope, receive)
+            reply = await self.reply(scope, receive)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001  # becomes a problem; logged where nobody foresaw it
@@ -148,14 +158,23 @@ class _HttpApp(Starlette):
 class _MessageRoute(_ReplyingRoute):
     """All commands, or all queries: one look-up, where a pattern each would be tried one after the other."""
 
-    def __init__(self, prefix: str, endpoints: Endpoints[CommandEndpoint] | Endpoints[QueryEndpoint]) -> None:
+    def __init__(
+        self, prefix: str, endpoints: Endpoints[CommandEndpoint] | Endpoints[QueryEndpoint], guard: Guard | None
+    ) -> None:
         self._prefix = prefix
         self._endpoints = endpoints
+        self._guard = guard
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether the path begins like this."""
         found = scope["type"] == "http" and _path(scope).startswith(self._prefix)
         return (Match.FULL if found else Match.NONE), {}
+
+    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+        """The endpoint's reply to whom the guard lets in."""
+        if self._guard is None:
+            return await super().reply(scope, receive)
+        return await self._guard.reply(scope, receive, super().reply)
 
     def endpoint(self, scope: Scope) -> Endpoint:
         """The endpoint of the message that the rest of the path names."""

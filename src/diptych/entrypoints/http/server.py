@@ -6,6 +6,7 @@ On a signal it takes no new connections, closes the idle ones, and answers the r
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from types import FrameType
 import uvicorn
 
 from diptych.application.application import Application
+from diptych.entrypoints.http.authenticator import Authenticator
 from diptych.entrypoints.http.routes import health_app, http_app
 from diptych.errors import ConfigurationError
 
@@ -49,6 +51,7 @@ async def serve(
     port: int,
     listening: socket.socket | None = None,
     messages: bool = True,
+    authenticator: Authenticator | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve an open application until SIGTERM or SIGINT, or until cancelled.
@@ -62,14 +65,20 @@ async def serve(
         port: 0 takes a free one.
         listening: a socket that listens there already, shared with other processes.
         messages: whether commands and queries are served; else its health alone.
+        authenticator: finds out who sends a command or query. Without one, they are served on loopback alone; say
+            `TrustEveryone()` where only those reach the server who may do everything.
         on_ready: is told the URL, once connections are taken.
 
     Raises:
-        ConfigurationError: this address cannot be listened on.
+        ConfigurationError: this address cannot be listened on, or is not for a server that knows nobody.
     """
-    listening = listening or listen(host, port)
+    for_anyone = not messages or authenticator is not None
+    if listening is None:
+        listening = listen(host, port, for_anyone=for_anyone)
+    elif not for_anyone:
+        _check_is_loopback(host, listening.getsockname()[0])
     config = uvicorn.Config(
-        http_app(application) if messages else health_app(application),
+        http_app(application, authenticator=authenticator) if messages else health_app(application),
         lifespan="off",
         ws="none",
         log_config=None,
@@ -129,17 +138,19 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, which connections queue at from now on. It names its protocol.
+def listen(host: str, port: int, *, for_anyone: bool = False) -> socket.socket:
+    """A listening socket, which connections queue at from now on: on loopback, unless it is for anyone.
 
-    Only on those that do does asyncio send without delay (TCP_NODELAY); on others each reply waits 40 ms for an
-    acknowledgement that the client holds back.
+    It names its protocol. Only on those that do does asyncio send without delay (TCP_NODELAY); on others each reply
+    waits 40 ms for an acknowledgement that the client holds back.
     """
     try:
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
         family, kind, protocol, _, address = found[0]
+        if not for_anyone:
+            _check_is_loopback(host, address[0])
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -151,6 +162,14 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error
     return listening
+
+
+def _check_is_loopback(host: str, address: object) -> None:
+    if not ipaddress.ip_address(str(address)).is_loopback:
+        raise ConfigurationError(
+            f"{host} is reached from other machines, and nothing says who may send commands there: give --jwks, "
+            "--issuer and --audience; or --without-authentication, where only those reach it who may do everything"
+        )
 
 
 def url_of(host: str, listening: socket.socket) -> str:
