@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from diptych.clock import SystemClock
 
 __all__ = ["AUDIENCE", "ISSUER", "Issuer", "bearer"]
 
@@ -61,7 +63,7 @@ class Issuer:
     ) -> str:
         """A token that holds, but for what is said otherwise."""
         algorithm, private = self.keys[key_id]
-        begins = now or datetime.now(UTC)
+        begins = now or SystemClock().now()
         said = {
             "iss": ISSUER,
             "aud": AUDIENCE,

@@ -198,7 +198,7 @@ async def test_a_middleware_may_look_scopes_up() -> None:
 @pytest.mark.parametrize(
     "wrong",
     numbered(
-        lambda: requires(),
+        requires,
         lambda: requires(""),
         lambda: requires("orders:read orders:write"),
         lambda: requires("orders:wríte"),

@@ -395,7 +395,7 @@ def test_what_would_let_others_in_is_refused(wrong: dict[str, Any]) -> None:
 class ApiKeys:
     """What a user writes: another header, and the same port."""
 
-    scheme = {"type": "apiKey", "in": "header", "name": "X-API-Key"}  # noqa: RUF012 — read only
+    scheme = {"type": "apiKey", "in": "header", "name": "X-API-Key"}
 
     async def authenticate(self, request: HTTPConnection, /) -> Actor:
         key = request.headers.get("x-api-key")

@@ -73,10 +73,7 @@ async def serve(
         ConfigurationError: this address cannot be listened on, or is not for a server that knows nobody.
     """
     for_anyone = not messages or authenticator is not None
-    if listening is None:
-        listening = listen(host, port, for_anyone=for_anyone)
-    elif not for_anyone:
-        _check_is_loopback(host, listening.getsockname()[0])
+    listening = listening or listen(host, port, for_anyone=for_anyone)
     config = uvicorn.Config(
         http_app(application, authenticator=authenticator) if messages else health_app(application),
         lifespan="off",
@@ -91,6 +88,8 @@ async def serve(
         timeout_graceful_shutdown=STOP_S,
     )
     try:
+        if not for_anyone:
+            _check_is_loopback(host, listening.getsockname()[0])
         await _Server(config, url_of(host, listening), on_ready).serve(sockets=[listening])
     finally:
         listening.close()
