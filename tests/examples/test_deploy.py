@@ -302,6 +302,17 @@ def test_the_image_is_small_and_runs_as_nobody_in_particular() -> None:
     assert image_environment()["DIPTYCH_HOST"] == "0.0.0.0"  # noqa: S104 — of the container
 
 
+def test_every_server_says_who_may_send_commands() -> None:
+    """Containers are reached at all their addresses: a worker serves health alone, an API says that others know."""
+    for name in SERVERS:
+        command = SERVICES[name]["command"]
+        assert ("worker" in command) != ("--without-authentication" in command), name
+    for unit in units():
+        if "@" in unit.name:
+            assert unit.environment["DIPTYCH_HOST"] == "127.0.0.1"
+            assert "--without-authentication" not in unit.command("8001")
+
+
 # ── systemd ──────────────────────────────────────────────────────────────────
 
 

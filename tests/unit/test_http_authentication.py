@@ -162,7 +162,8 @@ async def test_scopes_are_those_of_the_token(
     client: httpx2.AsyncClient, issuer: Issuer, claim: str, value: object, status: int
 ) -> None:
     """In `scope` or `scp`, between spaces or as a list, to the letter; a claim of another form is no token of ours."""
-    token = issuer.token(now=NOW, **{"scope": "", claim: value})
+    said: dict[str, Any] = {"scope": "", claim: value}
+    token = issuer.token(now=NOW, **said)
     assert (await sent(client, token, "Lend")).status_code == status
 
 
