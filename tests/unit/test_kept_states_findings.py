@@ -16,6 +16,7 @@ from diptych import (
     Application,
     BoundedContext,
     Command,
+    ConfigurationError,
     DecisionModel,
     Event,
     Identity,
@@ -24,6 +25,8 @@ from diptych import (
 )
 from diptych.adapters.connect import connect_event_store
 from diptych.adapters.memory.event_store import MemoryEventStore
+from diptych.adapters.postgres.connection import parse_url
+from diptych.adapters.postgres.deployment import migrate
 from diptych.application.registration import command_handlers, event_types
 from diptych.clock import SystemClock
 from diptych.errors import StoreClosed, Unstorable
@@ -39,6 +42,7 @@ from diptych.write_side.decision_model import ModelFold
 from diptych.write_side.group_commit import BATCH_BYTES_MAX
 from diptych.write_side.state_form import STATE_STORED
 from tests.own_tables import AccountId, Bank, Deposit, Deposited, Deposits, Look, Looked, Note, Noted
+from tests.postgres_server import new_stores, run
 
 pytestmark = pytest.mark.anyio
 
@@ -610,3 +614,26 @@ async def is_closed(store: EventStore) -> bool:
     except StoreClosed:
         return True
     return False
+
+
+# ── stores of before ─────────────────────────────────────────────────────────
+
+
+async def test_a_schema_of_before_is_migrated_and_keeps_states_from_then_on() -> None:
+    """With a history, as a dump of it has brought it back."""
+    url = await new_stores()
+    quoted = parse_url(url).quoted_schema
+    context = Orders(order=ORDER).context
+    async with Application(context, store=url, projecting=False) as app:
+        await app.execute(Take(clerk=CLERK))
+    await run(
+        url,
+        f"DROP TABLE {quoted}.model_states",
+        f"DELETE FROM {quoted}.migrations WHERE store = 'event store' AND number = 6",
+    )
+    with pytest.raises(ConfigurationError, match="migrate"):
+        await Application(context, store=url, projecting=False).open()
+    await migrate(url, "event_store")
+    async with Application(context, store=url, projecting=False) as app:
+        await app.execute(Pack(order=ORDER))
+        assert await kept(app, "orders.Order", ORDER) == KeptState(STATE_STORED, b'{"events":2}', Position(2))
