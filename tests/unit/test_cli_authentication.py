@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,8 @@ from tests.tokens import AUDIENCE, ISSUER, Issuer
 from tests.unit.test_http_authentication import library
 
 OTHERS = ["0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1"]  # noqa: S104 — what is to be refused
+SERVED_S = 20.0
+"""A server that is still there has not been refused."""
 TOKENS = {"jwks": "keys.json", "issuer": ISSUER, "audience": AUDIENCE}
 
 
@@ -32,11 +37,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
         yield made
 
 
+@contextmanager
+def taken(host: str) -> Iterator[str]:
+    """A port that is taken there, so that a server which should not be there ends."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with closing(socket.socket(family)) as listening:
+        if host in ("0.0.0.0", "::"):  # noqa: S104 — the others are nobody's here
+            listening.bind((host, 0))
+            listening.listen()
+        yield str(listening.getsockname()[1] or 1)
+
+
 @pytest.mark.parametrize("host", OTHERS)
 @pytest.mark.parametrize("command", [("run",), ("run", "--processes", "2"), ("run", "--role", "api")])
 def test_others_are_not_served_by_who_knows_nobody(project: Project, host: str, command: tuple[str, ...]) -> None:
     """Whatever names all addresses, or another than loopback; the flag that would allow it is named."""
-    code, out, err = project.run(*command, project.context, "--store", "sqlite:x.db", "--port", "0", "--host", host)
+    with taken(host) as port:
+        code, out, err = project.run(
+            *command, project.context, "--store", "sqlite:x.db", "--port", port, "--host", host
+        )
     assert (code, out) == (1, "")
     assert "--without-authentication" in err
     assert "--jwks" in err
@@ -45,7 +64,8 @@ def test_others_are_not_served_by_who_knows_nobody(project: Project, host: str, 
 
 def test_the_demo_is_for_this_machine_as_well(project: Project) -> None:
     """It is served by the same server."""
-    code, _, err = project.run("demo", "--orders", "1", "--serve", "--host", "0.0.0.0", "--port", "0")  # noqa: S104
+    with taken("0.0.0.0") as port:  # noqa: S104
+        code, _, err = project.run("demo", "--orders", "1", "--serve", "--host", "0.0.0.0", "--port", port)  # noqa: S104
     assert code == 1
     assert "--without-authentication" in err
 
@@ -60,7 +80,7 @@ def test_loopback_is_for_everyone_on_this_machine(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1"])  # noqa: S104 — what is to be refused
 async def test_a_socket_that_listens_already_is_looked_at(host: str) -> None:
     """In Python, too; and a server of health alone is for anyone."""
-    async with Application(library) as app:
+    async with Application(library) as app, asyncio.timeout(SERVED_S):
         with pytest.raises(ConfigurationError, match="nothing says who may send commands"):
             await serve(app, host=host, port=0)
         with pytest.raises(ConfigurationError, match="nothing says who may send commands"):

@@ -102,8 +102,7 @@ class JsonWebTokens:
         try:
             header = jwt.get_unverified_header(token)
             algorithm, key_id = header.get("alg"), header.get("kid")
-            # What `crit` names has to be understood (RFC 7515), and nothing is.
-            if algorithm not in self._algorithms or "crit" in header or not isinstance(key_id, str | None):
+            if algorithm not in self._algorithms or not isinstance(key_id, str | None):
                 raise Unauthorized(_INVALID)
             key = await self._keys.find(key_id, algorithm)
             if key is None:
@@ -116,7 +115,7 @@ class JsonWebTokens:
                 audience=self._audience,
                 options=_OPTIONS,
             )
-        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        except (jwt.PyJWTError, ValueError, TypeError):
             raise Unauthorized(_INVALID) from None
 
     def _is_of_now(self, claims: Mapping[str, Any]) -> bool:
