@@ -16,7 +16,7 @@ from anyio.lowlevel import checkpoint
 
 import diptych
 from diptych import Application
-from diptych.adapters.postgres import read_catalog, read_store
+from diptych.adapters.postgres import attempts, read_catalog
 from diptych.adapters.postgres.connection import parse_url
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
 from diptych.errors import StoreUnavailable
@@ -398,7 +398,7 @@ async def test_writers_of_the_same_slices_never_lock_each_other_out(
     url: str, store: PostgresReadStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the order in which they name them: one of them writes both, the other neither, without a deadlock."""
-    monkeypatch.setattr(read_store, "WRITE_ATTEMPTS_MAX", 1)
+    monkeypatch.setattr(attempts, "CHANGE_ATTEMPTS_MAX", 1)
     generations = [await create(store, SEATS), await create(store, ARTICLES, "articles")]
     writes = [SliceWrite(generation, place(1)) for generation in generations]
     other = connect(url)

@@ -7,8 +7,8 @@ plain Python that knows nothing of the framework, and every outcome has to be th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,10 +38,10 @@ from diptych.errors import NotPure
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import START, Position, Token
-from diptych.write_side import model_cache
+from diptych.event_store.position import START
 from diptych.write_side.command_bus import CommandBus, Sender
 from diptych.write_side.idempotency import Receipt
+from tests.calls import tail_limit, token_at
 from tests.school import (
     STUDENT_COURSES_MAX,
     Audit,
@@ -268,11 +268,7 @@ async def executed(store: EventStore, bus: CommandBus, number: int, call: Call) 
 
 async def asked(store: EventStore, bus: CommandBus, answer: Answer) -> Receipt | Verdict:
     call, sender = answer.call, Sender(actor=str(answer.number))
-    basis: list[Token] = []
-    if call.back is not None:
-        place = await store.place_at(Position(answer.basis))
-        assert place is not None
-        basis.append(Token(place.position, place))
+    basis = [] if call.back is None else [await token_at(store, answer.basis)]
     if call.dry_run:
         return await bus.can(call.command, sender, basis)
     return await bus.execute(call.command, f"id-{answer.number}" if call.with_id else None, sender, basis)
@@ -397,15 +393,6 @@ async def stores(kind: str) -> AsyncIterator[Sequence[EventStore]]:
         finally:
             for store in dict.fromkeys(made):
                 await store.close()
-
-
-@contextmanager
-def tail_limit(events: int) -> Iterator[None]:
-    kept, model_cache.TAIL_EVENTS_MAX = model_cache.TAIL_EVENTS_MAX, events
-    try:
-        yield
-    finally:
-        model_cache.TAIL_EVENTS_MAX = kept
 
 
 @pytest.mark.parametrize(

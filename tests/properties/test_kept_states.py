@@ -11,17 +11,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 import pytest
-from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diptych import Command, Conflict, ContextChanged, Event, Rejected, Verdict
+from diptych import Command, ContextChanged, Event, Rejected, Verdict
 from diptych.adapters.memory.event_store import MemoryEventStore
 from diptych.adapters.postgres.event_store import connect as connect_postgres
 from diptych.adapters.sqlite.event_store import SqliteEventStore
@@ -31,11 +29,11 @@ from diptych.errors import NotPure
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import START, Position, Token
-from diptych.write_side.command_bus import CommandBus, Sender
+from diptych.event_store.position import START
+from diptych.write_side.command_bus import CommandBus
 from diptych.write_side.idempotency import Receipt
+from tests.calls import Answer, Call, calls_of, check_again, tail_limit, told_all
 from tests.postgres_server import new_store
-from tests.properties.test_concurrency import tail_limit
 from tests.stock import (
     SALES_MAX,
     Count,
@@ -66,37 +64,6 @@ commands = st.one_of(
     st.builds(Take, sku=skus, place=places),
     st.builds(Find, place=places),
     st.builds(Count),
-)
-
-
-@dataclass(frozen=True)
-class Call:
-    """One command on its way.
-
-    Attributes:
-        bus: which of two buses executes it.
-        turns: how many turns of the event loop it comes later.
-        with_id: whether it has an id, and is sent again to another bus at the end.
-        back: how far before the head the answer was that it is based on; None where it is based on none.
-        dry_run: whether it is only asked what would come of it.
-    """
-
-    command: Command
-    bus: int
-    turns: int
-    with_id: bool
-    back: int | None
-    dry_run: bool
-
-
-calls = st.builds(
-    Call,
-    commands,
-    st.integers(0, 1),
-    st.integers(0, 8),
-    st.booleans(),
-    st.sampled_from([None, None, None, 0, 2]),
-    st.sampled_from([False, False, False, True]),
 )
 
 
@@ -222,48 +189,6 @@ async def cold_bus(store: EventStore, cached: int, *, keeping: bool) -> CommandB
     return bus
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came of a call.
-
-    Attributes:
-        before: the head when it was sent.
-        after: the head when it was answered.
-    """
-
-    call: Call
-    command_id: str | None
-    before: int
-    after: int
-    outcome: Receipt | Verdict | Exception
-
-    @property
-    def basis(self) -> int:
-        """The position that the command was based on."""
-        return max(0, self.before - (self.call.back or 0))
-
-
-async def told(store: EventStore, bus: CommandBus, call: Call, command_id: str | None) -> Answer:
-    for _ in range(call.turns):
-        await checkpoint()
-    before = (await store.head()).position
-    answer = Answer(call, command_id, before, before, Conflict("", 0, 0))
-    basis: list[Token] = []
-    if call.back is not None:
-        place = await store.place_at(Position(answer.basis))
-        assert place is not None
-        basis.append(Token(place.position, place))
-    outcome: Receipt | Verdict | Exception
-    try:
-        if call.dry_run:
-            outcome = await bus.can(call.command, Sender(), basis)
-        else:
-            outcome = await bus.execute(call.command, command_id, Sender(), basis)
-    except (Rejected, Conflict, ContextChanged, NotPure) as error:
-        outcome = error
-    return replace(answer, outcome=outcome, after=(await store.head()).position)
-
-
 async def history_of(store: EventStore) -> list[Event]:
     history = History(event_types([warehouse()]))
     return [history.event(recorded) for recorded in (await store.read(ALL_EVENTS, START, READ_MAX)).events]
@@ -298,22 +223,6 @@ def check_answer(answer: Answer, log: Sequence[Event]) -> None:
 
 def holds_at(answer: Answer, head: int, log: Sequence[Event]) -> bool:
     return not any(concerns(answer.call.command, event) for event in log[answer.basis : head])
-
-
-async def check_kept(answers: Iterable[Answer], bus: CommandBus) -> None:
-    """Whatever had an id and an outcome has the same one for ever (G4)."""
-    for answer in answers:
-        if answer.command_id is not None and not answer.call.dry_run and isinstance(answer.outcome, Receipt | Rejected):
-            outcome: Receipt | Rejected
-            try:
-                outcome = await bus.execute(answer.call.command, answer.command_id, Sender())
-            except Rejected as rejected:
-                outcome = rejected
-            assert heard(outcome) == heard(answer.outcome)
-
-
-def heard(outcome: Receipt | Rejected) -> object:
-    return outcome if isinstance(outcome, Receipt) else (outcome.code, outcome.facts)
 
 
 async def check_states(store: EventStore, log: Sequence[Event], *, all_keep: bool) -> None:
@@ -353,7 +262,7 @@ def test_kept_states_decide_nothing_and_lag_behind_nothing(kind: str, one_keeps_
 
     @settings(max_examples=KINDS[kind], deadline=None)
     @given(
-        st.lists(st.lists(calls, min_size=1, max_size=10), min_size=1, max_size=4),
+        st.lists(st.lists(calls_of(commands), min_size=1, max_size=10), min_size=1, max_size=4),
         st.sampled_from([1, 2, 1_000]),
         st.sampled_from([1, 3, 1_000]),
     )
@@ -366,15 +275,11 @@ def test_kept_states_decide_nothing_and_lag_behind_nothing(kind: str, one_keeps_
                         await cold_bus(store, cached, keeping=keeping)
                         for store, keeping in zip(stores, keeps, strict=True)
                     ]
-                    asked = [
-                        told(stores[call.bus], buses[call.bus], call, f"{number}-{n}" if call.with_id else None)
-                        for n, call in enumerate(given_calls)
-                    ]
-                    answers = await asyncio.gather(*asked)
+                    answers = await told_all(stores, buses, given_calls, str(number))
                     log = await history_of(stores[0])
                     for answer in answers:
                         check_answer(answer, log)
-                    await check_kept(answers, buses[1])
+                    await check_again(answers, buses[1])
                     for bus in buses:
                         await bus.close()
                     assert await history_of(stores[1]) == log, "what was sent again changed nothing"

@@ -11,21 +11,18 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 import pytest
-from anyio.lowlevel import checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diptych import (
     BoundedContext,
     Command,
-    Conflict,
     ContextChanged,
     DecisionModel,
     Event,
@@ -42,12 +39,12 @@ from diptych.clock import SystemClock
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
-from diptych.event_store.position import START, Position, Token
-from diptych.write_side.command_bus import CommandBus, Sender
+from diptych.event_store.position import START
+from diptych.write_side.command_bus import CommandBus
 from diptych.write_side.idempotency import Receipt
+from tests.calls import Answer, Call, calls_of, check_again, tail_limit, told_all
 from tests.own_tables import Link
 from tests.postgres_server import by_hand, new_store, run
-from tests.properties.test_concurrency import tail_limit
 
 READ_MAX = 10_000
 NOTES_MAX = 4
@@ -230,18 +227,6 @@ def concerns(command: Command, event: Event) -> bool:
 # ── what is executed ─────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True)
-class Call:
-    """One command on its way: on which bus, how late, and in what way."""
-
-    command: Command
-    bus: int
-    turns: int
-    with_id: bool
-    back: int | None
-    dry_run: bool
-
-
 ACCOUNTS = [AccountId("ada"), AccountId("bob")]
 accounts = st.sampled_from(ACCOUNTS)
 commands = st.one_of(
@@ -249,15 +234,6 @@ commands = st.one_of(
     st.builds(Spend, account=accounts, cents=st.integers(1, 4)),
     st.builds(Note, account=accounts),
     st.builds(Tally),
-)
-calls = st.builds(
-    Call,
-    commands,
-    st.integers(0, 1),
-    st.integers(0, 8),
-    st.booleans(),
-    st.sampled_from([None, None, None, 0, 2]),
-    st.sampled_from([False, False, False, True]),
 )
 
 
@@ -325,59 +301,24 @@ async def opened(kind: Kind) -> AsyncIterator[World]:
                 await store.close()
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What came of a call, sent at one head and answered at another."""
-
-    call: Call
-    command_id: str | None
-    before: int
-    after: int
-    outcome: Receipt | Verdict | Exception
-
-    @property
-    def basis(self) -> int:
-        """The position that the command was based on."""
-        return max(0, self.before - (self.call.back or 0))
-
-    def holds_at(self, head: int, log: Sequence[Event]) -> bool:
-        """Whether what its caller had seen was still so at a head."""
-        return self.call.back is None or not any(concerns(self.call.command, event) for event in log[self.basis : head])
-
-
-async def told(store: EventStore, bus: CommandBus, call: Call, command_id: str | None) -> Answer:
-    for _ in range(call.turns):
-        await checkpoint()
-    before = (await store.head()).position
-    answer = Answer(call, command_id, before, before, Conflict("", 0, 0))
-    basis: list[Token] = []
-    if call.back is not None:
-        place = await store.place_at(Position(answer.basis))
-        assert place is not None
-        basis.append(Token(place.position, place))
-    outcome: Receipt | Verdict | Exception
-    try:
-        if call.dry_run:
-            outcome = await bus.can(call.command, Sender(), basis)
-        else:
-            outcome = await bus.execute(call.command, command_id, Sender(), basis)
-    except (Rejected, Conflict, ContextChanged) as error:
-        outcome = error
-    return replace(answer, outcome=outcome, after=(await store.head()).position)
-
-
 # ── what has to hold ─────────────────────────────────────────────────────────
+
+
+def holds_at(answer: Answer, head: int, log: Sequence[Event]) -> bool:
+    """Whether what its caller had seen was still so at a head."""
+    seen = log[answer.basis : head]
+    return answer.call.back is None or not any(concerns(answer.call.command, event) for event in seen)
 
 
 def check(answer: Answer, log: Sequence[Event]) -> None:
     command, outcome = answer.call.command, answer.outcome
-    heads = [head for head in range(answer.before, answer.after + 1) if answer.holds_at(head, log)]
+    heads = [head for head in range(answer.before, answer.after + 1) if holds_at(answer, head, log)]
     would = [serial(log[:head], command) for head in heads]
     match outcome:
         case Receipt(position=position):
             assert outcome.events == (log[position - 1],)
             assert serial(log[: position - 1], command) == log[position - 1], "accepted as at its place"
-            assert answer.holds_at(position - 1, log), "accepted on what its caller had seen"
+            assert holds_at(answer, position - 1, log), "accepted on what its caller had seen"
         case Verdict(events=events, rejected=None):
             assert events[0] in would, "would be accepted so at no head since"
         case Verdict(rejected=Rejected(code=code)) | Rejected(code=code):
@@ -387,22 +328,6 @@ def check(answer: Answer, log: Sequence[Event]) -> None:
             assert any(concerns(command, event) for event in log[answer.basis : answer.after]), "something has changed"
         case _:
             raise AssertionError(f"{command} lost more races than there are commands: {outcome!r}")
-
-
-def heard(outcome: object) -> object:
-    return (outcome.code, outcome.facts) if isinstance(outcome, Rejected) else outcome
-
-
-async def check_again(answers: Sequence[Answer], bus: CommandBus) -> None:
-    """Whatever had an id and an outcome has the same one for ever (G4)."""
-    for answer in answers:
-        if answer.command_id and not answer.call.dry_run and isinstance(answer.outcome, Receipt | Rejected):
-            outcome: Any
-            try:
-                outcome = await bus.execute(answer.call.command, answer.command_id, Sender())
-            except Rejected as rejected:
-                outcome = rejected
-            assert heard(outcome) == heard(answer.outcome)
 
 
 async def check_kept(world: World, answers: Sequence[Answer], log: Sequence[Event], before: int) -> None:
@@ -430,7 +355,7 @@ def test_g3_commands_of_three_write_models_equal_a_serial_execution(kind: Kind) 
 
     @settings(max_examples=KINDS[kind], deadline=None)
     @given(
-        st.lists(st.lists(calls, min_size=1, max_size=9), min_size=1, max_size=3),
+        st.lists(st.lists(calls_of(commands), min_size=1, max_size=9), min_size=1, max_size=3),
         st.sampled_from([1, 2, 1_000]),
         st.sampled_from([1, 3, 1_000]),
     )
@@ -440,11 +365,7 @@ def test_g3_commands_of_three_write_models_equal_a_serial_execution(kind: Kind) 
                 before = 0
                 for number, given_calls in enumerate(rounds):
                     buses = [await world.cold_bus(index, cached) for index in range(2)]
-                    jobs = [
-                        told(world.stores[call.bus], buses[call.bus], call, f"{number}-{n}" if call.with_id else None)
-                        for n, call in enumerate(given_calls)
-                    ]
-                    answers = await asyncio.gather(*jobs)
+                    answers = await told_all(world.stores, buses, given_calls, str(number))
                     log = await world.log()
                     for answer in answers:
                         check(answer, log)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import asyncpg
 import msgspec
 
 from diptych.adapters.postgres.append_function import WRONG_ISOLATION
 from diptych.adapters.postgres.append_section import Batch, append_and_keep_statement, append_statement
+from diptych.adapters.postgres.attempts import UnderWay, read
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
     INDEXED,
@@ -68,8 +68,6 @@ READ_CONNECTIONS_MAX = 4
 """Connections of one process that read."""
 APPEND_CONNECTIONS = 1
 """Connections of one process that append: batches of one process follow each other anyway."""
-READ_ATTEMPTS_MAX = 2
-"""How often a read is tried where the connection is lost under it: a server that was restarted cuts all of them."""
 LOCK_WAIT_S = 5.0
 """How long an append waits for other processes before it gives up with `StoreUnavailable`."""
 APPEND_S_MAX = 60.0
@@ -109,6 +107,7 @@ class PostgresEventStore:
         self._reading = Connections(
             url, READ_CONNECTIONS_MAX, read_only=True, verify=self._verify_reader, planning=_PLANNED_ONCE
         )
+        self._fetch = partial(read, self._reading)
         self._writing = Connections(url, APPEND_CONNECTIONS, read_only=False, verify=self._verify_writer)
         self._lanes = Lanes(url, self._verify_writer)
         self._append_statement = append_statement(self._schema)
@@ -117,7 +116,7 @@ class PostgresEventStore:
         self._known = KnownHistory(url.shown)
         self._held: set[tuple[str, int]] = set()
         self._is_open = False
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._under_way = UnderWay()
         self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._is_ours)
         self._rows = EventRows()
         self._ahead = ReadAhead(self._read, self._known)
@@ -167,8 +166,7 @@ class PostgresEventStore:
     async def close(self) -> None:
         """Finish what is under way and let go of the connections. May be called twice."""
         self._is_open = False
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._under_way.end()
         await self._watch.close()
         await self._ahead.close()
         await self._lanes.close()
@@ -232,19 +230,7 @@ class PostgresEventStore:
         self._check_open()
         if not commits:
             return []
-        return await self._whole(self._append(commits, base, self._known.now))
-
-    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do it to its end, also where the caller is cancelled."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._note_done)
-        return await asyncio.shield(task)
-
-    def _note_done(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # heard, though its caller may have gone
+        return await self._under_way.see_through(self._append(commits, base, self._known.now))
 
     async def _append(self, commits: Sequence[Commit], base: Position | None, known: Known) -> list[AppendResult]:
         refusals = [refusal(commit) for commit in commits]
@@ -354,7 +340,7 @@ class PostgresEventStore:
             OutcomeUnknown: the connection was lost while the server may have committed.
         """
         self._check_open()
-        return await self._whole(self._transact(work, lane, self._known.now))
+        return await self._under_way.see_through(self._transact(work, lane, self._known.now))
 
     async def _transact(self, work: Work, lane: str, known: Known) -> AppendResult:
         learned: list[tuple[Batch, list[AppendResult], Place]] = []
@@ -475,16 +461,6 @@ class PostgresEventStore:
         if merged:
             rows = sorted({row[2]: row for row in rows}.values(), key=_position_of, reverse=backward)[:limit]
         return rows, head
-
-    async def _fetch(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        """Rows of one statement, which changes nothing and may be sent again."""
-        for attempt in range(1, READ_ATTEMPTS_MAX + 1):
-            try:
-                return await self._reading.rows(statement, *arguments)
-            except DRIVER_ERRORS as error:
-                if attempt == READ_ATTEMPTS_MAX or not is_lost(error):
-                    raise (failure(self._url, error) or error) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
 
     # ── places ───────────────────────────────────────────────────────────────
 

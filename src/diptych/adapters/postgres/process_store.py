@@ -6,19 +6,17 @@ commit queues there, and then finds another checkpoint.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diptych.adapters.postgres.attempts import UnderWay, changed, read
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
     Connections,
     Link,
     PostgresUrl,
-    failure,
     is_lost,
     parse_url,
-    state_of,
 )
 from diptych.adapters.postgres.process_schema import PROCESS_MIGRATIONS
 from diptych.errors import StoreClosed, StoreUnavailable
@@ -32,10 +30,6 @@ __all__ = ["PostgresProcessStore", "connect"]
 
 CONNECTIONS_MAX = 2
 """Connections of one process that work on its processes."""
-CHANGE_ATTEMPTS_MAX = 5
-"""How often a change is tried where the server had to end it for another one's sake."""
-CHANGE_S_MAX = 60.0
-"""How long a change, or a statement, may take before its connection is given up."""
 TRANSACTION_IDLE_S_MAX = 5.0
 """How long a change may be left in the middle, by a worker that was stopped there: others wait for its lock."""
 LOCK_WAIT_S = 5.0
@@ -43,8 +37,6 @@ LOCK_WAIT_S = 5.0
 
 T = TypeVar("T")
 
-_ENDED_FOR_OTHERS = frozenset({"40001", "40P01"})
-"""States that say nothing was done, and the same again may well be: a deadlock, a failed serialization."""
 _BEGIN = (
     "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = on; "
     f"SET LOCAL lock_timeout = {round(LOCK_WAIT_S * 1_000)}; "
@@ -72,7 +64,7 @@ class PostgresProcessStore:
         self._url = url
         self._sql = _Statements(url.quoted_schema)
         self._connections = Connections(url, CONNECTIONS_MAX, read_only=False, verify=self._verify)
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._under_way = UnderWay()
         self._is_open = False
 
     async def _verify(self, link: Link) -> None:
@@ -99,8 +91,7 @@ class PostgresProcessStore:
     async def close(self) -> None:
         """Finish what is under way and let go of the connections. May be called twice."""
         self._is_open = False
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._under_way.end()
         await self._connections.close()
 
     async def create(self, process: str, checkpoint: Place, fingerprint: str) -> StoredProcess:
@@ -183,40 +174,14 @@ class PostgresProcessStore:
     # ── transactions ─────────────────────────────────────────────────────────
 
     async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        """Rows of one statement, which changes nothing and may be sent again."""
         self._check_open()
-        for attempt in range(1, CHANGE_ATTEMPTS_MAX + 1):
-            try:
-                return await self._connections.rows(statement, *arguments, timeout_s=CHANGE_S_MAX)
-            except DRIVER_ERRORS as error:
-                if attempt == CHANGE_ATTEMPTS_MAX or not is_lost(error):
-                    raise (failure(self._url, error) or error) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        return await read(self._connections, statement, *arguments)
 
     async def _change(self, work: Callable[[Link], Awaitable[T]]) -> T:
         """The work in a transaction, which goes on where its caller is cancelled."""
         self._check_open()
-        changing: Coroutine[Any, Any, T] = self._tried(work)
-        task = asyncio.get_running_loop().create_task(changing)
-        self._under_way.add(task)
-        task.add_done_callback(self._note_done)
-        return await asyncio.shield(task)
-
-    def _note_done(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # heard, though its caller may have gone
-
-    async def _tried(self, work: Callable[[Link], Awaitable[T]]) -> T:
-        for attempt in range(1, CHANGE_ATTEMPTS_MAX + 1):
-            try:
-                async with self._connections.connection() as link, asyncio.timeout(CHANGE_S_MAX):
-                    return await self._transaction(link, work)
-            except DRIVER_ERRORS as error:
-                if state_of(error) in _ENDED_FOR_OTHERS and attempt < CHANGE_ATTEMPTS_MAX:
-                    continue
-                raise (failure(self._url, error) or error) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        change = changed(self._connections, lambda link: self._transaction(link, work))
+        return await self._under_way.see_through(change)
 
     async def _transaction(self, link: Link, work: Callable[[Link], Awaitable[T]]) -> T:
         await link.execute(_BEGIN)

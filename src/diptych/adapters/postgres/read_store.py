@@ -10,10 +10,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
+from diptych.adapters.postgres.attempts import CHANGE_S_MAX, UnderWay, changed, read
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
     Connections,
@@ -22,7 +24,6 @@ from diptych.adapters.postgres.connection import (
     failure,
     is_lost,
     parse_url,
-    state_of,
 )
 from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin, generation_of, write_settings
 from diptych.adapters.postgres.read_changes import Changes
@@ -56,16 +57,10 @@ __all__ = ["PostgresReadStore", "connect"]
 
 WRITE_CONNECTIONS_MAX = 4
 """Connections of one process that write, or look at the catalog."""
-WRITE_ATTEMPTS_MAX = 5
-"""How often a change is tried where the server had to end it for another one's sake."""
-CHANGE_S_MAX = 60.0
-"""How long a statement of a change may take before its connection is given up."""
 
 T = TypeVar("T")
 
 _log = logging.getLogger("diptych.postgres")
-_ENDED_FOR_OTHERS = frozenset({"40001", "40P01"})
-"""States that say nothing was done, and the same again may well be: a deadlock, a failed serialization."""
 
 
 def connect(url: str) -> PostgresReadStore:
@@ -87,12 +82,13 @@ class PostgresReadStore:
         self._builds = Builds(url.quoted_schema)
         self._snapshots = Snapshots(url, self._catalog, self._builds)
         self._together = Together(self._catalog)
-        self._loads = Loads(self._builds, self._rows)
         self._writing = Connections(
             url, WRITE_CONNECTIONS_MAX, read_only=False, verify=teach, planning=write_settings()
         )
+        self._rows = partial(read, self._writing)
+        self._loads = Loads(self._builds, self._rows)
         self._changes = Changes(url, self._catalog.channel, self._versions, self._writing.has)
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._under_way = UnderWay()
         self._tidying: asyncio.TimerHandle | None = None
         self._is_open = False
 
@@ -129,8 +125,7 @@ class PostgresReadStore:
         self._is_open = False
         if self._tidying is not None:
             self._tidying.cancel()
-        if self._under_way:
-            await asyncio.wait(self._under_way)
+        await self._under_way.end()
         await self._changes.close()
         await self._writing.close()
         await self._snapshots.close()
@@ -322,16 +317,6 @@ class PostgresReadStore:
     def _snapshots_turn(self) -> SnapshotTurn:
         return SnapshotTurn(self._snapshots)
 
-    async def _rows(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
-        """Rows of one statement, which changes nothing and may be sent again."""
-        for attempt in range(1, WRITE_ATTEMPTS_MAX + 1):
-            try:
-                return await self._writing.rows(statement, *arguments)
-            except DRIVER_ERRORS as error:
-                if attempt == WRITE_ATTEMPTS_MAX or not is_lost(error):
-                    raise (failure(self._url, error) or error) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
-
     async def _versions(self) -> Versions:
         return _versions_of(await self._rows(self._catalog.versions))
 
@@ -340,22 +325,11 @@ class PostgresReadStore:
         return await self._tried(lambda link: self._begun(link, work, durably=durably))
 
     async def _tried(self, change: Callable[[Link], Awaitable[T]]) -> T:
-        """A change, which is one transaction; where the server ends it for another one's sake, once more.
-
-        Raises:
-            asyncpg.PostgresError: the server refuses what is written.
-            StoreUnavailable: nothing was done, or whether it was is not known.
-        """
-        for attempt in range(1, WRITE_ATTEMPTS_MAX + 1):
-            try:
-                async with self._writing.connection() as link, asyncio.timeout(CHANGE_S_MAX):
-                    return await change(link)
-            except DRIVER_ERRORS as error:
-                if state_of(error) in _ENDED_FOR_OTHERS and attempt < WRITE_ATTEMPTS_MAX:
-                    continue
-                self._changes.look_soon()  # where it was done all the same, nobody else tells of it
-                raise (failure(self._url, error) or error) from error
-        raise AssertionError("unreachable: the last attempt returns or raises")
+        try:
+            return await changed(self._writing, change)
+        except Exception:
+            self._changes.look_soon()  # where it was done all the same, nobody else tells of it
+            raise
 
     async def _begun(self, link: Link, work: Callable[[Link], Awaitable[T]], *, durably: bool) -> T:
         try:
@@ -398,15 +372,7 @@ class PostgresReadStore:
         except StoreClosed:
             work.close()
             raise
-        task = asyncio.get_running_loop().create_task(work)
-        self._under_way.add(task)
-        task.add_done_callback(self._note_done)
-        return await asyncio.shield(task)
-
-    def _note_done(self, task: asyncio.Task[Any]) -> None:
-        self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()  # heard, though its caller may have gone
+        return await self._under_way.see_through(work)
 
     # ── tidying up ───────────────────────────────────────────────────────────
 
@@ -417,9 +383,7 @@ class PostgresReadStore:
 
     def _tidy_now(self) -> None:
         if self._is_open:
-            task = asyncio.get_running_loop().create_task(self._tidy())
-            self._under_way.add(task)
-            task.add_done_callback(self._note_done)
+            self._under_way.begin(self._tidy())
 
     async def _tidy(self) -> None:
         """Show what is live and remove what is gone, as far as nobody is in the way; and once more when that is due."""

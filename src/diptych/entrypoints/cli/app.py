@@ -56,13 +56,6 @@ def command_line() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    parked = App(
-        name="parked",
-        help="List, replay or discard keys whose events cannot be folded.",
-        usage="Usage: diptych parked COMMAND",
-        help_epilogue="",
-        sort_key=5,
-    )
     _add(app, 1, demo, "demo", "diptych demo", "diptych demo --input invoices.csv.gz --data shop-data --json")
     _add(
         app,
@@ -83,41 +76,47 @@ def command_line() -> App:
         f"diptych events {_STORE} --tag course:python --type Enrolled",
         f"diptych events {_STORE} --follow --json",
     )
-    app.command(parked)
+    app.command(_parked())
+    app.command(_processes())
+    _add(app, 7, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
+    url = "--store postgresql://localhost/school"
+    _add(app, 8, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
+    _add(app, 9, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
+    app.command(_schema())
+    return app
+
+
+def _parked() -> App:
+    parked = _group("parked", 5, "List, replay or discard keys whose events cannot be folded.")
     _add(parked, 1, list_parked, "list", f"diptych parked list school:school {_STORE}", arguments="[APP...]")
     for key, command in (2, replay), (3, discard):
         name = command.__name__
         example = f"diptych parked {name} Seats '\\[\"python\"]' school:school"
         _add(parked, key, command, name, example, arguments="READ_MODEL KEY [APP...]")
-    schema = App(
-        name="schema",
-        help="List the event types of a store, or check that the code reads them.",
-        usage="Usage: diptych schema COMMAND",
-        help_epilogue="",
-        sort_key=10,
-    )
-    app.command(schema)
-    _add(schema, 1, show_schema, "show", f"diptych schema show {_STORE}")
-    _add(schema, 2, check, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
-    processes = App(
-        name="processes",
-        help="List instances of process managers, or help on those that are stuck.",
-        usage="Usage: diptych processes COMMAND",
-        help_epilogue="",
-        sort_key=6,
-    )
-    app.command(processes)
+    return parked
+
+
+def _processes() -> App:
+    processes = _group("processes", 6, "List instances of process managers, or help on those that are stuck.")
     _add(processes, 1, list_instances, "list", f"diptych processes list bank:bank {_STORE}", arguments="[APP...]")
     by_hand: tuple[Callable[..., Any], ...] = (show, retry, close)
     for key, helping in enumerate(by_hand, 2):
         reason = "" if helping is show else ' --reason "by phone"'
         example = f"diptych processes {helping.__name__} Transferring t1 bank:bank{reason}"
         _add(processes, key, helping, helping.__name__, example, arguments="PROCESS INSTANCE [APP...]")
-    _add(app, 7, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
-    url = "--store postgresql://localhost/school"
-    _add(app, 8, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
-    _add(app, 9, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
-    return app
+    return processes
+
+
+def _schema() -> App:
+    schema = _group("schema", 10, "List the event types of a store, or check that the code reads them.")
+    _add(schema, 1, show_schema, "show", f"diptych schema show {_STORE}")
+    _add(schema, 2, check, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
+    return schema
+
+
+def _group(name: str, key: int, told: str) -> App:
+    """Commands under one name."""
+    return App(name=name, help=told, usage=f"Usage: diptych {name} COMMAND", help_epilogue="", sort_key=key)
 
 
 def _version() -> str:
