@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -38,6 +38,7 @@ from diptych.testing.contracts.event_store_case import (
     item,
     opened,
 )
+from tests.postgres_line import Line
 from tests.postgres_server import by_hand, new_store, shared_database, statements_of, with_parameter
 
 pytestmark = pytest.mark.anyio
@@ -345,54 +346,6 @@ async def test_a_connection_cut_while_appending_leaves_the_outcome_unknown(
     assert len(await history_of(store)) == 1
 
 
-class Line:
-    """A line to the server that can be made to swallow its answers, and be cut."""
-
-    def __init__(self, url: str, folder: Path) -> None:
-        parts = urlsplit(url)
-        self._query = parse_qs(parts.query)
-        self._writers: list[asyncio.StreamWriter] = []
-        self._parts = parts
-        self._folder = folder
-        self.swallows = False
-
-    async def open(self) -> str:
-        """The URL by which the line is taken."""
-        self._server = await asyncio.start_unix_server(self._serve, self._folder / ".s.PGSQL.5432")
-        dsn = parse_url(self._parts.geturl())
-        user = self._parts.username or "postgres"
-        return f"postgresql://{user}@{self._parts.path}?host={self._folder}&schema={dsn.schema}"
-
-    async def close(self) -> None:
-        self.cut()
-        self._server.close()
-        await self._server.wait_closed()
-
-    def cut(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-        self._writers.clear()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if "host" in self._query:
-            there = await asyncio.open_unix_connection(f"{self._query['host'][0]}/.s.PGSQL.{self._parts.port or 5432}")
-        else:
-            there = await asyncio.open_connection(self._parts.hostname, self._parts.port or 5432)
-        self._writers += [writer, there[1]]
-        await asyncio.gather(self._forward(reader, there[1]), self._forward(there[0], writer, answers=True))
-
-    async def _forward(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
-    ) -> None:
-        try:
-            while chunk := await reader.read(65_536):
-                if not (answers and self.swallows):
-                    writer.write(chunk)
-        except ConnectionError:
-            pass  # cut
-        writer.transport.abort()
-
-
 async def test_an_answer_lost_after_the_commit_leaves_the_outcome_unknown(
     url: str, shell: Link, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -410,6 +363,21 @@ async def test_an_answer_lost_after_the_commit_leaves_the_outcome_unknown(
             await appending
         (result,) = await store.append([sent])
         assert expect(Duplicate, result).outcome.place.position == 2
+        assert len(await history_of(store)) == 2
+    await line.close()
+
+
+async def test_what_is_kept_back_since_the_server_says_goodbye_is_known_not_to_be_done(
+    url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The goodbye has come, the end of the line has not: nothing is sent any more, and the next call goes through."""
+    line = Line(url, tmp_path_factory.mktemp("l"))
+    async with opened(connect(await line.open(), SystemClock())) as store:
+        await append_one(store, event("First"))
+        await line.say_goodbye()
+        with pytest.raises(StoreUnavailable, match="nothing was done"):
+            await store.append([commit(event("A"))])
+        await append_one(store, event("A"))
         assert len(await history_of(store)) == 2
     await line.close()
 

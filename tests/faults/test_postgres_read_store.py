@@ -34,6 +34,7 @@ from diptych.testing.contracts.read_store_cases import (
     write,
 )
 from tests.faults.counting import Count, CounterId, CountOf, Increment, counting
+from tests.postgres_line import Line
 from tests.postgres_server import by_hand, left_in_transaction, new_read_store, new_stores, run
 from tests.school import Auditor, CourseId, Enrol, OpenCourse, Seats, SeatsOf, StudentId, school, with_seats
 
@@ -194,6 +195,23 @@ async def test_idle_connections_that_were_cut_are_made_anew(url: str, store: Pos
     await asyncio.wait([waiting], timeout=0)
     await write(store, generation, upserts=[("a", 3)])
     assert await asyncio.wait_for(waiting, WAIT_S_MAX) != seen
+
+
+async def test_a_write_that_is_kept_back_since_the_server_says_goodbye_is_made_on_another_connection(
+    url: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The goodbye has come, the end of the line has not: nothing was sent, so that it is sent again."""
+    line = Line(url, tmp_path_factory.mktemp("l"))
+    store = connect(await line.open())
+    await store.open()
+    try:
+        generation = await build(store, SEATS, [("a", 1)])
+        await line.say_goodbye()
+        await write(store, generation, upserts=[("a", 2)])
+        assert await rows_of(store) == [("a", 2)]
+    finally:
+        await store.close()
+        await line.close()
 
 
 async def test_a_snapshot_whose_connection_is_cut_says_so(url: str, store: PostgresReadStore) -> None:

@@ -13,6 +13,7 @@ from diptych.adapters.postgres.connection import (
     failure,
     is_lost,
     state_of,
+    was_not_sent,
 )
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ __all__ = ["CHANGE_S_MAX", "UnderWay", "changed", "read"]
 READ_ATTEMPTS_MAX = 2
 """How often a read is tried where the connection is lost under it: a server that was restarted cuts all of them."""
 CHANGE_ATTEMPTS_MAX = 5
-"""How often a change is tried where the server had to end it for another one's sake."""
+"""How often a change is tried where the server had to end it for another one's sake, or ended its connection before."""
 CHANGE_S_MAX = 60.0
 """How long a change may take before its connection is given up."""
 
@@ -53,7 +54,7 @@ async def read(
 
 
 async def changed(connections: Connections, change: Callable[[Link], Awaitable[T]]) -> T:
-    """A change, which is one transaction; where the server ends it for another one's sake, once more.
+    """A change, which is one transaction; where nothing was done, though not for its own sake, once more.
 
     Raises:
         asyncpg.PostgresError: the server refuses what is written.
@@ -64,7 +65,8 @@ async def changed(connections: Connections, change: Callable[[Link], Awaitable[T
             async with connections.connection() as link, asyncio.timeout(CHANGE_S_MAX):
                 return await change(link)
         except DRIVER_ERRORS as error:
-            if state_of(error) in _ENDED_FOR_OTHERS and attempt < CHANGE_ATTEMPTS_MAX:
+            undone = state_of(error) in _ENDED_FOR_OTHERS or was_not_sent(error)
+            if undone and attempt < CHANGE_ATTEMPTS_MAX:
                 continue
             raise (failure(connections.url, error) or error) from error
     raise AssertionError("unreachable: the last attempt returns or raises")

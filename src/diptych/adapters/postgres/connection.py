@@ -36,6 +36,7 @@ __all__ = [
     "is_missing_schema",
     "parse_url",
     "state_of",
+    "was_not_sent",
 ]
 
 DEFAULT_SCHEMA = "diptych"
@@ -90,6 +91,8 @@ _REMEDIES = {
     "XX": "the server's data are damaged; restore a backup",
 }
 """What to do, by SQLSTATE or its beginning; the longest that fits."""
+_KEPT_BACK = "cannot switch to state"
+"""How the driver begins, where it has heard the server's goodbye, and the connection is not closed yet."""
 _DENIED = "42501"
 """The role may not."""
 OWNERS = (
@@ -228,9 +231,17 @@ def state_of(error: BaseException) -> str:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether no answer came, or only that the server goes away: what was sent may or may not have been done."""
+    """Whether no answer came, or only that the server goes away.
+
+    What was sent may or may not have been done; if it was sent at all, see `was_not_sent`.
+    """
     state = state_of(error)
     return state.startswith(("08", "57P")) if state else isinstance(error, DRIVER_ERRORS)
+
+
+def was_not_sent(error: BaseException) -> bool:
+    """Whether the driver kept it back, for the connection was being ended: nothing was done."""
+    return isinstance(error, asyncpg.InternalClientError) and str(error).startswith(_KEPT_BACK)
 
 
 def is_missing_schema(error: BaseException) -> bool:
@@ -250,6 +261,8 @@ def failure(url: PostgresUrl, error: BaseException, *, denied: str = "") -> Exce
         StoreUnavailable with what to do; ConfigurationError where the tables are missing; NotGranted.
     """
     state = state_of(error)
+    if was_not_sent(error):
+        return StoreUnavailable(f"{url.shown}: nothing was done: the server was ending the connection; send it again")
     if state == _DENIED:
         return NotGranted(url.shown, url.user, str(error), denied)
     if state in _MISSING:

@@ -23,6 +23,7 @@ from diptych.adapters.postgres.connection import (
     is_lost,
     parse_url,
     state_of,
+    was_not_sent,
 )
 from diptych.adapters.postgres.culprits import find_culprits
 from diptych.adapters.postgres.event_rows import EventRows, decode_tags
@@ -260,7 +261,7 @@ class PostgresEventStore:
                     f"{self._url.shown}: {error}. The pooler passes a default on; set it where it comes from: "
                     "ALTER DATABASE … SET default_transaction_isolation = 'read committed'"
                 ) from error
-            if is_lost(error):
+            if is_lost(error) and not was_not_sent(error):
                 self._watch.wake()  # where it was done all the same, nobody else tells of it
                 raise OutcomeUnknown(batch.command_ids(), str(error) or type(error).__name__) from error
             raise

@@ -17,6 +17,7 @@ from diptych.adapters.postgres.connection import (
     PostgresUrl,
     is_lost,
     parse_url,
+    was_not_sent,
 )
 from diptych.adapters.postgres.process_schema import PROCESS_MIGRATIONS
 from diptych.errors import StoreClosed, StoreUnavailable
@@ -194,7 +195,7 @@ class PostgresProcessStore:
         try:
             await link.execute("COMMIT")
         except DRIVER_ERRORS as error:
-            if not is_lost(error):
+            if was_not_sent(error) or not is_lost(error):
                 raise
             raise StoreUnavailable(
                 f"{self._url.shown}: {error}; whether it was done shows when it is looked at again"

@@ -24,6 +24,7 @@ from diptych.adapters.postgres.connection import (
     failure,
     is_lost,
     parse_url,
+    was_not_sent,
 )
 from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin, generation_of, write_settings
 from diptych.adapters.postgres.read_changes import Changes
@@ -358,7 +359,7 @@ class PostgresReadStore:
         try:
             yield
         except DRIVER_ERRORS as error:
-            if not is_lost(error):
+            if was_not_sent(error) or not is_lost(error):
                 raise
             self._changes.look_soon()
             raise StoreUnavailable(

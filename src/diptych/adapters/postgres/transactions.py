@@ -25,6 +25,7 @@ from diptych.adapters.postgres.connection import (
     failure,
     is_lost,
     state_of,
+    was_not_sent,
 )
 from diptych.errors import (
     DiptychError,
@@ -190,7 +191,7 @@ class _LentTransaction:
         try:
             await self._transaction.commit()
         except DRIVER_ERRORS as error:
-            if is_lost(error):
+            if is_lost(error) and not was_not_sent(error):
                 raise OutcomeUnknown(commit.command_id or "(none given)", str(error) or type(error).__name__) from error
             raise
 
