@@ -31,6 +31,7 @@ class Line:
         self._parts = parts
         self._folder = folder
         self._goodbyes = asyncio.Semaphore(0)
+        self._taken = 0
         self._stays = False
         self.swallows = False
 
@@ -55,8 +56,9 @@ class Line:
         """Have the server end its connections, of which the other side hears the reason, and not yet the end."""
         self._stays = True
         async with by_hand(self._parts.geturl()) as link:
-            ended = await link.fetch(_END_ALL, timeout=WAIT_S_MAX)
-        for _ in ended:
+            taken = self._taken
+            await link.execute(_END_ALL, timeout=WAIT_S_MAX)
+        for _ in range(taken):
             await asyncio.wait_for(self._goodbyes.acquire(), WAIT_S_MAX)
         await _heard()
         self._stays = False
@@ -67,7 +69,11 @@ class Line:
         else:
             there = await asyncio.open_connection(self._parts.hostname, self._parts.port or 5432)
         self._writers += [writer, there[1]]
-        await asyncio.gather(self._forward(reader, there[1]), self._forward(there[0], writer, answers=True))
+        self._taken += 1
+        try:
+            await asyncio.gather(self._forward(reader, there[1]), self._forward(there[0], writer, answers=True))
+        finally:
+            self._taken -= 1
 
     async def _forward(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False

@@ -198,7 +198,10 @@ async def test_a_snapshot_that_is_over_and_was_cut_is_in_nobodys_way(
         for _ in range(2):
             async with store.snapshot() as snapshot:
                 assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
-            await link.execute("SELECT pg_terminate_backend($1, 10000)", snapshot.connection.get_server_pid())
+            connection = snapshot.connection
+            await link.execute("SELECT pg_terminate_backend($1, 10000)", connection.get_server_pid())
+            while not connection.is_closed():
+                await checkpoint()
     await asyncio.wait_for(store.close(), WAIT_S_MAX)
 
 

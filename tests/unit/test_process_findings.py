@@ -371,6 +371,32 @@ async def test_every_blocked_instance_is_retried_with_new_code(
         assert [found.state["heard"] for found in await app.processes.list()] == [1, 1]
 
 
+async def test_nothing_is_at_rest_while_blocked_instances_are_retried(
+    broken: list[bool], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What they want to send may not be there yet: whoever waits for rest would look too early."""
+    url = f"sqlite:{tmp_path}/events.db"
+    async with Application(hearing(), store=url) as app:
+        await append(app, "bank.Other", b'{"transfer":"t1"}', "transfer:t1")
+        await at_rest(app)
+    broken.clear()
+    monkeypatch.setattr("diptych.application.wiring.process_fingerprint", lambda _: "of other code")
+    catch_up, begun, go_on = ProcessRunner._catch_up, asyncio.Event(), asyncio.Event()
+
+    async def slowly(runner: ProcessRunner, folded: Any, instance: str, before: int) -> None:
+        begun.set()
+        await go_on.wait()
+        await catch_up(runner, folded, instance, before)
+
+    monkeypatch.setattr(ProcessRunner, "_catch_up", slowly)
+    async with Application(hearing(), store=url) as app:
+        await begun.wait()
+        assert not await runner_of(app).sender.rest(0.2)
+        go_on.set()
+        await at_rest(app)
+        assert [found.state["heard"] for found in await app.processes.list()] == [1]
+
+
 # ── the event loop ───────────────────────────────────────────────────────────
 
 

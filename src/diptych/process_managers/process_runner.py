@@ -87,6 +87,7 @@ class ProcessRunner:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._stored: StoredProcess | None = None
+        self._mending = False
         self._forks = 0
         self._turn_began = 0.0
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,8 +125,8 @@ class ProcessRunner:
 
     @property
     def hold(self) -> Hold | None:
-        """What this worker's work on it stands on now; None while it may not work on it."""
-        stored = self._stored
+        """What this worker's work on it stands on now; None while it may not, or retries what was blocked."""
+        stored = None if self._mending else self._stored
         if stored is None or self._leases.epoch(self.process.name) != stored.epoch or self._forks != self._events.forks:
             return None
         return Hold(stored.epoch, self._forks)
@@ -186,11 +187,14 @@ class ProcessRunner:
             return
         self._stored, self.position, self._forks = stored, stored.checkpoint.position, forks
         if stored.fingerprint != self.fingerprint:
+            self._mending = True
             try:
                 await self._go_on_with_new_code()
             except BaseException:
                 self._stored = None  # with the next try all of it begins anew
                 raise
+            finally:
+                self._mending = False
         self._moves.wake()
         self.sender.wake()
 
