@@ -28,6 +28,7 @@ DiptychError
 │   ├── HistoryDiverged        a token, checkpoint or cursor is of another history
 │   ├── NewerStore             the store was written by a newer Diptych
 │   ├── UnreadableEvent        a stored event has no class that can read it
+│   │   └── HistoryPruned      its data were dropped by `diptych prune`
 │   ├── UnreadableState        the kept state of a state-stored model does not fit its class
 │   └── TagsChanged            the code would tag a stored event type otherwise
 ├── StoreClosed              used before it was opened, or after it was closed
@@ -56,6 +57,7 @@ __all__ = [
     "Forbidden",
     "HistoryDiverged",
     "HistoryError",
+    "HistoryPruned",
     "InvalidEvent",
     "InvalidMessage",
     "MessageError",
@@ -451,6 +453,10 @@ class UnreadableEvent(HistoryError):
 
 class NewerHistory(UnreadableEvent, Unavailable):
     """Newer code has stored an event that has to be read: ask a process that runs that code."""
+
+
+class HistoryPruned(UnreadableEvent):
+    """A stored event has to be folded whose data were dropped (`diptych prune`): nobody can read it again."""
 
 
 class UnreadableState(HistoryError):

@@ -23,8 +23,10 @@ from diptych.event_store.event_store import (
     HistoryPart,
     KeptOutcome,
     KeptState,
+    Pruned,
     ReadResult,
     Refused,
+    StoredState,
     StoredType,
 )
 from diptych.event_store.pending_positions import PendingPositions
@@ -542,7 +544,75 @@ class RegisteredTypesStay(MemoryEventStore):
         self._tag_names |= known
 
 
+class PrunedWhole(MemoryEventStore):
+    """Drops the metadata with the data."""
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        found = await super().prune(type, after, until, limit)
+        self._events = [one if one.data else msgspec.structs.replace(one, metadata=b"") for one in self._events]
+        return found
+
+
+class PrunedFurther(MemoryEventStore):
+    """Drops the data of the next event as well."""
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        found = await super().prune(type, after, Position(until + 1), limit)
+        return msgspec.structs.replace(found, through=min(until, found.through))
+
+
+class HorizonGoesBack(MemoryEventStore):
+    """Takes the last one for the furthest."""
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        self._horizons.pop(type, None)
+        return await super().prune(type, after, until, limit)
+
+
+class HorizonComesLast(MemoryEventStore):
+    """Says that there is a horizon once everything is done."""
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        found = await super().prune(type, after, until, limit)
+        if found.through < until:
+            del self._horizons[type]
+        return found
+
+
+class FoldedWins(MemoryEventStore):
+    """Keeps what was folded, whatever is kept."""
+
+    async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
+        for state in states:
+            self._states.pop((state.model, state.key), None)
+        await super().keep_states(states, at)
+
+
+class FoldedAnywhere(MemoryEventStore):
+    """Does not ask of which history it was folded."""
+
+    async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
+        await super().keep_states(states, await self.head())
+
+
+class StatesAsTheyCame(MemoryEventStore):
+    """Lists states in the order in which they were kept."""
+
+    async def model_states(self, after: tuple[str, str], limit: int) -> list[StoredState]:
+        names = list(self._states)
+        begin = names.index(after) + 1 if after in names else 0
+        found = [(name, self._states[name]) for name in names[begin : begin + limit]]
+        return [StoredState(*name, kept.fold, kept.data, position=kept.position) for name, kept in found]
+
+
 BROKEN = [
+    (PrunedWhole, "test_pruned_events_keep_everything_but_their_data"),
+    (PrunedFurther, "test_pruned_events_keep_everything_but_their_data"),
+    (HorizonGoesBack, "test_the_horizon_is_known_before_the_last_page_and_never_goes_back"),
+    (HorizonComesLast, "test_the_horizon_is_known_before_the_last_page_and_never_goes_back"),
+    (FoldedWins, "test_what_was_folded_beside_commits_is_kept_where_nothing_later_is"),
+    (FoldedAnywhere, "test_what_was_folded_from_another_history_is_not_kept"),
+    (StatesAsTheyCame, "test_all_states_are_listed_in_pages"),
     (LostAppend, "test_a_reader_never_sees_half_a_batch_nor_a_gap"),
     (SwallowedConflict, "test_a_stale_commit_leaves_its_neighbours_alone"),
     (OneConflictFailsAll, "test_a_stale_commit_leaves_its_neighbours_alone"),

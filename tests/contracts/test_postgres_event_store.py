@@ -22,11 +22,12 @@ from diptych.event_store.event_store import (
     Duplicate,
     EventStore,
 )
-from diptych.event_store.position import Position
+from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.testing.contracts.event_store import EventStoreContract
 from diptych.testing.contracts.event_store_case import SettableClock, history_of, opened
 from diptych.testing.contracts.event_store_copies import CopyContract, original
+from diptych.testing.contracts.event_store_pruning import PruningContract
 from tests.postgres_pooler import pooled
 from tests.postgres_server import as_role, new_granted_store, new_store
 
@@ -50,7 +51,7 @@ class TestPostgresEventStoreBehindAPooler(EventStoreContract):
 
 
 class TestPostgresEventStoreAsWriter(EventStoreContract):
-    """A user in the writer's role does all that an application asks of an event store; copies are the owner's."""
+    """A user in the writer's role does all that an application asks of a store; copying and pruning is the owner's."""
 
     @asynccontextmanager
     async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
@@ -58,18 +59,21 @@ class TestPostgresEventStoreAsWriter(EventStoreContract):
         yield lambda: connect(url, clock)
 
 
-for name in [name for name in vars(CopyContract) if name.startswith("test_")]:
+OWNERS_TESTS = [name for part in (CopyContract, PruningContract) for name in vars(part) if name.startswith("test_")]
+for name in OWNERS_TESTS:
     setattr(TestPostgresEventStoreAsWriter, name, None)
 
 
 @pytest.mark.anyio
-async def test_a_writer_cannot_restore_a_history() -> None:
-    """Whoever may write a history as it was elsewhere could write any: that is the owner's."""
+async def test_a_writer_neither_restores_nor_prunes_a_history() -> None:
+    """Whoever may write a history as it was elsewhere could write any, and who prunes it loses data: the owner's."""
     store = connect(as_role(await new_granted_store(), "writer"), SystemClock())
     await store.open()
     try:
         with pytest.raises(NotGranted, match="this is the owner's to do"):
             await store.restore(original())
+        with pytest.raises(NotGranted, match="this is the owner's to do"):
+            await store.prune("A", START, START, 1)
     finally:
         await store.close()
 

@@ -67,7 +67,7 @@ TRIED = {
 """What is tried with every table and view of both schemas."""
 CHANGED = "SELECT INSERT UPDATE LOCK DELETE"
 ALL = f"{CHANGED} TRUNCATE ALTER DROP"
-HISTORY = ("migrations", "history", "event_types", "event_versions", "events", "tags", "event_tags")
+HISTORY = ("migrations", "history", "event_types", "event_versions", "events", "tags", "event_tags", "horizons")
 SHOWN = (
     "diptych_projections",
     "diptych_generations",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -254,17 +254,22 @@ async def test_a_newer_file_is_left_alone(path: Path, store: SqliteEventStore) -
     shell.close()
 
 
-async def test_an_older_file_is_upgraded(path: Path, store: SqliteEventStore) -> None:
-    """One of before states were kept gets their table, and keeps what it has."""
+@pytest.mark.parametrize(("version", "lacks"), [(1, ("model_states", "horizons")), (2, ("horizons",))])
+async def test_an_older_file_is_upgraded(
+    path: Path, store: SqliteEventStore, version: int, lacks: Sequence[str]
+) -> None:
+    """It gets the tables that it lacks, of states and of horizons, and keeps what it has."""
     await append_one(store, event("A"))
     await store.close()
     shell = by_hand(path)
-    shell.execute("DROP TABLE model_states")
-    shell.execute("PRAGMA user_version = 1")
+    for table in lacks:
+        shell.execute(f"DROP TABLE {table}")
+    shell.execute(f"PRAGMA user_version = {version}")
     await store.open()
     (result,) = await store.append([commit(event("B"), states=[ModelState("shop.Product", "1", "a", b"{}")])])
     assert expect(Appended, result).place.position == 2
     assert await store.model_state("shop.Product", "1") == KeptState("a", b"{}", Position(2))
+    assert await store.horizons() == {}
     assert shell.execute("PRAGMA user_version").fetchone() == (EVENT_STORE_FORMAT.version,)
     assert [recorded.type for recorded in await history_of(store)] == ["A", "B"]
     shell.close()

@@ -15,7 +15,7 @@ from diptych.errors import HistoryDiverged
 from diptych.event_store import copying, pages
 from diptych.event_store.copying import compare, copied_up_to, copy_history
 from diptych.event_store.digest import Moved, digest
-from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
+from diptych.event_store.event_store import HistoryPart, KeptOutcome, KeptState, ModelState, StoredType
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.testing.contracts.event_store_case import SettableClock, append_one, commit, event, history_of
@@ -280,3 +280,39 @@ async def test_a_digest_is_of_the_history_not_of_the_way_it_is_read(monkeypatch:
     ]
     other = await holding(msgspec.structs.replace(part, after=renamed, outcomes=outcomes))
     assert (await digest(other, Position(5), lambda done, total: None)).sha256 != whole_digest.sha256
+
+
+# ── states of models, and horizons ───────────────────────────────────────────
+
+
+async def with_states() -> MemoryEventStore:
+    """A store whose every event has left a state."""
+    store = await opened_store()
+    for number in range(1, 4):
+        state = ModelState("shop.Product", str(number), "fold", b"[%d]" % number)
+        await store.append([commit(event("A" if number < 3 else "B"), states=[state])])
+    return store
+
+
+async def test_states_and_horizons_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever fits into a page; what was pruned stays so, and up to where it was is known."""
+    monkeypatch.setattr(pages, "FIRST_PAGE_EVENTS", 1)
+    source, target = await with_states(), await opened_store()
+    await source.prune("A", START, Position(2), 10)
+    at = await copy_history(source, target, quietly)
+    assert await target.model_states(("", ""), 10) == await source.model_states(("", ""), 10)
+    assert await target.horizons() == {"A": Position(2)}
+    assert await history_of(target) == await history_of(source)
+    assert (await compare(source, target, at, quietly)).difference is None
+
+
+async def test_a_state_that_differs_is_noticed_and_one_that_went_on_is_not() -> None:
+    """It is no part of the history; but what is pruned lives on in it alone."""
+    source, target = await with_states(), await opened_store()
+    at = await copy_history(source, target, quietly)
+    target._states["shop.Product", "2"] = KeptState("fold", b"[0]", Position(2))
+    assert (await compare(source, target, at, quietly)).difference == "the states of shop.Product 2 differ"
+    del target._states["shop.Product", "2"]
+    assert (await compare(source, target, at, quietly)).difference == "only the source keeps a state of shop.Product 2"
+    target._states["shop.Product", "2"] = KeptState("fold", b"[0]", Position(4))
+    assert (await compare(source, target, at, quietly)).difference is None

@@ -30,7 +30,7 @@ from diptych.adapters.postgres.deployment import migrate
 from diptych.application.registration import command_handlers, event_types
 from diptych.clock import SystemClock
 from diptych.errors import StoreClosed, Unstorable
-from diptych.event_store.copying import copy_history
+from diptych.event_store.copying import compare, copy_history
 from diptych.event_store.event_store import COMMIT_BYTES_MAX, AppendResult, Commit, EventStore, KeptState
 from diptych.event_store.history import History
 from diptych.event_store.position import Position
@@ -554,17 +554,19 @@ async def test_states_are_of_events_by_all_their_names(store_url: str) -> None:
         assert (await kept(app, "rooms.Visits", "b")) == KeptState(STATE_STORED, b'{"count":2}', Position(6))
 
 
-async def test_a_copy_has_no_states_and_needs_none(store_url: str) -> None:
-    """Its models are folded from the events, and kept from then on."""
+async def test_a_copy_has_the_states_as_well(store_url: str) -> None:
+    """As they are, at their places; and its models go on from them."""
     orders, source, clock = Orders(order=ORDER), MemoryEventStore(SystemClock()), SystemClock()
     async with forgetful_bus(source, orders.context) as bus:
         await bus.execute(Take(clerk=CLERK), None, Sender())
         await bus.execute(Pack(order=ORDER), None, Sender())
-        assert await source.model_state("orders.Order", '["o"]') is not None
+        state = await source.model_state("orders.Order", '["o"]')
+        assert state is not None
         target = connect_event_store(store_url, clock)
         await target.open()
-        await copy_history(source, target, lambda _: nullcontext(lambda *_: None))
-        assert await target.model_state("orders.Order", '["o"]') is None
+        at = await copy_history(source, target, lambda _: nullcontext(lambda *_: None))
+        assert await target.model_state("orders.Order", '["o"]') == state
+        assert (await compare(source, target, at, lambda _: nullcontext(lambda *_: None))).difference is None
     async with forgetful_bus(target, orders.context) as bus:
         receipt = await bus.execute(Pack(order=ORDER), None, Sender())
         found = await target.model_state("orders.Order", '["o"]')
@@ -628,8 +630,8 @@ async def test_a_schema_of_before_is_migrated_and_keeps_states_from_then_on() ->
         await app.execute(Take(clerk=CLERK))
     await run(
         url,
-        f"DROP TABLE {quoted}.model_states",
-        f"DELETE FROM {quoted}.migrations WHERE store = 'event store' AND number = 6",
+        f"DROP TABLE {quoted}.model_states, {quoted}.horizons",
+        f"DELETE FROM {quoted}.migrations WHERE store = 'event store' AND number >= 6",
     )
     with pytest.raises(ConfigurationError, match="migrate"):
         await Application(context, store=url, projecting=False).open()

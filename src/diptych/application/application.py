@@ -19,6 +19,7 @@ from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import ACROSS, PartitionBy, Replicas, Stores, StoreUrls, divided, store_urls
 from diptych.application.partition import Partition
 from diptych.application.partitions import Asked, ByContext, ByIdentity, Partitions
+from diptych.application.pruning import Pruning
 from diptych.application.status import Health, Status
 from diptych.application.wiring import Compiled, compile_contexts, wire, wire_across
 from diptych.clock import Clock, SystemClock
@@ -171,6 +172,7 @@ class Application:
             events,
             rows,
             self._connected_processes(urls),
+            whole=self._compiled,
             execute=self._execute_for_process,
             name=name,
             query_source=self._query_source(urls, rows, events),
@@ -436,6 +438,11 @@ class Application:
     def processes(self) -> Processes:
         """The instances of processes: listed, and helped on by hand."""
         return self.partition().processes
+
+    @property
+    def pruning(self) -> Pruning:
+        """Drops the data of old events that nothing folds any more."""
+        return self.partition().pruning
 
     @property
     def rebuilds(self) -> Rebuilds:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from diptych.application.follower import Follower
+from diptych.application.pruning import Pruning
 from diptych.application.status import Health, Status
 from diptych.errors import DiptychError
 from diptych.event_store.event_store import EventStore
@@ -27,6 +28,7 @@ class Partition(Follower):
     Attributes:
         store: the history, which is the log that is followed.
         processes: their instances: listed, and helped on by hand.
+        pruning: drops the data of old events.
     """
 
     store: EventStore
@@ -34,6 +36,7 @@ class Partition(Follower):
     context_names: frozenset[str]
     process_worker: ProcessWorker
     processes: Processes
+    pruning: Pruning
 
     async def open(self) -> None:
         """Open the stores, check that they fit the code and each other, and follow the history."""

@@ -6,17 +6,20 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import PartitionBy, Replicas, Stores
+from diptych.application.pruning import PruneReport
 from diptych.application.status import Health, Status
 from diptych.application.sync_processes import SyncProcesses
 from diptych.clock import Clock
 from diptych.errors import StoreClosed
 from diptych.messages.command import Command
+from diptych.messages.event import Event
 from diptych.messages.query import Query
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
@@ -187,6 +190,15 @@ class SyncApplication:
     def projected(self) -> None:
         """See `Application.projected`."""
         self._call(self._application.projected())
+
+    def prune(self, *events: type[Event], before: datetime, dry_run: bool = False, partition: str = "") -> PruneReport:
+        """See `Pruning.prune`; of a partitioned application, in the one that is named."""
+        return self._call(self._prune(partition, events, before, dry_run=dry_run))
+
+    async def _prune(
+        self, partition: str, events: Sequence[type[Event]], before: datetime, *, dry_run: bool
+    ) -> PruneReport:
+        return await self._application.partition(partition).pruning.prune(*events, before=before, dry_run=dry_run)
 
     def processes(self, partition: str = "") -> SyncProcesses:
         """The instances of processes; where there are several partitions, of the one named."""

@@ -10,6 +10,7 @@ from diptych.application.across import Across
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.follower import Follower
 from diptych.application.partition import Partition
+from diptych.application.pruning import Pruning
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventLog, EventStore
@@ -39,6 +40,7 @@ from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.subscriber import Subscriber, Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
 from diptych.write_side.command_handler import CommandHandler
+from diptych.write_side.decision_model import ModelFold
 
 __all__ = ["Compiled", "compile_contexts", "wire", "wire_across"]
 
@@ -101,6 +103,7 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     read_store: ReadStore,
     process_store: ProcessStore,
     *,
+    whole: Compiled | None = None,
     execute: Execute | None = None,
     clock: Clock,
     middleware: Sequence[CommandMiddleware] = (),
@@ -111,7 +114,8 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet.
 
-    Processes send their commands to `execute`; by default to the command bus of the same partition.
+    Processes send their commands to `execute`; by default to the command bus of the same partition. `whole` is what the
+    application has in all its partitions, and across them; by default there is no more.
     """
     follower = follow(
         compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
@@ -139,12 +143,25 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     ]
     return Partition(
         **vars(follower),
+        pruning=Pruning(store, history, _models(whole or compiled), _followers(whole or compiled)),
         process_worker=ProcessWorker(runners, store, process_store, leases, clock),
         processes=Processes(runners, store, history, process_store, clock),
         store=store,
         commands=commands,
         context_names=compiled.context_names,
     )
+
+
+def _models(compiled: Compiled) -> list[ModelFold]:
+    return list({fold.cls: fold for handler in compiled.handlers.values() for fold in handler.folds}.values())
+
+
+def _followers(compiled: Compiled) -> list[tuple[str, frozenset[str]]]:
+    """What follows histories, with the stored names of the events that it is made of."""
+    found = [(f"the projection into {each.name}", each.query) for each in compiled.projections]
+    found += [(f"the subscriber {each.name}", each.query) for each in compiled.subscribers]
+    found += [(f"the process {each.name}", each.query) for each in compiled.processes if not each.retired]
+    return [(name, frozenset(type for item in query.items for type in item.types)) for name, query in found]
 
 
 def process_fingerprint(process: Process) -> str:

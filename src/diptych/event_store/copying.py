@@ -1,7 +1,7 @@
 """Moves a history from one store to another as it is, part by part, and compares the two.
 
-The events first, up to the head found, then the outcomes; again where the source went on meanwhile. How far a copy is,
-it says itself: one that was interrupted goes on from its own head.
+The events first, up to the head found, then the outcomes, and what is kept of decision models; again where the source
+went on meanwhile. How far a copy is, it says itself: one that was interrupted goes on from its own head.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TypeAlias
 import msgspec
 
 from diptych.errors import HistoryDiverged
-from diptych.event_store.digest import HistoryDigest, Moved, digest, first_difference
+from diptych.event_store.digest import HistoryDigest, Moved, differing_state, digest, first_difference
 from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
-from diptych.event_store.pages import event_bytes, event_pages, outcome_pages
+from diptych.event_store.pages import event_bytes, event_pages, outcome_pages, state_pages
 from diptych.event_store.position import NOWHERE, START, Place
 from diptych.event_store.recorded_event import RecordedEvent
 
@@ -27,6 +27,9 @@ PASSES_MAX = 10
 """How often a copy is brought up to a source that goes on meanwhile."""
 BATCH_BYTES_MAX = 16 << 20
 """Bytes of events written in one transaction; one event may have more."""
+
+HORIZON_PAGE_EVENTS = 10_000
+"""Events of a pruned type that are gone through in one transaction."""
 
 Progress: TypeAlias = Callable[[str], AbstractContextManager[Moved]]
 """Shows a piece of work, told what it is, while it lasts."""
@@ -95,10 +98,13 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
             at = await _copy_events(source, target, at, head, moved)
         with progress("Copying outcomes") as moved:
             await _copy_outcomes(source, target, at, moved)
+        with progress("Copying states of models") as moved:
+            await _copy_states(source, target, at, moved)
         found = await source.head()
         if found == head:
             break
         head = found
+    await _copy_horizons(source, target, at)
     return at
 
 
@@ -151,6 +157,25 @@ async def _copy_outcomes(source: EventStore, target: EventStore, at: Place, move
     _log.info("copied %s outcomes", done)
 
 
+async def _copy_states(source: EventStore, target: EventStore, at: Place, moved: Moved) -> None:
+    """Those of which the target has come to the place; the others are copied by the next pass."""
+    done = 0
+    async for page in state_pages(source, at.position):
+        if page:
+            await target.keep_states(page, at)
+        done += len(page)
+        moved(done, None)
+    _log.info("copied %s states of decision models", done)
+
+
+async def _copy_horizons(source: EventStore, target: EventStore, at: Place) -> None:
+    """The events have come without data; this notes up to where."""
+    for type, horizon in (await source.horizons()).items():
+        after, until = START, min(horizon, at.position)
+        while after < until:
+            after = (await target.prune(type, after, until, HORIZON_PAGE_EVENTS)).through
+
+
 async def compare(source: EventStore, target: EventStore, at: Place, progress: Progress) -> Comparison:
     """Read everything again, in both stores, up to a place."""
     done = [0, 0]
@@ -167,7 +192,7 @@ async def compare(source: EventStore, target: EventStore, at: Place, progress: P
             digest(source, at.position, follow(0, moved)), digest(target, at.position, follow(1, moved))
         )
     if ours == theirs:
-        difference = await _difference_beyond(source, target, at)
+        difference = await _difference_beyond(source, target, at) or await differing_state(source, target, at.position)
     else:
         difference = await first_difference(source, target, at.position) or "one of them changed while it was read"
     return Comparison(ours, theirs, difference)

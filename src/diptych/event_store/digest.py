@@ -14,13 +14,13 @@ from typing import TypeAlias
 import msgspec
 
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import EventStore, KeptOutcome, StoredType
-from diptych.event_store.pages import event_pages, outcome_pages
+from diptych.event_store.event_store import EventStore, KeptOutcome, KeptState, StoredType
+from diptych.event_store.pages import event_pages, outcome_pages, state_pages
 from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.timestamp import to_microseconds
 
-__all__ = ["HistoryDigest", "Moved", "digest", "first_difference"]
+__all__ = ["HistoryDigest", "Moved", "differing_state", "digest", "first_difference"]
 
 DIGEST_SCHEME = "diptych history 1"
 """Changes whenever the same history would have another digest."""
@@ -158,6 +158,21 @@ async def _differing_outcome(source: EventStore, target: EventStore, until: Posi
         if here is None or there.command_id < here.command_id:
             return f"only the target keeps an outcome of command {there.command_id!r}"
         return f"the outcomes of command {here.command_id!r} differ"
+
+
+async def differing_state(source: EventStore, target: EventStore, until: Position) -> str | None:
+    """What differs first between what two stores keep of decision models up to a position; None where nothing does.
+
+    One that has changed behind the position in either of them is left out.
+    """
+    async for page in state_pages(source, until):
+        for state in page:
+            there = await target.model_state(state.model, state.key)
+            if there is None:
+                return f"only the source keeps a state of {state.model} {state.key}"
+            if there.position <= until and there != KeptState(state.fold, state.data, state.position):
+                return f"the states of {state.model} {state.key} differ"
+    return None
 
 
 async def _each_outcome(store: EventStore, until: Position) -> AsyncIterator[KeptOutcome]:

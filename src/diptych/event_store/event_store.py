@@ -30,8 +30,10 @@ __all__ = [
     "KeptOutcome",
     "KeptState",
     "ModelState",
+    "Pruned",
     "ReadResult",
     "Refused",
+    "StoredState",
     "StoredType",
 ]
 
@@ -76,6 +78,12 @@ class KeptState(msgspec.Struct, frozen=True, gc=False):
 
     fold: str
     data: bytes
+    position: Position
+
+
+class StoredState(ModelState, frozen=True, gc=False):
+    """What is kept of a decision model, and up to where its events are folded."""
+
     position: Position
 
 
@@ -182,6 +190,18 @@ class StoredType(msgspec.Struct, frozen=True):
     name: str
     version: int
     tag_names: tuple[str, ...]
+
+
+class Pruned(msgspec.Struct, frozen=True):
+    """How far the data of a type's events were dropped by one call.
+
+    Attributes:
+        through: every event of the type up to here has none any more.
+        events: how many had some before.
+    """
+
+    through: Position
+    events: int
 
 
 class HistoryPart(msgspec.Struct, frozen=True):
@@ -337,12 +357,51 @@ class EventStore(EventLog, Protocol):
         """What is kept of a decision model: the state that the last commit to carry one has left."""
         ...
 
+    async def model_states(self, after: tuple[str, str], limit: int) -> list[StoredState]:
+        """All that is kept of decision models, in pages: the first `limit`, at least 1, by model and key behind these.
+
+        The order is that of their code points; `("", "")` is before the first.
+        """
+        ...
+
+    async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
+        """Keep states that were folded from the history, not made by a commit: durable, all or none.
+
+        One that is kept already at the same position, or a later one, stays.
+
+        Args:
+            states: each once, at positions up to `at`; of the limits of `Commit`.
+            at: what they were folded up to.
+
+        Raises:
+            HistoryDiverged: the history has another event there, or none; nothing was done.
+        """
+        ...
+
     async def stored_types(self) -> list[StoredType]:
         """Every event type and version that the store holds events of, with the tag names it was registered with."""
         ...
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
         """Remember the tag names of types; replaces those of types that no event is stored of."""
+        ...
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        """Drop the data of the next `limit`, at least 1, events of a stored type in (after, until]; durable.
+
+        Position, id, type, tags, metadata and time stay (rule 19). `until` becomes the type's horizon with the first
+        call, before anything is dropped, or together with it; a horizon never goes back.
+
+        Args:
+            type: its stored name.
+            after: how far calls before have come.
+            until: up to the head.
+            limit: how many are gone through in one transaction.
+        """
+        ...
+
+    async def horizons(self) -> Mapping[str, Position]:
+        """Up to where events have no data any more, by stored type; those that were never pruned are not in it."""
         ...
 
     async def restore(self, part: HistoryPart) -> None:

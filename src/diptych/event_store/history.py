@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from msgspec.structs import replace
 
-from diptych.errors import ConfigurationError, InvalidMessage, NewerHistory, TagsChanged, UnreadableEvent
+from diptych.errors import ConfigurationError, HistoryPruned, InvalidMessage, NewerHistory, TagsChanged, UnreadableEvent
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import START
@@ -36,6 +36,7 @@ class History:
             UnreadableEvent: no class is stored under that name, nothing upcasts that version, an upcaster fails or
                 changes an identity, or its fields do not fit.
             NewerHistory: its version is newer than that of the class.
+            HistoryPruned: its data were dropped.
         """
         found = self.types.stored_as(recorded.type)
         if found is None:
@@ -50,6 +51,7 @@ class History:
         try:
             event: Event = found.codec.decode(recorded.data)
         except InvalidMessage as error:
+            _check_whole(recorded)
             following = found.version + 1
             raise self._unreadable(
                 recorded,
@@ -60,6 +62,7 @@ class History:
         return event
 
     def _upcast(self, found: EventType, recorded: RecordedEvent) -> Event:
+        _check_whole(recorded)
         name = found.cls.__name__
         is_here = f"{name} is version {found.version} here"
         if recorded.version > found.version:
@@ -171,3 +174,14 @@ class History:
                     self.event(recorded)
                     raise self._unreadable(recorded, "the code does not know this version")
             after, more = found.through, found.more
+
+
+def _check_whole(recorded: RecordedEvent) -> None:
+    if not recorded.data:
+        raise HistoryPruned(
+            recorded.type,
+            recorded.version,
+            recorded.position,
+            "its data were dropped by `diptych prune`, which left position, type and tags. What folds it has to have "
+            "its state from before: a state-stored model, rows that are not built anew; or a backup is to be restored",
+        )

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import EventStore, KeptOutcome
+from diptych.event_store.event_store import EventStore, KeptOutcome, StoredState
 from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import RecordedEvent
 
-__all__ = ["event_bytes", "event_pages", "outcome_pages"]
+__all__ = ["event_bytes", "event_pages", "outcome_pages", "state_pages"]
 
 FIRST_PAGE_EVENTS = 100
-"""Events, or outcomes, read at once while nothing is known of their size."""
+"""Events, outcomes or states read at once while nothing is known of their size."""
 PAGE_EVENTS_MAX = 2_000
 """Events read at once."""
 PAGE_OUTCOMES_MAX = 2_000
 """Outcomes read at once."""
+PAGE_STATES_MAX = 2_000
+"""States of decision models read at once."""
 PAGE_BYTES_MAX = 8 << 20
 """Bytes that a page should have: behind one that has more, the next is shorter."""
 
@@ -40,6 +42,15 @@ async def outcome_pages(store: EventStore, until: Position) -> AsyncIterator[Seq
         yield [kept for kept in page if kept.place.position <= until]
         after = page[-1].command_id
         limit = _next_limit(limit, sum(len(kept.rejection or b"") for kept in page), PAGE_OUTCOMES_MAX)
+
+
+async def state_pages(store: EventStore, until: Position) -> AsyncIterator[Sequence[StoredState]]:
+    """What is kept of decision models at places up to a position, by model and key; pages may be empty."""
+    after, limit = ("", ""), FIRST_PAGE_EVENTS
+    while page := await store.model_states(after, limit):
+        yield [state for state in page if state.position <= until]
+        after = (page[-1].model, page[-1].key)
+        limit = _next_limit(limit, sum(len(state.data) for state in page), PAGE_STATES_MAX)
 
 
 def event_bytes(event: RecordedEvent) -> int:

@@ -14,7 +14,7 @@ from diptych.event_store.event_store import HistoryPart, KeptOutcome
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.timestamp import to_microseconds
 
-__all__ = ["check_outcomes", "check_part", "check_places", "refused"]
+__all__ = ["check_folded", "check_outcomes", "check_part", "check_places", "refused"]
 
 
 def check_part(part: HistoryPart, head: Place, recorded_at_us: int, *, empty: bool) -> None:
@@ -71,6 +71,16 @@ def check_outcomes(part: HistoryPart, kept: Mapping[str, KeptOutcome]) -> list[K
         if known is None:
             missing[outcome.command_id] = outcome
     return list(missing.values())
+
+
+def check_folded(at: Place, found: Place | None) -> None:
+    """Compare the place up to which states were folded with what the store has there.
+
+    Raises:
+        HistoryDiverged: it has another event there, or none.
+    """
+    if found != at:
+        raise HistoryDiverged("what was folded", f"it goes up to position {at.position}, where the store differs")
 
 
 def refused(reason: str) -> HistoryDiverged:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from diptych.errors import InvalidMessage, TagsChanged, UnreadableEvent
+from diptych.errors import HistoryPruned, InvalidMessage, TagsChanged, UnreadableEvent
 from diptych.event_store.digest import Moved
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.history import History
@@ -142,6 +142,8 @@ class _Check:
             return
         try:
             event = self._history.event(recorded)
+        except HistoryPruned:
+            return
         except UnreadableEvent as error:
             self._breaks(recorded, error.reason, error.skeleton)
             return

@@ -263,7 +263,8 @@ class CommandBus:
         first = Position(kept.place.position - kept.event_count)
         found = await self._store.read(ALL_EVENTS, first, max(kept.event_count, 1), until=kept.place.position)
         self._group.check(attempt.forks)
-        return receipt(kept, [self._history.event(recorded) for recorded in found.events])
+        whole = [recorded for recorded in found.events if recorded.data]  # of the others nobody knows the data any more
+        return receipt(kept, [self._history.event(recorded) for recorded in whole])
 
     # ── decide, until it holds ───────────────────────────────────────────────
 

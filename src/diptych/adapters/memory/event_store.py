@@ -10,7 +10,10 @@ import heapq
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import msgspec
 
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, StoreClosed
@@ -25,8 +28,10 @@ from diptych.event_store.event_store import (
     HistoryPart,
     KeptOutcome,
     KeptState,
+    Pruned,
     ReadResult,
     Refused,
+    StoredState,
     StoredType,
 )
 from diptych.event_store.head_watch import HeadWatch
@@ -34,7 +39,7 @@ from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
-from diptych.event_store.restoring import check_outcomes, check_part, check_places, refused
+from diptych.event_store.restoring import check_folded, check_outcomes, check_part, check_places, refused
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.messages.unique_id import unique_bytes
 
@@ -67,6 +72,7 @@ class MemoryEventStore:
         self._by_type: defaultdict[str, list[int]] = defaultdict(list)
         self._outcomes: dict[str, KeptOutcome] = {}
         self._states: dict[tuple[str, str], KeptState] = {}
+        self._horizons: dict[str, Position] = {}
         self._tag_names: dict[tuple[str, int], tuple[str, ...]] = {}
         self._held_types: set[tuple[str, int]] = set()
         self._watch = HeadWatch()
@@ -263,12 +269,47 @@ class MemoryEventStore:
             self._check_open()
         return True
 
-    # ── types ────────────────────────────────────────────────────────────────
+    # ── states ───────────────────────────────────────────────────────────────
 
     async def model_state(self, model: str, key: str) -> KeptState | None:
         """What is kept of a decision model."""
         self._check_open()
         return self._states.get((model, key))
+
+    async def model_states(self, after: tuple[str, str], limit: int) -> list[StoredState]:
+        """What is kept of decision models, in pages."""
+        self._check_open()
+        names = heapq.nsmallest(limit, (name for name in self._states if name > after))
+        found = [(name, self._states[name]) for name in names]
+        return [StoredState(*name, kept.fold, kept.data, position=kept.position) for name, kept in found]
+
+    async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
+        """Keep states that were folded from the history."""
+        check_folded(at, await self.place_at(at.position))
+        for state in states:
+            name = (state.model, state.key)
+            kept = self._states.get(name)
+            if kept is None or kept.position < state.position:
+                self._states[name] = KeptState(state.fold, state.data, state.position)
+
+    # ── pruning ──────────────────────────────────────────────────────────────
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        """Drop the data of a type's events."""
+        self._check_open()
+        positions = list(islice(_between(self._by_type.get(type, []), after, until), limit))
+        self._horizons[type] = max(until, self._horizons.get(type, until))
+        whole = [position for position in positions if self._events[position - 1].data]
+        for position in whole:
+            self._events[position - 1] = msgspec.structs.replace(self._events[position - 1], data=b"")
+        return Pruned(Position(positions[-1]) if len(positions) == limit else until, len(whole))
+
+    async def horizons(self) -> Mapping[str, Position]:
+        """Up to where events have no data any more, by stored type."""
+        self._check_open()
+        return dict(self._horizons)
+
+    # ── types ────────────────────────────────────────────────────────────────
 
     async def stored_types(self) -> list[StoredType]:
         """Types and versions that events are stored of, by name and version."""
@@ -293,7 +334,7 @@ class MemoryEventStore:
             raise StoreClosed("the event store in memory is not open")
 
 
-def _between(positions: Sequence[int], after: int, until: int, *, backward: bool) -> Iterator[int]:
+def _between(positions: Sequence[int], after: int, until: int, *, backward: bool = False) -> Iterator[int]:
     span = range(bisect_right(positions, after), bisect_right(positions, until))
     return map(positions.__getitem__, reversed(span) if backward else span)
 

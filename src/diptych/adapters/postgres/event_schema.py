@@ -88,6 +88,13 @@ CREATE TABLE {schema}.model_states (
 ) WITH (fillfactor = 80);
 """
 
+_HORIZONS = """
+CREATE TABLE {schema}.horizons (
+    type text COLLATE "C" PRIMARY KEY,  -- stored name
+    position bigint NOT NULL            -- up to which its events have no data
+);
+"""
+
 _AS_OWNER = """
 ALTER FUNCTION {schema}.append SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
 ALTER FUNCTION {schema}.register_types SECURITY DEFINER SET search_path = pg_catalog, pg_temp;
@@ -103,6 +110,7 @@ EVENT_STORE_MIGRATIONS = Migrations(
         Migration(4, "append section that checks its batches", APPEND_FUNCTION_CHECKED),
         Migration(5, "append section in fewer steps", APPEND_FUNCTION_IN_FEWER_STEPS),
         Migration(6, "states of decision models", _MODEL_STATES),
+        Migration(7, "horizons of pruning", _HORIZONS),
     ),
 )
 
@@ -120,6 +128,7 @@ EVENT_STORE_GRANTS = Grants(
         "event_tags": _SEEN_BY_ALL,
         "outcomes": {"writer": "SELECT"},
         "model_states": {"writer": "SELECT, INSERT, UPDATE"},
+        "horizons": _SEEN_BY_ALL,
     },
     functions={"append": ("writer",), "register_types": ("writer",)},
 )

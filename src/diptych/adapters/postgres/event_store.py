@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
 import asyncpg
 import msgspec
 
+from diptych.adapters.postgres import model_states
 from diptych.adapters.postgres.append_function import WRONG_ISOLATION
 from diptych.adapters.postgres.append_section import Batch, append_and_keep_statement, append_statement
-from diptych.adapters.postgres.attempts import UnderWay, read
+from diptych.adapters.postgres.attempts import UnderWay, changed, read
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
     INDEXED,
@@ -53,8 +54,10 @@ from diptych.event_store.event_store import (
     HistoryPart,
     KeptOutcome,
     KeptState,
+    Pruned,
     ReadResult,
     Refused,
+    StoredState,
     StoredType,
 )
 from diptych.event_store.position import NOWHERE, START, Place, Position
@@ -508,9 +511,46 @@ class PostgresEventStore:
     async def model_state(self, model: str, key: str) -> KeptState | None:
         """What is kept of a decision model."""
         self._check_open()
-        statement = f"SELECT fold, data, position FROM {self._schema}.model_states WHERE model = $1 AND key = $2"
-        rows = await self._fetch(statement, model, key)
+        rows = await self._fetch(model_states.select_state(self._schema), model, key)
         return KeptState(*rows[0]) if rows else None
+
+    async def model_states(self, after: tuple[str, str], limit: int) -> list[StoredState]:
+        """What is kept of decision models, in pages."""
+        self._check_open()
+        rows = await self._fetch(model_states.select_page(self._schema), *after, limit)
+        return [StoredState(model, key, fold, data, position=position) for model, key, fold, data, position in rows]
+
+    async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
+        """Keep states that were folded from the history.
+
+        Raises:
+            HistoryDiverged: the schema has another event where they were folded up to, or none.
+        """
+        self._check_open()
+        await self._under_way.see_through(
+            changed(self._writing, lambda link: model_states.keep_states(link, self._schema, states, at))
+        )
+
+    # ── pruning ──────────────────────────────────────────────────────────────
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        """Drop the data of a type's events.
+
+        Raises:
+            NotGranted: this role changes nothing of the history.
+        """
+        self._check_open()
+        try:
+            async with self._writing.connection() as link:
+                return await model_states.prune(link, self._schema, type, after, until, limit)
+        except DRIVER_ERRORS as error:
+            raise (failure(self._url, error, denied=OWNERS) or error) from error
+
+    async def horizons(self) -> Mapping[str, Position]:
+        """Up to where events have no data any more, by stored type."""
+        self._check_open()
+        rows = await self._fetch(model_states.select_horizons(self._schema))
+        return {type: Position(position) for type, position in rows}
 
     # ── waiting ──────────────────────────────────────────────────────────────
 

@@ -21,10 +21,17 @@ _MODEL_STATES = """
     ) WITHOUT ROWID
 """
 
+_HORIZONS = """
+    CREATE TABLE horizons (
+        type TEXT PRIMARY KEY,         -- stored name
+        position INTEGER NOT NULL      -- up to which its events have no data
+    ) WITHOUT ROWID
+"""
+
 EVENT_STORE_FORMAT = FileFormat(
     name="event store",
     application_id=0x44507465,  # "DPte"
-    version=2,
+    version=3,
     schema=(
         "CREATE TABLE history (one INTEGER PRIMARY KEY CHECK (one = 1), history_id BLOB NOT NULL)",
         """
@@ -34,7 +41,7 @@ EVENT_STORE_FORMAT = FileFormat(
             version INTEGER NOT NULL,
             recorded_at INTEGER NOT NULL,  -- microseconds since 1970 UTC
             event_id BLOB NOT NULL,
-            data BLOB NOT NULL,            -- JSON, as bytes
+            data BLOB NOT NULL,            -- JSON, as bytes; empty once pruned
             tags BLOB NOT NULL,            -- JSON array of text
             metadata BLOB NOT NULL         -- JSON
         )
@@ -70,6 +77,7 @@ EVENT_STORE_FORMAT = FileFormat(
         ) WITHOUT ROWID
         """,
         _MODEL_STATES,
+        _HORIZONS,
     ),
-    upgrades={1: (_MODEL_STATES,)},
+    upgrades={1: (_MODEL_STATES,), 2: (_HORIZONS,)},
 )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from diptych.adapters.sqlite import model_states
 from diptych.adapters.sqlite.append_section import AppendSection
 from diptych.adapters.sqlite.connection import (
     LOCK_WAIT_S,
@@ -34,7 +35,9 @@ from diptych.event_store.event_store import (
     HistoryPart,
     KeptOutcome,
     KeptState,
+    Pruned,
     ReadResult,
+    StoredState,
     StoredType,
 )
 from diptych.event_store.head_watch import HeadWatch
@@ -315,10 +318,23 @@ class SqliteEventStore:
     async def model_state(self, model: str, key: str) -> KeptState | None:
         """What is kept of a decision model."""
         reading = self._open_reading()
-        statement = "SELECT fold, data, position FROM model_states WHERE model = ? AND key = ?"
         with self._failures:
-            row = reading.connection.execute(statement, (model, key)).fetchone()
-        return None if row is None else KeptState(*row)
+            return model_states.model_state(reading.connection, model, key)
+
+    async def model_states(self, after: tuple[str, str], limit: int) -> list[StoredState]:
+        """What is kept of decision models, in pages."""
+        reading = self._open_reading()
+        with self._failures:
+            return model_states.model_states(reading.connection, after, limit)
+
+    async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
+        """Keep states that were folded from the history.
+
+        Raises:
+            HistoryDiverged: the file has another event where they were folded up to, or none.
+        """
+        self._open_reading()
+        await self._writer.run(lambda connection: model_states.keep_states(connection, states, at))
 
     async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
         """Kept outcomes of the first command ids behind one."""
@@ -358,6 +374,19 @@ class SqliteEventStore:
         if found != seen:
             self._watch.wake()
         self._look_again(found)
+
+    # ── pruning ──────────────────────────────────────────────────────────────
+
+    async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
+        """Drop the data of a type's events. The file keeps its size, and fills the room with later events."""
+        self._open_reading()
+        return await self._writer.run(lambda connection: model_states.prune(connection, type, after, until, limit))
+
+    async def horizons(self) -> Mapping[str, Position]:
+        """Up to where events have no data any more, by stored type."""
+        reading = self._open_reading()
+        with self._failures:
+            return model_states.horizons(reading.connection)
 
     # ── types ────────────────────────────────────────────────────────────────
 

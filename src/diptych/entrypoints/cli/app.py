@@ -19,6 +19,7 @@ from diptych.entrypoints.cli.failures import UsageError, exit_code
 from diptych.entrypoints.cli.instances import close, list_instances, retry, show
 from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.parked import discard, list_parked, replay
+from diptych.entrypoints.cli.prune import prune
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
 from diptych.entrypoints.cli.schema import check
@@ -83,6 +84,8 @@ def command_line() -> App:
     _add(app, 8, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
     _add(app, 9, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     app.command(_schema())
+    example = f"diptych prune PriceSeen school:school {_STORE} --older-than-days 90 --dry-run"
+    _add(app, 11, prune, "prune", example, arguments="EVENT [APP...]")
     return app
 
 

@@ -154,7 +154,7 @@ def _in_json(recorded: RecordedEvent) -> None:
         "version": recorded.version,
         "recorded_at": recorded.recorded_at,
         "tags": recorded.tags,
-        "data": msgspec.Raw(recorded.data),
+        "data": msgspec.Raw(recorded.data or b"null"),
         "metadata": msgspec.Raw(recorded.metadata),
     }
     sys.stdout.write(encode(shown).decode() + "\n")
@@ -186,7 +186,7 @@ def _headline(recorded: RecordedEvent) -> Text:
 
 
 def _data(recorded: RecordedEvent) -> str:
-    return _printable(recorded.data.decode(errors="replace"))
+    return _printable(recorded.data.decode(errors="replace")) or "(pruned)"
 
 
 def _printable(text: str) -> str:

@@ -31,6 +31,7 @@ from diptych.testing.contracts.event_store_case import (
 )
 from diptych.testing.contracts.event_store_chains import ChainContract
 from diptych.testing.contracts.event_store_copies import CopyContract, original
+from diptych.testing.contracts.event_store_pruning import PruningContract
 from diptych.testing.contracts.event_store_queries import QueryContract
 from diptych.testing.contracts.event_store_states import StateContract
 
@@ -40,7 +41,7 @@ WAIT_S = 20.0
 """How long a test waits for what has to happen."""
 
 
-class EventStoreContract(QueryContract, AppendContract, ChainContract, StateContract, CopyContract):
+class EventStoreContract(QueryContract, AppendContract, ChainContract, StateContract, PruningContract, CopyContract):
     """Everything that an event store guarantees. Derive from it, and give it histories."""
 
     async def test_the_head_is_the_place_of_the_last_event(self) -> None:
@@ -170,6 +171,10 @@ async def check_closed(store: EventStore) -> None:
     await expect_closed(lambda: store.outcome("c-1"))
     await expect_closed(lambda: store.outcomes("", 1))
     await expect_closed(lambda: store.model_state("", ""))
+    await expect_closed(lambda: store.model_states(("", ""), 1))
+    await expect_closed(lambda: store.keep_states([], original().after))
+    await expect_closed(lambda: store.prune("A", nowhere, nowhere, 1))
+    await expect_closed(store.horizons)
     await expect_closed(lambda: store.restore(original()))
     await expect_closed(lambda: store.wait_for_events(nowhere, 0.0))
     await expect_closed(store.stored_types)

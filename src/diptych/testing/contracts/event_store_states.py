@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import (
     STATE_BYTES_MAX,
     STATE_KEY_BYTES_MAX,
@@ -11,11 +12,14 @@ from diptych.event_store.event_store import (
     KeptState,
     ModelState,
     Refused,
+    StoredState,
 )
-from diptych.event_store.position import Position
+from diptych.event_store.position import Place, Position
 from diptych.testing.contracts.event_store_case import EventStoreCase, commit, condition, event, expect
 
 __all__ = ["StateContract"]
+
+FIRST = ("", "")
 
 
 def state(data: bytes, key: str = "1", model: str = "shop.Product", fold: str = "a") -> ModelState:
@@ -98,3 +102,60 @@ class StateContract(EventStoreCase):
                 (result,) = await store.append([commit(event(), states=[wrong])])
                 assert "state of shop.Product" in expect(Refused, result).reason
             assert (await store.head()).position == 1
+
+    # ── in pages, and folded beside commits ──────────────────────────────────
+
+    async def test_all_states_are_listed_in_pages(self) -> None:
+        """By model and key, in the order of their code points, each with its position."""
+        async with self.two_stores() as (store, other):
+            assert await store.model_states(FIRST, 10) == []
+            left = [state(b"[1]", key, model) for model in ("b", "a", "é", "B") for key in ("2", "1", "é", "10")]
+            await store.append([commit(event(), states=left)])
+            await store.append([commit(event(), states=[state(b"[2]", "10", "a", "other")])])
+            found: list[StoredState] = []
+            while page := await other.model_states((found[-1].model, found[-1].key) if found else FIRST, 5):
+                assert len(page) <= 5
+                found += page
+            names = [(one.model, one.key) for one in found]
+            assert names == [(model, key) for model in ("B", "a", "b", "é") for key in ("1", "10", "2", "é")]
+            assert found[5] == StoredState("a", "10", "other", b"[2]", position=Position(2))
+            assert found[0] == StoredState("B", "1", "a", b"[1]", position=Position(1))
+
+    async def test_what_was_folded_beside_commits_is_kept_where_nothing_later_is(self) -> None:
+        """A state of its place; one of the same place or a later one stays as it is."""
+        async with self.two_stores() as (store, other):
+            await store.append([commit(event(), states=[state(b"[1]")])])
+            await store.append([commit(event(), states=[state(b"[2]", "2")])])
+            at = await store.head()
+            await other.append([commit(event(), states=[state(b"[3]", "3")])])
+            folded = [
+                StoredState("shop.Product", key, "a", b"[0]", position=Position(2)) for key in ("1", "2", "3", "4")
+            ]
+            await store.keep_states(folded, at)
+            found = [await other.model_state("shop.Product", key) for key in ("1", "2", "3", "4")]
+            assert found == [
+                KeptState("a", b"[0]", Position(2)),
+                KeptState("a", b"[2]", Position(2)),
+                KeptState("a", b"[3]", Position(3)),
+                KeptState("a", b"[0]", Position(2)),
+            ]
+            await store.keep_states([], at)
+
+    async def test_what_was_folded_from_another_history_is_not_kept(self) -> None:
+        """Another event at the place up to which it was folded, none, or another store: nothing of it is kept."""
+        async with self.store() as store:
+            at = (await store.append([commit(event())]))[0]
+            place = expect(Appended, at).place
+            elsewhere = [
+                Place(place.history_id, Position(1), bytes(16)),
+                Place(place.history_id, Position(2), place.event_id),
+                Place(bytes(16), Position(1), place.event_id),
+            ]
+            for wrong in elsewhere:
+                folded = StoredState("shop.Product", "1", "a", b"[0]", position=Position(1))
+                try:
+                    await store.keep_states([folded], wrong)
+                except HistoryDiverged:
+                    assert await store.model_states(FIRST, 1) == []
+                else:
+                    raise AssertionError(f"a state up to {wrong} was kept")
