@@ -90,10 +90,10 @@ def age(example: str, told: dict[str, Any]) -> timedelta:
 
 
 @pytest.mark.parametrize("case", cases())
-def test_a_case_of_the_examples_ends_as_its_authors_say(case: dict[str, Any]) -> None:
-    """Given the case's events at their times, its command gives its event, or its refusal."""
+def test_a_case_of_the_examples_ends_as_its_authors_say(case: dict[str, Any], store_url: str) -> None:
+    """Given the case's events at their times, its command gives its event, or its refusal; on every store."""
     module, context = EXAMPLES[case["example"]]
-    told: Scenario = scenario(context)
+    told: Scenario = scenario(context, stores=lambda: store_url)
     for given in case["given"]:
         told = told.given(event_of(module, given), ago=age(case["example"], given))
     command: Command = message(module, case["when"]["command"], case["when"]["data"])

@@ -68,6 +68,7 @@ class InMemoryApplication(Application):
         command_middleware: wraps the way of every command, the first outermost.
         clock: tells the time; a new `ManualClock` by default.
         reacting: whether processes react to what happens, and send.
+        store: the URL of an empty store, where it is the store that is tried.
     """
 
     def __init__(
@@ -77,10 +78,11 @@ class InMemoryApplication(Application):
         command_middleware: Sequence[CommandMiddleware] = (),
         clock: ManualClock | None = None,
         reacting: bool = True,
+        store: str = "memory:",
     ) -> None:
         self.clock = clock or ManualClock()
         super().__init__(
-            *contexts, store="memory:", services=services, command_middleware=command_middleware, clock=self.clock
+            *contexts, store=store, services=services, command_middleware=command_middleware, clock=self.clock
         )
         self._types = EventTypes(())
         self._projections: Mapping[type, Projection] = {}

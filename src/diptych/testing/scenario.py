@@ -4,15 +4,15 @@
     scenario(school).given(Enrolled(...)).then_row(Seats(...))
     scenario(school).given(Enrolled(...)).when_event(Paid(...)).then_commands(Welcome(...))
 
-Nothing is simulated: each scenario is an application of its own in memory, with the given events in its history; the
-command goes through the command bus, and rows come from the projector and the read store. Beside that, everything
-is folded twice and compared, so that a fold which is not pure fails here and not in a rebuild.
+Nothing is simulated: each scenario is an application of its own, in memory unless told where, with the given events in
+its history; the command goes through the command bus, and rows come from the projector and the read store. Beside that,
+everything is folded twice and compared, so that a fold which is not pure fails here and not in a rebuild.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from copy import copy
@@ -50,7 +50,10 @@ T = TypeVar("T")
 
 
 def scenario(
-    *contexts: BoundedContext, services: Mapping[type[Any], object] | None = None, clock: Clock | None = None
+    *contexts: BoundedContext,
+    services: Mapping[type[Any], object] | None = None,
+    clock: Clock | None = None,
+    stores: Callable[[], str] = lambda: "memory:",
 ) -> Scenario:
     """Begin a scenario. It is synchronous, and works inside a running event loop as well.
 
@@ -58,8 +61,9 @@ def scenario(
         contexts: at least one.
         services: what handlers take, by type. They are used on an event loop of the scenario's own.
         clock: when it is; by default a `ManualClock` that stands still.
+        stores: gives the URL of a new, empty store each time, where a scenario is to hold on it as it does in memory.
     """
-    return Scenario(_Setting(contexts, dict(services or {}), clock or ManualClock()))
+    return Scenario(_Setting(contexts, dict(services or {}), clock or ManualClock(), stores))
 
 
 class _Setting(NamedTuple):
@@ -68,6 +72,7 @@ class _Setting(NamedTuple):
     contexts: tuple[BoundedContext, ...]
     services: Mapping[type[Any], object]
     clock: Clock
+    stores: Callable[[], str]
 
 
 class _Wanted(NamedTuple):
@@ -329,7 +334,7 @@ async def _run_async(setting: _Setting, given: tuple[Happened, ...], wanted: _Wa
         raise ValueError(f"{given[-1].event!r} is given as recorded at {given[-1].recorded_at}, and it is {now}")
     clock = ManualClock(given[0].recorded_at if given else now)
     contexts = [_without_subscribers(context) for context in setting.contexts]
-    app = InMemoryApplication(*contexts, services=setting.services, clock=clock, reacting=False)
+    app = InMemoryApplication(*contexts, services=setting.services, clock=clock, reacting=False, store=setting.stores())
     async with app:
         for recorded_at, together in groupby(given, key=lambda found: found.recorded_at):
             clock.set(recorded_at)
