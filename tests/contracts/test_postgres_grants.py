@@ -79,6 +79,7 @@ PROCESSES = ("processes", "process_instances", "process_outgoing")
 ALLOWED: Mapping[Role, Mapping[str, str]] = {
     "writer": {
         **dict.fromkeys((*HISTORY, *PROCESSES, "outcomes"), "SELECT"),
+        "process_outgoing": CHANGED,  # where what it schedules waits
         "model_states": "SELECT INSERT UPDATE LOCK",
     },
     "reader": dict.fromkeys(

@@ -16,13 +16,13 @@ from diptych.adapters.memory.process_store import MemoryProcessStore
 from diptych.adapters.postgres import process_store as postgres
 from diptych.adapters.postgres.connection import parse_url
 from diptych.adapters.postgres.deployment import migrate
-from diptych.adapters.postgres.grants import role_name
+from diptych.adapters.postgres.grants import Role, role_name
 from diptych.adapters.postgres.process_schema import PROCESS_MIGRATIONS
 from diptych.adapters.sqlite import process_rows
 from diptych.adapters.sqlite.process_store import SqliteProcessStore
 from diptych.errors import ConfigurationError, NewerStore, NotGranted
 from diptych.process_managers.process_store import ProcessStore
-from diptych.testing.contracts.process_store import ProcessStoreContract
+from diptych.testing.contracts.process_store import ProcessStoreContract, item
 from tests.postgres_pooler import pooled
 from tests.postgres_server import (
     ROLE_PREFIX,
@@ -36,6 +36,7 @@ from tests.postgres_server import (
     run,
     url_as,
 )
+from tests.reminders import NoteId, Remind, reminders
 from tests.transferring import Request, TransferId, banking
 
 
@@ -145,9 +146,93 @@ async def test_a_schema_that_was_not_migrated_for_processes_says_so(*, projectin
     with pytest.raises(ConfigurationError, match="run diptych migrate --store"):
         async with Application(banking(), store=url, projecting=projecting):
             pass
-    assert [step.name for step in await migrate(url, "event_store")] == ["tables of processes"]
+    assert [step.name for step in await migrate(url, "event_store")] == ["tables of processes", "commands in time"]
     async with seen_through(url) as app:
         assert [found.id for found in await app.processes.list()] == ["t1"]
+
+
+AS_IT_WAS = """
+    CREATE TABLE process_outgoing (
+        id TEXT PRIMARY KEY, process TEXT NOT NULL, instance TEXT NOT NULL, kind TEXT NOT NULL,
+        position INTEGER NOT NULL, ordinal INTEGER NOT NULL, due INTEGER NOT NULL, type TEXT NOT NULL,
+        version INTEGER NOT NULL, data BLOB NOT NULL, tags BLOB NOT NULL, metadata BLOB NOT NULL,
+        attempts INTEGER NOT NULL, failure TEXT NOT NULL, dead INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO process_outgoing SELECT {columns} FROM now_outgoing;
+    DROP TABLE now_outgoing;
+    CREATE INDEX process_outgoing_of ON process_outgoing (process, instance, kind, position, ordinal, dead);
+    CREATE INDEX process_outgoing_due ON process_outgoing (process, due, position, ordinal) WHERE dead = 0;
+    CREATE INDEX process_outgoing_dead ON process_outgoing (process, instance) WHERE dead = 1;
+    UPDATE processes_format SET version = 1;
+"""
+"""Makes the tables of version 1 again, of those of now."""
+COLUMNS_AS_THEY_WERE = (
+    "id, process, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead"
+)
+
+
+@pytest.mark.anyio
+async def test_a_file_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
+    """What was to go out is there as it was, once; and the tables are those that a new file has."""
+    path, new = tmp_path / "events.db", tmp_path / "new.db"
+    given = [item("a", 2, attempts=3, failure="no"), item("b", 1, 1, "timeout", tags=("x:y",), due_us=9)]
+    dead = item("c", dead=True)
+    store = SqliteProcessStore(str(path))
+    await store.open()
+    await store.add("bank.Transferring", [*given, dead])
+    await store.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("ALTER TABLE process_outgoing RENAME TO now_outgoing")
+        for name in ("of", "due", "dead"):
+            connection.execute(f"DROP INDEX process_outgoing_{name}")
+        connection.executescript(AS_IT_WAS.format(columns=COLUMNS_AS_THEY_WERE))
+    for _ in range(2):
+        store = SqliteProcessStore(str(path))
+        await store.open()
+        assert await store.due("bank.Transferring", 9, 10) == [given[0], given[1]]
+        assert await store.waiting("bank.Transferring", None, 10, dead=True) == [dead]
+        await store.close()
+    fresh = SqliteProcessStore(str(new))
+    await fresh.open()
+    await fresh.close()
+    assert schema_of(path) == schema_of(new)
+
+
+def schema_of(path: Path) -> list[tuple[str, str]]:
+    """The tables and indexes of processes in a file, with what made them."""
+    with closing(sqlite3.connect(path)) as connection:
+        statement = "SELECT name, sql FROM sqlite_schema WHERE name LIKE 'process%' ORDER BY name"
+        return [(name, " ".join(sql.replace('"', "").split())) for name, sql in connection.execute(statement)]
+
+
+@pytest.mark.anyio
+async def test_a_schema_of_before_is_migrated() -> None:
+    """What was to go out is there as it was; without the migration, the remedy is named."""
+    url = await new_stores()
+    schema = parse_url(url).quoted_schema
+    store = postgres.connect(url)
+    await store.open()
+    given = [item("a", 2, attempts=3, failure="no"), item("b", 1, 1, "timeout", tags=("x:y",), due_us=9)]
+    await store.add("bank.Transferring", given)
+    await store.close()
+    out = f"{schema}.process_outgoing"
+    await run(
+        url,
+        f"ALTER TABLE {out} DROP CONSTRAINT process_outgoing_pkey, ADD PRIMARY KEY (id)",
+        f"DROP INDEX {schema}.process_outgoing_due, {schema}.process_outgoing_dead",
+        f"ALTER TABLE {out} DROP COLUMN priority, DROP COLUMN expires, DROP COLUMN begun",
+        f"CREATE INDEX process_outgoing_due ON {out} (process, due, position, ordinal) WHERE NOT dead",
+        f"CREATE INDEX process_outgoing_dead ON {out} (process, instance) WHERE dead",
+        f"DELETE FROM {schema}.migrations WHERE store = 'processes' AND number > 1",
+    )
+    with pytest.raises(ConfigurationError, match="run diptych migrate --store"):
+        await store.open()
+    assert [step.number for step in await migrate(url, "event_store")] == [7]
+    await store.open()
+    try:
+        assert await store.due("bank.Transferring", 9, 10) == given
+    finally:
+        await store.close()
 
 
 WORKER = f"{ROLE_PREFIX}_the_process_worker"
@@ -205,3 +290,28 @@ async def test_a_reader_looks_at_processes_and_helps_nobody_on() -> None:
             await store.create("bank.Other", (await store.processes())[0].checkpoint, "")
     finally:
         await store.close()
+
+
+@pytest.mark.anyio
+async def test_who_may_not_execute_leaves_what_is_scheduled_to_others() -> None:
+    """A writer accepts and cancels. A writer or a projector alone starts and executes none; it says why."""
+    url = await granted()
+    read_store = as_role(default_read_store(url), "projector")
+    notes = reminders(slow=False)
+    async with Application(notes, store=as_role(url, "writer"), read_store=read_store, projecting=False) as app:
+        for command_id in ("a", "b"):
+            await app.schedule(Remind(note=NoteId(command_id)), command_id=command_id)
+        await app.scheduled.cancel("b")
+    alone: list[tuple[Role, str]] = [("writer", "processes"), ("projector", "outcomes")]
+    for role, refused in alone:
+        async with Application(notes, store=as_role(url, role), read_store=read_store) as app:
+            found = (await app.status()).scheduled
+            assert found.waiting == 1
+            assert f"permission denied for table {refused}" in found.stopped
+            assert (await app.health()).ready
+    async with Application(notes, store=url_as(url, WORKER), read_store=read_store) as app:
+        await app.partition().process_worker.at_rest()
+        assert [each and each.state for each in [await app.scheduled.status(one) for one in "ab"]] == [
+            "done",
+            "rejected",
+        ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -21,6 +21,9 @@ from diptych.process_managers.process_store import (
     StoredProcess,
 )
 from diptych.testing.contracts.process_store import ProcessStoreContract
+
+FAR = 1 << 30
+"""More than anything has."""
 
 
 class MadeAgain(MemoryProcessStore):
@@ -258,6 +261,104 @@ class OneForAll(MemoryProcessStore):
         return [kept.instances[name] for kept in everyone[:1] for name in ids if name in kept.instances]
 
 
+class AnyPriority(MemoryProcessStore):
+    """Gives what is due by time alone."""
+
+    async def due(self, process: str, now_us: int, limit: int) -> list[Outgoing]:
+        found = await super().due(process, now_us, FAR)
+        return sorted(found, key=lambda item: (item.due_us, item.position, item.ordinal))[:limit]
+
+
+class NextOfTheHighest(MemoryProcessStore):
+    """Tells when the next thing of the highest priority is due."""
+
+    async def next_due_us(self, process: str, after_us: int) -> int | None:
+        later = [item for item in self._of(process).outgoing.values() if item.due_us > after_us and not item.dead]
+        return max(later, key=lambda item: item.priority).due_us if later else None
+
+
+class NeverBegins(MemoryProcessStore):
+    """Does not note what is begun."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        return await super().commit(msgspec.structs.replace(change, begun=()))
+
+
+class BegunForEver(MemoryProcessStore):
+    """Takes what is revived for under way."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        outgoing = self._kept[change.process].outgoing
+        begun = {item.id for item in outgoing.values() if item.begun and item.instance in change.revived}
+        return await super().commit(msgspec.structs.replace(change, begun=[*change.begun, *begun]))
+
+
+class AddsOver(MemoryProcessStore):
+    """Replaces what is there under an id."""
+
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        await self.drop(process, [item.id for item in items])
+        return await super().add(process, items)
+
+
+class AnswersWithTheLast(MemoryProcessStore):
+    """Says that it kept what it was given, also where it did not."""
+
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        await super().add(process, items)
+        return list(items)
+
+
+class AddsToTheMade(MemoryProcessStore):
+    """Loses what is added before the process is made."""
+
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        return await super().add(process, items) if process in self._kept else list(items)
+
+
+class OneIdForAll(MemoryProcessStore):
+    """Takes an id for that of another process's."""
+
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        known = {found: item for outgoing in self._outgoing.values() for found, item in outgoing.items()}
+        found = [known.get(item.id, item) for item in items]
+        added = await super().add(process, [item for item in found if item.id not in known])
+        return [item if item.id in known else added.pop(0) for item in found]
+
+
+class RevivesTheLiving(MemoryProcessStore):
+    """Has what waits by itself due again as well."""
+
+    async def revive(self, process: str, ids: Collection[str], due_us: int) -> None:
+        for item in await self.find(process, ids):
+            self._of(process).outgoing[item.id] = msgspec.structs.replace(item, dead=True)
+        await super().revive(process, ids, due_us)
+
+
+class DropsEverywhere(MemoryProcessStore):
+    """Drops an id of every process."""
+
+    async def drop(self, process: str, ids: Collection[str]) -> None:
+        for name in list(self._outgoing):
+            await super().drop(name, ids)
+
+
+class WaitingInAnyOrder(MemoryProcessStore):
+    """Gives what waits as it came."""
+
+    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+        items = self._of(process).outgoing.values()
+        return [item for item in items if (after is None or item.id > after) and (item.dead or not dead)][:limit]
+
+
+class DeadOrNot(MemoryProcessStore):
+    """Gives what waits, whatever was asked for."""
+
+    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+        del dead
+        return await super().waiting(process, after, limit)
+
+
 BROKEN = [
     (MadeAgain, "test_a_process_is_made_once"),
     (NoFence, "test_a_commit_from_another_checkpoint_does_nothing"),
@@ -288,6 +389,19 @@ BROKEN = [
     (ForgetsOnClosing, "test_it_survives_being_closed"),
     (AnswersWhenClosed, "test_a_closed_store_says_so"),
     (OneForAll, "test_processes_are_apart"),
+    (AnyPriority, "test_a_higher_priority_goes_first"),
+    (NextOfTheHighest, "test_a_higher_priority_goes_first"),
+    (NeverBegins, "test_what_is_begun_is_noted"),
+    (BegunForEver, "test_what_is_begun_is_noted"),
+    (AddsOver, "test_what_is_there_under_an_id_stays"),
+    (AnswersWithTheLast, "test_what_is_there_under_an_id_stays"),
+    (AnswersWithTheLast, "test_of_many_that_add_one_id_one_is_kept"),
+    (AddsToTheMade, "test_anybody_adds_what_is_to_go_out"),
+    (OneIdForAll, "test_what_is_there_under_an_id_stays"),
+    (RevivesTheLiving, "test_anybody_drops_and_revives"),
+    (DropsEverywhere, "test_anybody_drops_and_revives"),
+    (WaitingInAnyOrder, "test_what_waits_comes_in_pages"),
+    (DeadOrNot, "test_what_waits_comes_in_pages"),
 ]
 """What is broken, and the test that has to notice."""
 

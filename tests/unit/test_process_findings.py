@@ -66,7 +66,7 @@ def runner_of(app: Application) -> ProcessRunner:
 
 
 async def stored(app: Application) -> StoredProcess:
-    (found,) = await runner_of(app).store.processes()
+    (found,) = [found for found in await runner_of(app).store.processes() if found.name == NAME]
     return found
 
 

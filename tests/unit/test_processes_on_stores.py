@@ -172,7 +172,7 @@ async def put_back(app: Application, state: ProcessManager[Any]) -> None:
     first = (await app.partition().store.read(ALL_EVENTS, START, 1)).events[0]
     given = runner._given(first)
     (command, *_) = runner.outbox.of("t1", runner.process.react(state, given.event, given.context), given)
-    stored = (await runner.store.processes())[0]
+    (stored,) = [found for found in await runner.store.processes() if found.name == runner.process.name]
     change = ProcessChange(
         process=stored.name,
         epoch=stored.epoch,
@@ -501,7 +501,7 @@ async def test_a_checkpoint_of_another_history_stops_the_process(store_url: str)
         await app.execute(Request(transfer=ONE))
         await at_rest(app)
         runner = app.partition().process_worker._runners[0]
-        stored = (await runner.store.processes())[0]
+        (stored,) = [found for found in await runner.store.processes() if found.name == runner.process.name]
         astray = Place(stored.checkpoint.history_id, stored.checkpoint.position, b"x" * 16)
         change = ProcessChange(
             process=stored.name,

@@ -180,13 +180,21 @@ async def test_a_subscriber_that_takes_cancellation_for_its_own_does_not_hold_up
 # ── closing ──────────────────────────────────────────────────────────────────
 
 
-async def test_a_cancelled_close_still_lets_go_of_the_stores(store_url: str) -> None:
+async def test_a_cancelled_close_still_lets_go_of_the_stores(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cancelling `close` while it waits for the projector leaves no store open behind."""
     app = Application(with_seats(), store=store_url)
     await app.open()
     parts = app.partition()  # pyright: ignore[reportPrivateUsage]
+    close_processes, processes_closed = parts.process_worker.close, asyncio.Event()
+
+    async def close() -> None:
+        await close_processes()
+        processes_closed.set()
+
+    monkeypatch.setattr(parts.process_worker, "close", close)
     async with parts.projector.lock:
         closing = asyncio.create_task(app.close())
+        await processes_closed.wait()
         await checkpoint()
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -30,6 +30,7 @@ from diptych.event_store.position import Token, read_tokens
 from diptych.messages.command import Command
 from diptych.messages.query import Query
 from diptych.messages.registry import EventTypes, MessageTypes
+from diptych.process_managers.scheduled_commands import When
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.rebuild import Rebuilds
@@ -40,12 +41,14 @@ from diptych.write_side.idempotency import Receipt
 from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
     from typing import Self
 
     from diptych.event_store.event_store import EventLog, EventStore
     from diptych.event_store.recorded_event import RecordedEvent
     from diptych.process_managers.process_store import ProcessStore
     from diptych.process_managers.processes import Processes
+    from diptych.process_managers.scheduled_commands import Scheduled, ScheduledCommands
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import BlockedKey, ReadStore
 
@@ -290,18 +293,57 @@ class Application:
             CommandIdReused: the id was given for another command before.
             Unavailable: not now; nothing was done, but for `OutcomeUnknown`.
         """
-        who = actor_of(actor)
-        sender = Sender(
-            actor=who.name,
-            reason=None if reason is None else check_reason(reason),
-            scopes=who.scopes,
-            trusted=who.trusted,
-            correlation_id=correlation_id,
-            causation_id=causation_id,
-            traceparent=traceparent,
-        )
+        sender = _sender(actor, reason, correlation_id, causation_id, traceparent)
         basis = _tokens(based_on) or ()
         return await self._opened().of_command(command).commands.execute(command, command_id, sender, basis)
+
+    async def schedule(  # noqa: PLR0913 — by keyword, most of them
+        self,
+        command: Command,
+        /,
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        expires_at: datetime | None = None,
+        expires_after: timedelta | None = None,
+        priority: int = 0,
+        command_id: str | None = None,
+        actor: Actor | str | None = None,
+        reason: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Scheduled:
+        """Accept a command, durably, to be executed once when it is due; as soon as possible where no time is given.
+
+        It is checked now, the scopes of the actor included, and is executed with those. A process that projects
+        executes it. What becomes of it `scheduled.status` tells, and executing it under the same id.
+
+        Args:
+            command: what is wanted.
+            at: not before; aware.
+            after: as `at`, counted from now.
+            expires_at: once that has passed it is not executed any more, but rejected as "expired"; aware.
+            expires_after: as `expires_at`, counted from when it is due.
+            priority: -9 to 9; of what is due, the higher goes first.
+            command_id: 1 to 128 printable characters; the same id again schedules nothing new (G4).
+            actor: as in `execute`.
+            reason: as in `execute`.
+            correlation_id: as in `execute`.
+            causation_id: as in `execute`.
+            traceparent: as in `execute`.
+
+        Raises:
+            Forbidden: its handler requires a scope that the actor does not have.
+            InvalidMessage: a field is of the wrong type, a time is naive, or it would expire before it is due.
+            CommandIdReused: the id was given for another command before.
+            Unavailable: not now; `Overloaded` where too many wait.
+        """
+        sender = _sender(actor, reason, correlation_id, causation_id, traceparent)
+        when = When(at, after, expires_at, expires_after, priority)
+        partition = self._opened().of_command(command)
+        accepted = await partition.scheduled.accept(command, command_id, sender, when)
+        return msgspec.structs.replace(accepted, partition=partition.name)
 
     async def can(
         self,
@@ -445,9 +487,33 @@ class Application:
         return self.partition().pruning
 
     @property
+    def scheduled(self) -> ScheduledCommands:
+        """The commands that are executed later: listed, cancelled, and tried again."""
+        return self.partition().scheduled
+
+    @property
     def rebuilds(self) -> Rebuilds:
         """Builds read models anew, or compares them with a fresh fold."""
         return self.partition().rebuilds
+
+
+def _sender(
+    actor: Actor | str | None,
+    reason: str | None,
+    correlation_id: str | None,
+    causation_id: str | None,
+    traceparent: str | None,
+) -> Sender:
+    who = actor_of(actor)
+    return Sender(
+        actor=who.name,
+        reason=None if reason is None else check_reason(reason),
+        scopes=who.scopes,
+        trusted=who.trusted,
+        correlation_id=correlation_id,
+        causation_id=causation_id,
+        traceparent=traceparent,
+    )
 
 
 def _tokens(shown: Receipt | Answer[Any] | str | None) -> list[Token] | None:

@@ -14,6 +14,7 @@ from diptych.errors import DiptychError
 from diptych.event_store.event_store import EventStore
 from diptych.process_managers.process_worker import ProcessWorker
 from diptych.process_managers.processes import Processes
+from diptych.process_managers.scheduled_commands import ScheduledCommands
 from diptych.write_side.command_bus import CommandBus
 
 __all__ = ["Partition"]
@@ -29,6 +30,7 @@ class Partition(Follower):
         store: the history, which is the log that is followed.
         processes: their instances: listed, and helped on by hand.
         pruning: drops the data of old events.
+        scheduled: commands that are executed later: listed, cancelled, and tried again.
     """
 
     store: EventStore
@@ -37,6 +39,7 @@ class Partition(Follower):
     process_worker: ProcessWorker
     processes: Processes
     pruning: Pruning
+    scheduled: ScheduledCommands
 
     async def open(self) -> None:
         """Open the stores, check that they fit the code and each other, and follow the history."""
@@ -48,7 +51,8 @@ class Partition(Follower):
 
     async def status(self) -> Status:
         """How far the history is, and how far everything that follows it."""
-        return replace(await super().status(), processes=await self.process_worker.status())
+        worker = self.process_worker
+        return replace(await super().status(), processes=await worker.status(), scheduled=await worker.scheduled())
 
     async def health(self) -> Health:
         """Whether the stores are reachable, and projections and processes run and keep up."""
@@ -58,11 +62,13 @@ class Partition(Follower):
         try:
             failure = await self.process_worker.failure() if self.projecting else ""
             stuck = await self.process_worker.stuck()
+            given_up = await self.process_worker.given_up()
         except DiptychError as error:
             return Health(ready=False, reason=str(error))
         if failure:
             return Health(ready=False, reason=f"processes have stopped: {failure}")
         told = [f"process {name}: instances are stuck, the first is {first!r}" for name, first in stuck]
+        told += [f"scheduled commands were given up, the first is {given_up!r}"] if given_up else []
         return replace(found, impaired=(*found.impaired, *told))
 
     async def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from diptych.process_managers.process_worker import ProcessStatus
+from diptych.process_managers.process_worker import ProcessStatus, ScheduledStatus
 from diptych.read_side.query_source import ReplicaStatus
 
 __all__ = ["Health", "ProjectionStatus", "Status"]
@@ -45,6 +45,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
         projections: by name.
         subscribers: by name.
         processes: by name.
+        scheduled: commands that are executed later.
         replicas: that queries are asked on, in the order given, as they were when they were looked at last.
     """
 
@@ -53,6 +54,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     projections: list[ProjectionStatus]
     subscribers: list[ProjectionStatus]
     processes: list[ProcessStatus] = []
+    scheduled: ScheduledStatus = ScheduledStatus()
     replicas: list[ReplicaStatus] = []
 
 

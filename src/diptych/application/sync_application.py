@@ -16,6 +16,7 @@ from diptych.application.dividing import PartitionBy, Replicas, Stores
 from diptych.application.pruning import PruneReport
 from diptych.application.status import Health, Status
 from diptych.application.sync_processes import SyncProcesses
+from diptych.application.sync_scheduled_commands import SyncScheduledCommands
 from diptych.clock import Clock
 from diptych.errors import StoreClosed
 from diptych.messages.command import Command
@@ -30,8 +31,10 @@ from diptych.write_side.idempotency import Receipt
 from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
     from typing import Self
 
+    from diptych.process_managers.scheduled_commands import Scheduled
     from diptych.read_side.query_source import ReplicaPolicy
 
 __all__ = ["SyncApplication"]
@@ -135,6 +138,41 @@ class SyncApplication:
             )
         )
 
+    def schedule(  # noqa: PLR0913 — by keyword, most of them
+        self,
+        command: Command,
+        /,
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        expires_at: datetime | None = None,
+        expires_after: timedelta | None = None,
+        priority: int = 0,
+        command_id: str | None = None,
+        actor: Actor | str | None = None,
+        reason: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Scheduled:
+        """See `Application.schedule`."""
+        return self._call(
+            self._application.schedule(
+                command,
+                at=at,
+                after=after,
+                expires_at=expires_at,
+                expires_after=expires_after,
+                priority=priority,
+                command_id=command_id,
+                actor=actor,
+                reason=reason,
+                correlation_id=correlation_id,
+                causation_id=causation_id,
+                traceparent=traceparent,
+            )
+        )
+
     def can(
         self,
         command: Command,
@@ -203,6 +241,10 @@ class SyncApplication:
     def processes(self, partition: str = "") -> SyncProcesses:
         """The instances of processes; where there are several partitions, of the one named."""
         return SyncProcesses(self._call, lambda: self._application.partition(partition).processes)
+
+    def scheduled(self, partition: str = "") -> SyncScheduledCommands:
+        """The commands that are executed later; where there are several partitions, of the one named."""
+        return SyncScheduledCommands(self._call, lambda: self._application.partition(partition).scheduled)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         with self._turn:

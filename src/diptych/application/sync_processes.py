@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 from diptych.messages.command import Command
 from diptych.process_managers.processes import LIST_INSTANCES_MAX, InstanceDetails, InstanceStatus, Processes
 
-__all__ = ["SyncProcesses"]
+__all__ = ["Call", "SyncProcesses"]
 
 T = TypeVar("T")
 

@@ -27,6 +27,8 @@ from diptych.process_managers.process_runner import ProcessRunner
 from diptych.process_managers.process_store import ProcessStore
 from diptych.process_managers.process_worker import ProcessWorker
 from diptych.process_managers.processes import Processes
+from diptych.process_managers.scheduled_commands import ScheduledCommands
+from diptych.process_managers.scheduler import SCHEDULED, Scheduler
 from diptych.process_managers.sender import Execute
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
@@ -124,9 +126,9 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     commands = CommandBus(
         compiled.handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max
     )
-    leases = ProcessLeases(
-        process_store, [found.name for found in compiled.processes if not found.retired], unique_id()
-    )
+    working = [found.name for found in compiled.processes if not found.retired]
+    leases = ProcessLeases(process_store, [*working, SCHEDULED], unique_id())
+    scheduler = Scheduler(process_store, store, commands, compiled.commands, leases, clock)
     runners = [
         ProcessRunner(
             found,
@@ -144,8 +146,9 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     return Partition(
         **vars(follower),
         pruning=Pruning(store, history, _models(whole or compiled), _followers(whole or compiled)),
-        process_worker=ProcessWorker(runners, store, process_store, leases, clock),
+        process_worker=ProcessWorker(runners, scheduler, store, process_store, leases, clock),
         processes=Processes(runners, store, history, process_store, clock),
+        scheduled=ScheduledCommands(scheduler, commands, store, process_store, clock),
         store=store,
         commands=commands,
         context_names=compiled.context_names,

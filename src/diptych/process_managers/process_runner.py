@@ -119,6 +119,11 @@ class ProcessRunner:
         self._stored = None
 
     @property
+    def process_name(self) -> str:
+        """Which one."""
+        return self.process.name
+
+    @property
     def store(self) -> ProcessStore:
         """Where it is kept."""
         return self._store

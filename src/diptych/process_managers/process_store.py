@@ -14,7 +14,19 @@ import msgspec
 
 from diptych.event_store.position import START, Place, Position
 
-__all__ = ["Instance", "InstanceCount", "Outgoing", "ProcessChange", "ProcessStore", "StoredProcess"]
+__all__ = [
+    "PRIORITY_MAX",
+    "PRIORITY_MIN",
+    "Instance",
+    "InstanceCount",
+    "Outgoing",
+    "ProcessChange",
+    "ProcessStore",
+    "StoredProcess",
+]
+
+PRIORITY_MIN, PRIORITY_MAX = -9, 9
+"""The lowest and the highest priority of what is to go out."""
 
 
 class StoredProcess(msgspec.Struct, frozen=True):
@@ -77,6 +89,9 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
         attempts: how often it has failed.
         failure: how it failed last.
         dead: whether it is not tried again by itself.
+        priority: of what is due, the higher goes first; from `PRIORITY_MIN` to `PRIORITY_MAX`.
+        expires_us: not after, microseconds since 1970 UTC; 0 where it does not expire.
+        begun: whether a worker has begun to send it, where that is noted.
     """
 
     id: str
@@ -93,6 +108,9 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     failure: str = ""
     dead: bool = False
+    priority: int = 0
+    expires_us: int = 0
+    begun: bool = False
 
 
 class ProcessChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +128,7 @@ class ProcessChange(msgspec.Struct, frozen=True, kw_only=True):
         dropped_timeouts: instances whose timeouts are dropped.
         revived: instances whose dead commands and timeouts are due again, at `revived_due_us`, as if never tried.
         removed: ids of what has gone out; one that is not there is no error.
+        begun: ids of what is being sent from now on; one that is not there is no error.
         failed: what could not go out, as it is to be kept; what is not there any more stays away.
         instances: as they are now.
         added: what is to go out; of ids that are new.
@@ -125,6 +144,7 @@ class ProcessChange(msgspec.Struct, frozen=True, kw_only=True):
     revived: Collection[str] = ()
     revived_due_us: int = 0
     removed: Collection[str] = ()
+    begun: Collection[str] = ()
     failed: Sequence[Outgoing] = ()
     instances: Sequence[Instance] = ()
     added: Sequence[Outgoing] = ()
@@ -199,7 +219,45 @@ class ProcessStore(Protocol):
         """
         ...
 
+    # ── by anybody: of what has no order and is part of no reaction, so that nothing has to be held ──
+
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        """Put in what is to go out, in one durable transaction; what is there under an id stays as it is.
+
+        The process need not have been made yet.
+
+        Returns:
+            For each item, in order, what is kept of the process under its id now: it, or what was there before.
+
+        Raises:
+            StoreUnavailable: whether it was done is not known; the same call again tells.
+        """
+        ...
+
+    async def drop(self, process: str, ids: Collection[str]) -> None:
+        """Take out what is not to go out any more, durably; one that is not there is no error."""
+        ...
+
+    async def revive(self, process: str, ids: Collection[str], due_us: int) -> None:
+        """Have what is dead of these due again at a time, as if never tried, durably; the rest is left as it is."""
+        ...
+
     # ── read ─────────────────────────────────────────────────────────────────
+
+    async def find(self, process: str, ids: Collection[str]) -> list[Outgoing]:
+        """What is there under these ids, in any order."""
+        ...
+
+    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+        """The first `limit` commands and timeouts behind an id, in the order of the ids' code points.
+
+        Args:
+            process: whose.
+            after: the last id of the page before; None before the first.
+            limit: at least 1.
+            dead: only what was given up.
+        """
+        ...
 
     async def instances(self, process: str, ids: Collection[str]) -> list[Instance]:
         """Those of these instances that are there, in any order."""
@@ -224,7 +282,7 @@ class ProcessStore(Protocol):
         ...
 
     async def due(self, process: str, now_us: int, limit: int) -> list[Outgoing]:
-        """What is to go out now, by due time, position and ordinal, at most `limit`.
+        """What is to go out now, the highest priority first, then by due time, position and ordinal; at most `limit`.
 
         Of the commands of one instance only the first: the next one goes when it is gone. A dead one holds back
         those of its own reaction alone.

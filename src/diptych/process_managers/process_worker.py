@@ -1,26 +1,33 @@
-"""The worker: runs the processes of one history in this operating system's process."""
+"""The worker: runs the processes of one history, and its scheduler, in this operating system's process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
 
 import msgspec
 
 from diptych.clock import Clock
+from diptych.errors import NotGranted
 from diptych.event_store.event_store import EventStore
 from diptych.event_store.position import START, Position
 from diptych.event_store.timestamp import to_microseconds
 from diptych.process_managers.process_leases import ProcessLeases
 from diptych.process_managers.process_runner import ProcessRunner
 from diptych.process_managers.process_store import InstanceCount, Outgoing, ProcessStore
-from diptych.process_managers.sender import SEND_BACKOFF_MAX_S
+from diptych.process_managers.scheduler import SCHEDULED, Scheduler
+from diptych.process_managers.sender import SEND_BACKOFF_MAX_S, OutgoingSender
 
-__all__ = ["ProcessStatus", "ProcessWorker"]
+__all__ = ["ProcessStatus", "ProcessWorker", "ScheduledStatus"]
 
 FAILING_LOOK_MAX = 1_000
 """Commands and timeouts of a process that are looked through for those that fail, in tests."""
 REST_LOOK_S = 0.2
 """Seconds after which a process that is waited for is looked at again: its failure wakes nobody."""
+
+_log = logging.getLogger("diptych.processes")
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,11 +48,26 @@ class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     stopped: str = ""
 
 
+class ScheduledStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How many commands are scheduled.
+
+    Attributes:
+        waiting: that are not due, or not executed yet.
+        failed: that were given up.
+        stopped: why none is executed here, though this process is meant to; empty where that is not so.
+    """
+
+    waiting: int = 0
+    failed: int = 0
+    stopped: str = ""
+
+
 class ProcessWorker:
-    """Opens, runs and closes the processes of one history. Made by the application.
+    """Opens, runs and closes the processes of one history, and its scheduler. Made by the application.
 
     Args:
         runners: one for each process.
+        scheduler: executes what was scheduled.
         events: the history.
         store: where the processes are kept.
         leases: of this worker.
@@ -58,49 +80,64 @@ class ProcessWorker:
     def __init__(
         self,
         runners: Sequence[ProcessRunner],
+        scheduler: Scheduler,
         events: EventStore,
         store: ProcessStore,
         leases: ProcessLeases,
         clock: Clock,
     ) -> None:
         self._runners = runners
+        self._scheduler = scheduler
         self._working = [runner for runner in runners if not runner.process.retired]
         self._events = events
         self._store = store
         self._leases = leases
         self._clock = clock
         self._running = False
+        self._refused = ""
         self.may_run = True
 
     async def open(self, *, running: bool) -> None:
-        """Open the store; and react, if `running`. Nothing to do where there are no processes.
+        """Open the store; and react, and execute what is due, if `running`.
 
         Raises:
             StoreUnavailable: the store cannot be opened.
+            NotGranted: there are processes, and this role of the database may not work on them.
         """
-        if not self._runners:
-            return
         await self._store.open()
         if running and self.may_run:
             for runner in self._working:
                 await runner.open()
+            if await self._may_lease():
+                for runner in self._working:
+                    runner.start()
+                self._scheduler.start()
+                self._running = True
+
+    async def _may_lease(self) -> bool:
+        try:
+            await self._scheduler.open()
             await self._leases.open()
-            for runner in self._working:
-                runner.start()
-            self._running = True
+        except NotGranted as error:
+            if self._working:
+                raise
+            self._refused = str(error)
+            _log.warning("scheduled commands are not executed by this process: %s", error)
+            return False
+        return True
 
     async def close(self) -> None:
         """Stop; what is under way comes again."""
         self._running = False
-        try:
+        async with AsyncExitStack() as closing:  # one that fails, or is cancelled, leaves none of the others open
+            closing.push_async_callback(self._store.close)
+            closing.push_async_callback(self._leases.close)
             for runner in self._runners:
-                await runner.close()
-            await self._leases.close()
-        finally:
-            await self._store.close()
+                closing.push_async_callback(runner.close)
+            closing.push_async_callback(self._scheduler.close)
 
     async def at_rest(self) -> None:
-        """Wait until every process that can go on has taken in all that there is, and sent all that is due."""
+        """Wait until every process that can go on has taken in all that there is, and all that is due has gone out."""
         seen: Position | None = None
         while self._running:
             head = (await self._events.head()).position
@@ -110,16 +147,24 @@ class ProcessWorker:
             for runner in self._working:
                 while runner.position < head and not runner.failure:
                     await runner.moved(REST_LOOK_S)
-                runner.sender.wake()
-                while not (runner.failure or runner.sender.failure or await runner.sender.rest(REST_LOOK_S)):
-                    continue
+                await _rest(runner.sender, partial(getattr, runner, "failure"))
+            await _rest(self._scheduler.sender, self._scheduled_elsewhere)
+
+    def _scheduled_elsewhere(self) -> str:
+        return "" if self._leases.epoch(SCHEDULED) is not None else "another worker executes what is scheduled"
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing has been given to the scheduler since it was at rest."""
+        elsewhere = not self._running or self._scheduled_elsewhere() or self._scheduler.sender.failure
+        return bool(elsewhere) or self._scheduler.sender.is_at_rest
 
     async def failure(self) -> str:
         """Why one of them does not go on; empty where all do, here or elsewhere."""
         stored = await self._checkpoints() if any(runner.stopped for runner in self._working) else {}
         found = ((runner.process.name, _stopped(runner, stored)) for runner in self._working)
         failures = (f"process {name}: {failure}" for name, failure in found if failure)
-        return next(failures, self._leases.failure if self._running else "")
+        return next(failures, self._scheduler.sender.failure or self._leases.failure if self._running else "")
 
     async def _checkpoints(self) -> Mapping[str, Position]:
         return {found.name: found.checkpoint.position for found in await self._store.processes()}
@@ -131,6 +176,17 @@ class ProcessWorker:
             for runner in self._runners
         ]
         return [(name, page[0].id) for name, page in found if page]
+
+    async def given_up(self) -> str:
+        """The id of a scheduled command that was given up; empty where none was."""
+        found = await self._store.waiting(SCHEDULED, None, 1, dead=True)
+        return found[0].id if found else ""
+
+    async def scheduled(self) -> ScheduledStatus:
+        """How many commands are scheduled."""
+        count = await self._store.count(SCHEDULED)
+        stopped = self._refused or self._scheduler.sender.failure
+        return ScheduledStatus(waiting=count.waiting, failed=count.dead, stopped=stopped)
 
     async def failing(self, process: str) -> list[Outgoing]:
         """What is tried again soon since it failed; what was only not available is not counted among it."""
@@ -159,6 +215,12 @@ class ProcessWorker:
                 )
             )
         return found
+
+
+async def _rest(sender: OutgoingSender, failure: Callable[[], str]) -> None:
+    sender.wake()
+    while not (failure() or sender.failure or await sender.rest(REST_LOOK_S)):
+        continue
 
 
 def _stopped(runner: ProcessRunner, stored: Mapping[str, Position]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -20,8 +21,8 @@ from uuid import UUID, uuid5
 import msgspec
 
 from diptych.clock import Clock, pause
-from diptych.errors import StoreClosed, Unavailable
-from diptych.event_store.event_store import Appended, Commit, Duplicate, EventStore
+from diptych.errors import HistoryDiverged, StoreClosed, Unavailable
+from diptych.event_store.event_store import Appended, AppendResult, Commit, Duplicate, EventStore
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.recorded_event import NewEvent
 from diptych.event_store.timestamp import to_microseconds
@@ -33,9 +34,10 @@ from diptych.messages.rejected import Rejected
 from diptych.process_managers.process_manager import Process
 from diptych.process_managers.process_store import Outgoing, ProcessStore
 from diptych.process_managers.reactions import told
+from diptych.process_managers.together import Together
 from diptych.write_side.command_bus import Sender
 
-__all__ = ["Execute", "Hold", "Holder", "ProcessSender", "Unheard"]
+__all__ = ["Execute", "Hold", "Holder", "OutgoingSender", "ProcessSender", "Unheard"]
 
 SENDING_MAX = 32
 """Commands and timeouts of one process that are under way at once, each of an instance of its own."""
@@ -69,7 +71,12 @@ class Hold(NamedTuple):
 
 
 class Holder(Protocol):
-    """Who holds the process, and may change what is kept of it: its runner."""
+    """Who holds the process, and may change what is kept of it: its runner, or the scheduler."""
+
+    @property
+    def process_name(self) -> str:
+        """Which one."""
+        ...
 
     @property
     def store(self) -> ProcessStore:
@@ -105,38 +112,31 @@ class _Sending(NamedTuple):
     task: asyncio.Task[_Sent]
 
 
-class ProcessSender:
-    """Sends what one process has to send, while its runner holds the process.
+class OutgoingSender(ABC):
+    """Sends what waits to go out of one process, while whoever is asked holds it.
 
     Attributes:
         failure: why nothing goes out at all; empty while all is well.
     """
 
-    def __init__(
-        self,
-        process: Process,
-        runner: Holder,
-        events: EventStore,
-        types: EventTypes,
-        commands: MessageTypes,
-        execute: Execute,
-        clock: Clock,
-    ) -> None:
+    look_s = DUE_WAIT_S
+
+    def __init__(self, name: str, holder: Holder, clock: Clock) -> None:
         self.failure = ""
-        self._process = process
-        self._runner = runner
-        self._events = events
-        self._types = types
-        self._commands = commands
-        self._execute = execute
+        self._name = name
+        self._runner = holder
         self._clock = clock
-        self._codecs: dict[type[Command], Codec] = {}
         self._under_way: dict[str, _Sending] = {}
         self._refused: dict[str, int] = {}
         self._asked = True
         self._wakes = HeadWatch()
         self._rests = HeadWatch()
         self._at_rest = False
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nothing was due or under way when it looked last, and nobody has asked it to look again."""
+        return self._at_rest
 
     def wake(self) -> None:
         """There may be something to send."""
@@ -156,9 +156,7 @@ class ProcessSender:
                     self.failure = ""
                 except Exception as error:  # noqa: BLE001  # told by status, and tried again
                     self.failure = told(error)
-                    _log.error(
-                        "process %s sends again in %.1f s: %s", self._process.name, STORE_BACKOFF_S, self.failure
-                    )
+                    _log.error("%s sends again in %.1f s: %s", self._name, STORE_BACKOFF_S, self.failure)
                     await pause(STORE_BACKOFF_S)
         finally:
             left, self._under_way = [sending.task for sending in self._under_way.values()], {}
@@ -175,14 +173,14 @@ class ProcessSender:
             return
         self._asked = False
         now_us = to_microseconds(self._clock.now())
-        found = await self._runner.store.due(self._process.name, now_us, 2 * SENDING_MAX)
-        for item in found:
-            if item.id not in self._under_way and len(self._under_way) < SENDING_MAX:
-                sending = asyncio.get_running_loop().create_task(
-                    self._send(item, hold), name=f"diptych send {item.type}"
-                )
-                sending.add_done_callback(lambda _: self.wake())
-                self._under_way[item.id] = _Sending(item, sending)
+        found = await self._runner.store.due(self._runner.process_name, now_us, 2 * SENDING_MAX)
+        new = [item for item in found if item.id not in self._under_way][: SENDING_MAX - len(self._under_way)]
+        if new and not await self._begin(new):
+            return
+        for item in new:
+            sending = asyncio.get_running_loop().create_task(self._send(item, hold), name=f"diptych send {item.type}")
+            sending.add_done_callback(lambda _: self.wake())
+            self._under_way[item.id] = _Sending(item, sending)
         if self._under_way:
             await self._settle()
         elif not self._asked:
@@ -210,30 +208,117 @@ class ProcessSender:
         return sending.task.result()
 
     async def _idle(self, now_us: int) -> None:
-        due_us = await self._runner.store.next_due_us(self._process.name, now_us)
+        due_us = await self._runner.store.next_due_us(self._runner.process_name, now_us)
         if self._asked:
             return
         self._at_rest = True
         self._rests.wake()
-        left_s = DUE_WAIT_S if due_us is None else (due_us - to_microseconds(self._clock.now())) / 1_000_000
+        left_s = self.look_s if due_us is None else (due_us - to_microseconds(self._clock.now())) / 1_000_000
         if left_s > 0:
-            await self._wakes.wait(min(left_s, DUE_WAIT_S))
+            await self._wakes.wait(min(left_s, self.look_s))
 
     # ── one of them ──────────────────────────────────────────────────────────
 
+    async def _begin(self, items: Sequence[Outgoing]) -> bool:
+        """Note that these are begun, where anybody asks for it; False where they are another worker's by now."""
+        del items
+        return True
+
+    @abstractmethod
+    async def _is_done(self, item: Outgoing) -> bool:
+        """Whether all but the removal was done before."""
+
+    @abstractmethod
+    async def _go_out(self, item: Outgoing) -> None:
+        """Do it, under its id, to an effect once."""
+
+    @abstractmethod
+    def _is_hopeless(self, error: Exception) -> bool:
+        """Whether it will fail so however often it is tried."""
+
     async def _send(self, item: Outgoing, hold: Hold) -> _Sent:
         try:
-            if item.kind == "command" and await self._events.outcome(_rejection_id(item)) is not None:
-                return _Sent(item)  # all but the removal was done
+            if await self._is_done(item):
+                return _Sent(item)
             if self._runner.hold != hold:  # what it is a reaction to may be lost, or its instance closed meanwhile
                 return _Sent(item, left=True)
-            if item.kind == "timeout":
-                await self._append(item.id, self._fired(item))
-            else:
-                await self._command(item)
+            await self._go_out(item)
         except Exception as error:  # noqa: BLE001  # whatever it is: kept with the item, and tried again or listed
             return _Sent(item, self._failed(item, error))
         return _Sent(item)
+
+    def _failed(self, item: Outgoing, error: Exception) -> Outgoing:
+        attempts = item.attempts + 1
+        counted = not isinstance(error, Unavailable | StoreClosed)
+        dead = self._is_hopeless(error) or (counted and attempts >= SEND_ATTEMPTS_MAX)
+        before = item.attempts if counted else self._refusals(item.id)
+        backoff_s = min(SEND_BACKOFF_FIRST_S * 2 ** min(before, 32), SEND_BACKOFF_MAX_S)
+        due: datetime = self._clock.now() + timedelta(seconds=backoff_s)
+        _log.log(
+            logging.ERROR if dead else logging.WARNING,
+            "%s, instance %s: %s %s was not sent, %s: %s",
+            *(self._name, item.instance, item.type, item.id),
+            "and is given up" if dead else f"and is tried again in {backoff_s:.1f} s",
+            told(error),
+        )
+        return msgspec.structs.replace(
+            item,
+            attempts=attempts if counted else item.attempts,
+            failure=told(error),
+            dead=dead,
+            due_us=to_microseconds(due),
+            begun=False,
+        )
+
+    def _refusals(self, outgoing_id: str) -> int:
+        """How often what one needs was not available before. Only the pauses go by it, so it need not be kept."""
+        if len(self._refused) >= REFUSED_MAX:
+            self._refused.clear()
+        before = self._refused.get(outgoing_id, 0)
+        self._refused[outgoing_id] = before + 1
+        return before
+
+
+class ProcessSender(OutgoingSender):
+    """Sends what one process has to send, while its runner holds the process."""
+
+    def __init__(
+        self,
+        process: Process,
+        runner: Holder,
+        events: EventStore,
+        types: EventTypes,
+        commands: MessageTypes,
+        execute: Execute,
+        clock: Clock,
+    ) -> None:
+        super().__init__(f"process {process.name}", runner, clock)
+        self._process = process
+        self._events = events
+        self._types = types
+        self._commands = commands
+        self._execute = execute
+        self._codecs: dict[type[Command], Codec] = {}
+        self._appends = Together(self._append_all, SENDING_MAX, f"diptych append {process.name}")
+
+    async def follow(self) -> None:
+        """See `OutgoingSender.follow`; an append that is under way is finished."""
+        try:
+            await super().follow()
+        finally:
+            await self._appends.end()
+
+    async def _is_done(self, item: Outgoing) -> bool:
+        return item.kind == "command" and await self._events.outcome(_rejection_id(item)) is not None
+
+    async def _go_out(self, item: Outgoing) -> None:
+        if item.kind == "timeout":
+            await self._append(item.id, self._fired(item))
+        else:
+            await self._command(item)
+
+    def _is_hopeless(self, error: Exception) -> bool:
+        return isinstance(error, Unheard)
 
     async def _command(self, item: Outgoing) -> None:
         cls = self._commands.find(item.type)
@@ -271,39 +356,16 @@ class ProcessSender:
         return NewEvent(event_id, found.name, found.version, data, found.tags(settled), metadata)
 
     async def _append(self, commit_id: str, event: NewEvent) -> None:
-        (result,) = await self._events.append([Commit(events=(event,), command_id=commit_id)])
+        """Append an event, in one transaction with what else goes out at this moment."""
+        commit = Commit(events=(event,), command_id=commit_id)
+        result = await self._appends.result((commit, self._events.forks))
         if not isinstance(result, Appended | Duplicate):
             raise TypeError(f"{event.type} cannot be appended: {result}")
 
-    def _failed(self, item: Outgoing, error: Exception) -> Outgoing:
-        attempts = item.attempts + 1
-        counted = not isinstance(error, Unavailable | StoreClosed)
-        dead = isinstance(error, Unheard) or (counted and attempts >= SEND_ATTEMPTS_MAX)
-        before = item.attempts if counted else self._refusals(item.id)
-        backoff_s = min(SEND_BACKOFF_FIRST_S * 2 ** min(before, 32), SEND_BACKOFF_MAX_S)
-        due: datetime = self._clock.now() + timedelta(seconds=backoff_s)
-        _log.log(
-            logging.ERROR if dead else logging.WARNING,
-            "process %s, instance %s: %s %s was not sent, %s: %s",
-            *(self._process.name, item.instance, item.type, item.id),
-            "and is given up" if dead else f"and is tried again in {backoff_s:.1f} s",
-            told(error),
-        )
-        return msgspec.structs.replace(
-            item,
-            attempts=attempts if counted else item.attempts,
-            failure=told(error),
-            dead=dead,
-            due_us=to_microseconds(due),
-        )
-
-    def _refusals(self, outgoing_id: str) -> int:
-        """How often what one needs was not available before. Only the pauses go by it, so it need not be kept."""
-        if len(self._refused) >= REFUSED_MAX:
-            self._refused.clear()
-        before = self._refused.get(outgoing_id, 0)
-        self._refused[outgoing_id] = before + 1
-        return before
+    async def _append_all(self, wanted: Sequence[tuple[Commit, int]]) -> Sequence[AppendResult]:
+        if any(forks != self._events.forks for _, forks in wanted):
+            raise HistoryDiverged("what a process sends", "the history turned out to be another one; it is tried again")
+        return await self._events.append([commit for commit, _ in wanted])
 
 
 class Unheard(Exception):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from diptych.application import registration
@@ -22,6 +22,8 @@ from diptych.messages.query import Query
 from diptych.messages.registry import EventTypes
 from diptych.messages.unique_id import unique_bytes
 from diptych.process_managers.process_worker import ProcessStatus
+from diptych.process_managers.scheduled_commands import Scheduled
+from diptych.process_managers.scheduler import SCHEDULED
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
@@ -147,6 +149,43 @@ class InMemoryApplication(Application):
         finally:
             await self.settled()
 
+    async def schedule(  # noqa: PLR0913 — by keyword, most of them
+        self,
+        command: Command,
+        /,
+        *,
+        at: datetime | None = None,
+        after: timedelta | None = None,
+        expires_at: datetime | None = None,
+        expires_after: timedelta | None = None,
+        priority: int = 0,
+        command_id: str | None = None,
+        actor: Actor | str | None = None,
+        reason: str | None = None,
+        correlation_id: str | None = None,
+        causation_id: str | None = None,
+        traceparent: str | None = None,
+    ) -> Scheduled:
+        """See `Application.schedule`; what is due at once is done when it returns, the rest with `advance`."""
+        self._executed = True
+        try:
+            return await super().schedule(
+                command,
+                at=at,
+                after=after,
+                expires_at=expires_at,
+                expires_after=expires_after,
+                priority=priority,
+                command_id=command_id,
+                actor=actor,
+                reason=reason,
+                correlation_id=correlation_id,
+                causation_id=causation_id,
+                traceparent=traceparent,
+            )
+        finally:
+            await self.settled()
+
     async def answer(
         self,
         query: Query[R],
@@ -177,7 +216,7 @@ class InMemoryApplication(Application):
         return found.value
 
     async def advance(self, by: timedelta | float) -> None:
-        """Move the clock on, by a duration or so many seconds; the timeouts that are due then have fired.
+        """Move the clock on, by a duration or so many seconds; timeouts and scheduled commands due then are done.
 
         Raises:
             ValueError: it is negative.
@@ -238,10 +277,13 @@ class InMemoryApplication(Application):
             status = await self.status()
             for process in status.processes if self._reacting else ():
                 await self._check_process(process)
+            if self._reacting:
+                await self._check_scheduled()
             for subscriber in status.subscribers:
                 if subscriber.stopped:
                     raise AssertionError(f"the subscriber {subscriber.name} fails: {subscriber.stopped}")
             behind = any(found.lag_events for found in status.subscribers)
+            behind = behind or not self.partition().process_worker.is_at_rest
             if not behind and (await self.partition().store.head()).position == status.head:
                 return
             seen = await self.partition().read_store.wait_for_change(seen, SUBSCRIBER_LOOK_S)
@@ -260,6 +302,14 @@ class InMemoryApplication(Application):
             raise AssertionError(
                 f"{failing.type}, sent by {process.name} {failing.instance!r}, fails: {failing.failure}"
             )
+
+    async def _check_scheduled(self) -> None:
+        """Raise what is wrong with commands that were scheduled."""
+        failing = await self.partition().process_worker.failing(SCHEDULED)
+        told = [(found.type, found.id, found.failure) for found in failing]
+        told += [(found.command, found.command_id, found.failure) for found in await self.scheduled.list(failed=True)]
+        for name, command_id, failure in told:
+            raise AssertionError(f"{name}, scheduled as {command_id!r}, fails: {failure}")
 
     def _new_event(self, event: Event) -> NewEvent:
         found = self._types.of(type(event))

@@ -46,7 +46,7 @@ from diptych.write_side.own_tables import own_tables
 from diptych.write_side.state_form import key_of
 from diptych.write_side.verdict import Verdict
 
-__all__ = ["CommandBus", "CommandMiddleware", "NextCommand", "Sender"]
+__all__ = ["Accepted", "CommandBus", "CommandMiddleware", "NextCommand", "Sender"]
 
 CONFLICTS_MAX = 10
 """How often one command is decided before it ends in `Conflict`."""
@@ -73,6 +73,20 @@ class Sender(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str | None = None
     causation_id: str | None = None
     traceparent: str | None = None
+
+
+class Accepted(NamedTuple):
+    """A command that is executed later, as it is kept until then.
+
+    Attributes:
+        name: with its context: "school.Enrol".
+        data: its fields as JSON.
+        payload_hash: tells this payload from others under the same id.
+    """
+
+    name: str
+    data: bytes
+    payload_hash: bytes
 
 
 class _Call(NamedTuple):
@@ -165,6 +179,38 @@ class CommandBus:
             return Verdict(rejected=rejected)
         return Verdict(events=receipt.events)
 
+    async def accept(self, command: Command, command_id: str, sender: Sender) -> Accepted:
+        """Check a command that is to be executed later: all that `execute` does before it looks at anything stored.
+
+        It goes through every middleware, with a context that says `dry_run`, and whoever sends it has to have the
+        scopes that its handler requires. Nothing is decided.
+
+        Raises:
+            Forbidden: its handler requires a scope that the sender does not have.
+            InvalidMessage: a field is of the wrong type, or the id is none.
+            UnknownMessage: nobody handles it.
+        """
+        handler = self._handler(command)
+        check_command_id(command_id)
+        if self._own_tables is not None:
+            self._own_tables.check_not_inside()
+        codec = self._codecs[type(command)]
+        data, settled = codec.settle(command)
+        hashed = codec.payload_hash(handler.command_name, settled)
+
+        async def admit(reached: Command, context: CommandContext) -> Receipt:
+            nonlocal hashed
+            _authorise(handler, context)
+            hashed = codec.payload_hash(handler.command_name, reached)  # as a middleware may have changed it
+            return Receipt(command_id=command_id, place=await self._store.head())
+
+        await self._through(admit)(settled, self._context(command_id, sender, dry_run=True))
+        return Accepted(handler.command_name, data, hashed)
+
+    async def heard(self, kept: KeptOutcome) -> Receipt | Rejected:
+        """The outcome that is kept of a command, as whoever executes it again hears it."""
+        return await self._heard(kept, self._group.keep_up())
+
     def _handler(self, command: Command) -> CommandHandler:
         handler = self._handlers.get(type(command))
         if handler is None:
@@ -177,22 +223,25 @@ class CommandBus:
         if self._own_tables is not None:
             self._own_tables.check_not_inside()
         _, settled = self._codecs[type(command)].settle(command)
-        context = CommandContext(
-            now=self._clock.now(),
-            command_id=command_id or unique_id(),
-            actor=call.sender.actor,
-            correlation_id=call.sender.correlation_id,
-            dry_run=call.dry_run,
-            reason=call.sender.reason,
-            scopes=call.sender.scopes,
-            trusted=call.sender.trusted,
-        )
+        context = self._context(command_id or unique_id(), call.sender, dry_run=call.dry_run)
         reach = partial(self._reach, call)
         self._under_way += 1
         try:
             return await self._through(reach)(settled, context)
         finally:
             self._under_way -= 1
+
+    def _context(self, command_id: str, sender: Sender, *, dry_run: bool) -> CommandContext:
+        return CommandContext(
+            now=self._clock.now(),
+            command_id=command_id,
+            actor=sender.actor,
+            correlation_id=sender.correlation_id,
+            dry_run=dry_run,
+            reason=sender.reason,
+            scopes=sender.scopes,
+            trusted=sender.trusted,
+        )
 
     def _through(self, reach: NextCommand) -> NextCommand:
         """The way through every middleware, the first one outermost."""
@@ -258,11 +307,14 @@ class CommandBus:
 
     async def _kept(self, kept: KeptOutcome, attempt: Attempt) -> Receipt:
         check_payload(kept, attempt.payload_hash)
+        return _told(await self._heard(kept, attempt.forks))
+
+    async def _heard(self, kept: KeptOutcome, forks: int) -> Receipt | Rejected:
         if kept.rejection is not None:
-            raise rejection(kept.rejection)
+            return rejection(kept.rejection)
         first = Position(kept.place.position - kept.event_count)
         found = await self._store.read(ALL_EVENTS, first, max(kept.event_count, 1), until=kept.place.position)
-        self._group.check(attempt.forks)
+        self._group.check(forks)
         whole = [recorded for recorded in found.events if recorded.data]  # of the others nobody knows the data any more
         return receipt(kept, [self._history.event(recorded) for recorded in whole])
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from heapq import nsmallest
 from typing import NamedTuple
 
 import msgspec
@@ -34,12 +36,12 @@ class _Lease(NamedTuple):
 class _Kept:
     """One process with all that is of it."""
 
-    def __init__(self, stored: StoredProcess) -> None:
+    def __init__(self, stored: StoredProcess, outgoing: dict[str, Outgoing]) -> None:
         self.stored = stored
         self.lease: _Lease | None = None
         self.last_holder = ""
         self.instances: dict[str, Instance] = {}
-        self.outgoing: dict[str, Outgoing] = {}
+        self.outgoing = outgoing
 
     def fence(self) -> None:
         self.stored = msgspec.structs.replace(self.stored, epoch=self.stored.epoch + 1)
@@ -51,6 +53,7 @@ class MemoryProcessStore:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._kept: dict[str, _Kept] = {}
+        self._outgoing: defaultdict[str, dict[str, Outgoing]] = defaultdict(dict)
         self._open = False
 
     async def open(self) -> None:
@@ -65,7 +68,8 @@ class MemoryProcessStore:
         """Make a process, or give the one that is there."""
         self._check_open()
         if process not in self._kept:
-            self._kept[process] = _Kept(StoredProcess(process, checkpoint, fingerprint, 0))
+            stored = StoredProcess(process, checkpoint, fingerprint, 0)
+            self._kept[process] = _Kept(stored, self._outgoing[process])
         return self._kept[process].stored
 
     async def processes(self) -> list[StoredProcess]:
@@ -109,6 +113,9 @@ class MemoryProcessStore:
         kept.stored = StoredProcess(change.process, change.checkpoint, change.fingerprint, change.epoch)
         for item in list(kept.outgoing.values()):
             self._take_out(kept, change, item)
+        for begun in change.begun:
+            if begun in kept.outgoing:
+                kept.outgoing[begun] = msgspec.structs.replace(kept.outgoing[begun], begun=True)
         for item in change.failed:
             if item.id in kept.outgoing:
                 kept.outgoing[item.id] = item
@@ -122,11 +129,39 @@ class MemoryProcessStore:
         if dropped or item.instance in change.emptied or item.id in change.removed:
             del kept.outgoing[item.id]
         elif item.dead and item.instance in change.revived:
-            kept.outgoing[item.id] = msgspec.structs.replace(
-                item, dead=False, attempts=0, failure="", due_us=change.revived_due_us
-            )
+            kept.outgoing[item.id] = _revived(item, change.revived_due_us)
+
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        """Put in what is to go out; what is there stays."""
+        self._check_open()
+        outgoing = self._outgoing[process]
+        return [outgoing.setdefault(item.id, item) for item in items]
+
+    async def drop(self, process: str, ids: Collection[str]) -> None:
+        """Take out what is not to go out any more."""
+        outgoing = self._of(process).outgoing
+        for dropped in ids:
+            outgoing.pop(dropped, None)
+
+    async def revive(self, process: str, ids: Collection[str], due_us: int) -> None:
+        """Have what is dead of these due again."""
+        outgoing = self._of(process).outgoing
+        for revived in ids:
+            if revived in outgoing and outgoing[revived].dead:
+                outgoing[revived] = _revived(outgoing[revived], due_us)
 
     # ── read ─────────────────────────────────────────────────────────────────
+
+    async def find(self, process: str, ids: Collection[str]) -> list[Outgoing]:
+        """What is there under these ids."""
+        outgoing = self._of(process).outgoing
+        return [outgoing[wanted] for wanted in dict.fromkeys(ids) if wanted in outgoing]
+
+    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+        """The first commands and timeouts behind an id."""
+        items = self._of(process).outgoing.values()
+        found = [item for item in items if (after is None or item.id > after) and (item.dead or not dead)]
+        return nsmallest(limit, found, key=lambda item: item.id)
 
     async def instances(self, process: str, ids: Collection[str]) -> list[Instance]:
         """Those of these instances that are there."""
@@ -169,7 +204,7 @@ class MemoryProcessStore:
                 first[item.instance] = item
         ready = [item for item in items if item.kind == "timeout" or first[item.instance] is item]
         found = [item for item in ready if item.due_us <= now_us and not item.dead]
-        return sorted(found, key=lambda item: (item.due_us, *_order(item)))[:limit]
+        return nsmallest(limit, found, key=lambda item: (-item.priority, item.due_us, *_order(item)))
 
     async def next_due_us(self, process: str, after_us: int) -> int | None:
         """When the next thing is due."""
@@ -183,11 +218,19 @@ class MemoryProcessStore:
 
     def _of(self, process: str) -> _Kept:
         self._check_open()
-        return self._kept.get(process) or _Kept(StoredProcess(process, Place(NOWHERE, START, NOWHERE), "", 0))
+        known = self._kept.get(process)
+        if known is None:  # there may be something to go out of it all the same
+            nowhere = StoredProcess(process, Place(NOWHERE, START, NOWHERE), "", 0)
+            return _Kept(nowhere, self._outgoing.get(process, {}))
+        return known
 
     def _check_open(self) -> None:
         if not self._open:
             raise StoreClosed("this process store is not open")
+
+
+def _revived(item: Outgoing, due_us: int) -> Outgoing:
+    return msgspec.structs.replace(item, dead=False, attempts=0, failure="", due_us=due_us, begun=False)
 
 
 def _is_stuck(instance: Instance, dead: Collection[str]) -> bool:

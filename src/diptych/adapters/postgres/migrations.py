@@ -34,7 +34,7 @@ class Migration(msgspec.Struct, frozen=True):
     """One step.
 
     Attributes:
-        number: 1, 2, 3 …
+        number: 1, 2, 3 …; some may be left out.
         name: what it does, in a few words.
         sql: statements, in which `{schema}` stands for the quoted name of the schema. A migration that was released is
             never changed.

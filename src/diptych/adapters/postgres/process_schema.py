@@ -55,7 +55,24 @@ CREATE INDEX process_outgoing_due ON {schema}.process_outgoing (process, due, po
 CREATE INDEX process_outgoing_dead ON {schema}.process_outgoing (process, instance) WHERE dead;
 """
 
-PROCESS_MIGRATIONS = Migrations(store="processes", steps=(Migration(1, "tables of processes", _TABLES),))
+_COMMANDS_IN_TIME = """
+ALTER TABLE {schema}.process_outgoing
+    ADD COLUMN priority integer NOT NULL DEFAULT 0,
+    ADD COLUMN expires bigint NOT NULL DEFAULT 0,  -- microseconds since 1970 UTC; 0: never
+    ADD COLUMN begun boolean NOT NULL DEFAULT false,
+    DROP CONSTRAINT process_outgoing_pkey,
+    ADD PRIMARY KEY (process, id);
+DROP INDEX {schema}.process_outgoing_due;
+CREATE INDEX process_outgoing_due ON {schema}.process_outgoing (process, priority, due, position, ordinal)
+    WHERE NOT dead;
+DROP INDEX {schema}.process_outgoing_dead;
+CREATE INDEX process_outgoing_dead ON {schema}.process_outgoing (process, id) INCLUDE (instance) WHERE dead;
+"""
+
+PROCESS_MIGRATIONS = Migrations(
+    store="processes",
+    steps=(Migration(1, "tables of processes", _TABLES), Migration(7, "commands in time", _COMMANDS_IN_TIME)),
+)
 
 _SEEN, _CHANGED = "SELECT", "SELECT, INSERT, UPDATE, DELETE"
 
@@ -64,6 +81,7 @@ PROCESS_GRANTS = Grants(
     tables={
         "processes": {"writer": _SEEN, "reader": _SEEN, "projector": "SELECT, INSERT, UPDATE"},
         "process_instances": {"writer": _SEEN, "reader": _SEEN, "projector": "SELECT, INSERT, UPDATE"},
-        "process_outgoing": {"writer": _SEEN, "reader": _SEEN, "projector": _CHANGED},
+        # whoever executes commands schedules and cancels them as well
+        "process_outgoing": {"writer": _CHANGED, "reader": _SEEN, "projector": _CHANGED},
     },
 )

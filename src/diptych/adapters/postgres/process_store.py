@@ -22,7 +22,15 @@ from diptych.adapters.postgres.connection import (
 from diptych.adapters.postgres.process_schema import PROCESS_MIGRATIONS
 from diptych.errors import StoreClosed, StoreUnavailable
 from diptych.event_store.position import Place, Position
-from diptych.process_managers.process_store import Instance, InstanceCount, Outgoing, ProcessChange, StoredProcess
+from diptych.process_managers.process_store import (
+    PRIORITY_MAX,
+    PRIORITY_MIN,
+    Instance,
+    InstanceCount,
+    Outgoing,
+    ProcessChange,
+    StoredProcess,
+)
 
 if TYPE_CHECKING:
     import asyncpg
@@ -45,7 +53,10 @@ _BEGIN = (
 )
 _PROCESS = "name, history_id, position, event_id, fingerprint, epoch"
 _INSTANCE = "id, state, started, started_at, last, last_at, ended, blocked, failure"
-_OUTGOING = "id, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead"
+_OUTGOING = (
+    "id, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead, "
+    "priority, expires, begun"
+)
 
 
 def connect(url: str) -> PostgresProcessStore:
@@ -140,7 +151,36 @@ class PostgresProcessStore:
             await link.execute(statement, *arguments)
         return True
 
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        """Put in what is to go out; what is there stays."""
+        columns, ids = _columns([_outgoing_row(item) for item in items]), [item.id for item in items]
+
+        async def work(link: Link) -> list[asyncpg.Record]:
+            await link.execute(self._sql.add_new, process, *columns)
+            return await link.fetch(self._sql.find, process, ids)
+
+        there = {item.id: item for item in map(_outgoing_of, await self._change(work))} if items else {}
+        return [there.get(item.id, item) for item in items]  # what has gone out in between was there, and is done
+
+    async def drop(self, process: str, ids: Collection[str]) -> None:
+        """Take out what is not to go out any more."""
+        await self._change(lambda link: link.execute(self._sql.drop, process, list(ids)))
+
+    async def revive(self, process: str, ids: Collection[str], due_us: int) -> None:
+        """Have what is dead of these due again."""
+        await self._change(lambda link: link.execute(self._sql.revive, process, list(ids), due_us))
+
     # ── read ─────────────────────────────────────────────────────────────────
+
+    async def find(self, process: str, ids: Collection[str]) -> list[Outgoing]:
+        """What is there under these ids."""
+        return [_outgoing_of(row) for row in await self._rows(self._sql.find, process, list(ids))]
+
+    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+        """The first commands and timeouts behind an id."""
+        statement = self._sql.waiting(dead=dead, first=after is None)
+        arguments = (process, limit) if after is None else (process, limit, after)
+        return [_outgoing_of(row) for row in await self._rows(statement, *arguments)]
 
     async def instances(self, process: str, ids: Collection[str]) -> list[Instance]:
         """Those of these instances that are there."""
@@ -241,13 +281,32 @@ class _Statements:
             f"(SELECT count(*) FROM {out} WHERE process = $1 AND NOT dead), "
             f"(SELECT count(*) FROM {out} WHERE process = $1 AND dead)"
         )
+        levels = f"generate_series({PRIORITY_MAX}, {PRIORITY_MIN}, -1) AS level (priority)"  # each a look at the index
+        at_level = f"FROM {out} AS o WHERE process = $1 AND o.priority = level.priority AND NOT dead"
         self.due = (
-            f"SELECT {_OUTGOING} FROM {out} AS o WHERE process = $1 AND due <= $2 AND NOT dead "
-            f"AND (kind = 'timeout' OR NOT EXISTS ({_held_back(out)})) ORDER BY due, position, ordinal LIMIT $3"
+            f"SELECT {_OUTGOING.replace('priority', 'found.priority')} FROM {levels} CROSS JOIN LATERAL "
+            f"(SELECT {_OUTGOING.replace('priority', 'o.priority')} {at_level} AND due <= $2 "
+            f"AND (kind = 'timeout' OR NOT EXISTS ({_held_back(out)})) ORDER BY due, position, ordinal LIMIT $3) "
+            "AS found ORDER BY found.priority DESC, due, position, ordinal LIMIT $3"
         )
-        self.next_due = f"SELECT min(due) FROM {out} WHERE process = $1 AND due > $2 AND NOT dead"
+        self.next_due = (
+            f"SELECT min(found.due) FROM {levels} CROSS JOIN LATERAL "
+            f"(SELECT due {at_level} AND due > $2 ORDER BY due LIMIT 1) AS found"
+        )
+        self.find = f"SELECT {_OUTGOING} FROM {out} WHERE process = $1 AND id = ANY($2::text[])"
+        self.drop = f"DELETE FROM {out} WHERE process = $1 AND id = ANY($2::text[])"
+        self.revive = f"{_revived(out)} AND id = ANY($2::text[])"
+        self.add_new = f"{self._add} ON CONFLICT (process, id) DO NOTHING"
         self.outgoing = (
             f"SELECT {_OUTGOING} FROM {out} WHERE process = $1 AND instance = $2 ORDER BY position, kind, ordinal"
+        )
+
+    def waiting(self, *, dead: bool, first: bool) -> str:
+        """Commands and timeouts behind one."""
+        behind = "" if first else "AND id > $3 "
+        return (
+            f"SELECT {_OUTGOING} FROM {self._out} WHERE process = $1 {behind}{'AND dead ' if dead else ''}"
+            "ORDER BY id LIMIT $2"
         )
 
     def page(self, *, ended: bool, stuck: bool, first: bool) -> str:
@@ -266,16 +325,15 @@ class _Statements:
         """What goes, before what comes; only what there is to do."""
         process, out = change.process, self._out
         delete = f"DELETE FROM {out} WHERE process = $1 AND "
-        revive = (
-            f"UPDATE {out} SET dead = false, attempts = 0, failure = '', due = $3 "
-            "WHERE process = $1 AND instance = ANY($2::text[]) AND dead"
-        )
+        revive = f"{_revived(out)} AND instance = ANY($2::text[])"
+        begin = f"UPDATE {out} SET begun = true WHERE process = $1 AND id = ANY($2::text[])"
         fail = (
-            f"UPDATE {out} AS o SET attempts = f.attempts, failure = f.failure, dead = f.dead, due = f.due "
-            "FROM unnest($2::text[], $3::integer[], $4::text[], $5::boolean[], $6::bigint[]) "
-            "AS f (id, attempts, failure, dead, due) WHERE o.process = $1 AND o.id = f.id"
+            f"UPDATE {out} AS o SET attempts = f.attempts, failure = f.failure, dead = f.dead, due = f.due, "
+            "begun = f.begun "
+            "FROM unnest($2::text[], $3::integer[], $4::text[], $5::boolean[], $6::bigint[], $7::boolean[]) "
+            "AS f (id, attempts, failure, dead, due, begun) WHERE o.process = $1 AND o.id = f.id"
         )
-        failed = [(item.id, item.attempts, item.failure, item.dead, item.due_us) for item in change.failed]
+        failed = [(item.id, item.attempts, item.failure, item.dead, item.due_us, item.begun) for item in change.failed]
         found: list[tuple[Collection[Any], str, Sequence[Any]]] = [
             (change.emptied, delete + "instance = ANY($2::text[])", [list(change.emptied)]),
             (
@@ -285,6 +343,7 @@ class _Statements:
             ),
             (change.revived, revive, [list(change.revived), change.revived_due_us]),
             (change.removed, delete + "id = ANY($2::text[])", [list(change.removed)]),
+            (change.begun, begin, [list(change.begun)]),
             (failed, fail, _columns(failed)),
             (change.instances, self._upsert, _columns([_instance_row(each) for each in change.instances])),
             (change.added, self._add, _columns([_outgoing_row(item) for item in change.added])),
@@ -307,12 +366,20 @@ class _Statements:
     def _add(self) -> str:
         given = (
             "unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::integer[], $7::bigint[], $8::text[], "
-            "$9::integer[], $10::bytea[], $11::text[], $12::bytea[], $13::integer[], $14::text[], $15::boolean[]) "
+            "$9::integer[], $10::bytea[], $11::text[], $12::bytea[], $13::integer[], $14::text[], $15::boolean[], "
+            "$16::integer[], $17::bigint[], $18::boolean[]) "
             f"AS u ({_OUTGOING})"
         )
         # arrays of arrays are matrices to the server: tags come as the text of an array each
         columns = _OUTGOING.replace("tags", "tags::text[]")
         return f"INSERT INTO {self._out} (process, {_OUTGOING}) SELECT $1, {columns} FROM {given}"
+
+
+def _revived(out: str) -> str:
+    return (
+        f"UPDATE {out} SET dead = false, attempts = 0, failure = '', begun = false, due = $3 "
+        "WHERE process = $1 AND dead"
+    )
 
 
 def _held_back(out: str) -> str:
@@ -355,7 +422,8 @@ def _instance_row(instance: Instance) -> tuple[Any, ...]:
 
 
 def _outgoing_of(row: asyncpg.Record) -> Outgoing:
-    found, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, told, dead = row
+    found, instance, kind, position, ordinal, due, type, version, data, tags, metadata, *tried = row
+    attempts, told, dead, priority, expires, begun = tried
     return Outgoing(
         id=found,
         instance=instance,
@@ -371,13 +439,16 @@ def _outgoing_of(row: asyncpg.Record) -> Outgoing:
         attempts=attempts,
         failure=told,
         dead=dead,
+        priority=priority,
+        expires_us=expires,
+        begun=begun,
     )
 
 
 def _outgoing_row(item: Outgoing) -> tuple[Any, ...]:
     made_by = (item.id, item.instance, item.kind, item.position, item.ordinal, item.due_us)
     what = (item.type, item.version, item.data, _array_text(item.tags), item.metadata)
-    return (*made_by, *what, item.attempts, item.failure, item.dead)
+    return (*made_by, *what, item.attempts, item.failure, item.dead, item.priority, item.expires_us, item.begun)
 
 
 def _array_text(texts: Sequence[str]) -> str:

@@ -19,9 +19,37 @@ if TYPE_CHECKING:
 
 __all__ = ["instance_of", "instance_row", "outgoing_of", "outgoing_row", "prepare", "process_of"]
 
-VERSION = 1
+VERSION = 2
 """Of these tables."""
 
+_OUTGOING = """
+    CREATE TABLE process_outgoing (
+        id TEXT NOT NULL,
+        process TEXT NOT NULL,
+        instance TEXT NOT NULL,
+        kind TEXT NOT NULL,            -- command or timeout
+        position INTEGER NOT NULL,     -- of the event that it is a reaction to
+        ordinal INTEGER NOT NULL,
+        due INTEGER NOT NULL,          -- microseconds since 1970 UTC
+        type TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        data BLOB NOT NULL,            -- JSON
+        tags BLOB NOT NULL,            -- JSON array of text
+        metadata BLOB NOT NULL,        -- JSON
+        attempts INTEGER NOT NULL,
+        failure TEXT NOT NULL,
+        dead INTEGER NOT NULL,
+        priority INTEGER NOT NULL DEFAULT 0,
+        expires INTEGER NOT NULL DEFAULT 0,  -- microseconds since 1970 UTC; 0: never
+        begun INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (process, id)
+    ) WITHOUT ROWID
+    """
+_OUTGOING_INDEXES = (
+    "CREATE INDEX process_outgoing_of ON process_outgoing (process, instance, kind, position, ordinal, dead)",
+    "CREATE INDEX process_outgoing_due ON process_outgoing (process, priority, due, position, ordinal) WHERE dead = 0",
+    "CREATE INDEX process_outgoing_dead ON process_outgoing (process, id, instance) WHERE dead = 1",
+)
 _SCHEMA = (
     "CREATE TABLE processes_format (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
     f"INSERT INTO processes_format (one, version) VALUES (1, {VERSION})",
@@ -53,34 +81,25 @@ _SCHEMA = (
     """,
     "CREATE INDEX process_instances_running ON process_instances (process, id) WHERE ended = 0",
     "CREATE INDEX process_instances_blocked ON process_instances (process, id) WHERE blocked > 0",
-    """
-    CREATE TABLE process_outgoing (
-        id TEXT PRIMARY KEY,
-        process TEXT NOT NULL,
-        instance TEXT NOT NULL,
-        kind TEXT NOT NULL,            -- command or timeout
-        position INTEGER NOT NULL,     -- of the event that it is a reaction to
-        ordinal INTEGER NOT NULL,
-        due INTEGER NOT NULL,          -- microseconds since 1970 UTC
-        type TEXT NOT NULL,
-        version INTEGER NOT NULL,
-        data BLOB NOT NULL,            -- JSON
-        tags BLOB NOT NULL,            -- JSON array of text
-        metadata BLOB NOT NULL,        -- JSON
-        attempts INTEGER NOT NULL,
-        failure TEXT NOT NULL,
-        dead INTEGER NOT NULL
-    ) WITHOUT ROWID
-    """,
-    "CREATE INDEX process_outgoing_of ON process_outgoing (process, instance, kind, position, ordinal, dead)",
-    "CREATE INDEX process_outgoing_due ON process_outgoing (process, due, position, ordinal) WHERE dead = 0",
-    "CREATE INDEX process_outgoing_dead ON process_outgoing (process, instance) WHERE dead = 1",
+    _OUTGOING,
+    *_OUTGOING_INDEXES,
+)
+_OF_1 = (
+    "id, process, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead"
+)
+_TO_2 = (  # ids are of a process, and there are priorities
+    "ALTER TABLE process_outgoing RENAME TO process_outgoing_1",
+    _OUTGOING,
+    f"INSERT INTO process_outgoing ({_OF_1}) SELECT {_OF_1} FROM process_outgoing_1",
+    "DROP TABLE process_outgoing_1",
+    *_OUTGOING_INDEXES,
+    "UPDATE processes_format SET version = 2",
 )
 _tags = msgspec.json.Decoder(tuple[str, ...])
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
-    """Make the tables, inside a write transaction, where they are missing.
+    """Make the tables, inside a write transaction, where they are missing; bring those of before up to date.
 
     Raises:
         NewerStore: a newer Diptych made them.
@@ -93,6 +112,9 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     (found,) = connection.execute("SELECT version FROM processes_format").fetchone()
     if found > VERSION:
         raise NewerStore(f"the processes in {path}", found, VERSION)
+    if found < VERSION:
+        for statement in _TO_2:
+            connection.execute(statement)
 
 
 def process_of(name: str, history_id: bytes, position: int, event_id: bytes, fingerprint: str, epoch: int) -> Any:
@@ -124,7 +146,8 @@ def instance_row(process: str, instance: Instance) -> tuple[Any, ...]:
 
 def outgoing_of(row: tuple[Any, ...]) -> Outgoing:
     """What goes out, of a row of `process_outgoing`, but for its process."""
-    found, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead = row
+    found, instance, kind, position, ordinal, due, type, version, data, tags, metadata, *tried = row
+    attempts, failure, dead, priority, expires, begun = tried
     return Outgoing(
         id=found,
         instance=instance,
@@ -140,6 +163,9 @@ def outgoing_of(row: tuple[Any, ...]) -> Outgoing:
         attempts=attempts,
         failure=failure,
         dead=bool(dead),
+        priority=priority,
+        expires_us=expires,
+        begun=bool(begun),
     )
 
 
@@ -147,4 +173,5 @@ def outgoing_row(process: str, item: Outgoing) -> tuple[Any, ...]:
     """A row of `process_outgoing`."""
     what = (item.type, item.version, item.data, msgspec.json.encode(item.tags), item.metadata)
     made_by = (item.instance, item.kind, item.position, item.ordinal, item.due_us)
-    return (item.id, process, *made_by, *what, item.attempts, item.failure, item.dead)
+    tried = (item.attempts, item.failure, item.dead, item.priority, item.expires_us, item.begun)
+    return (item.id, process, *made_by, *what, *tried)

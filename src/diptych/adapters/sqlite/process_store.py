@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite.connection import LOCK_WAIT_S, CommitFailed, Failures, Writer, open_reader
@@ -23,7 +23,14 @@ from diptych.adapters.sqlite.process_rows import (
 from diptych.adapters.sqlite.read_leases import LeaseLocks
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Place
-from diptych.process_managers.process_store import Instance, InstanceCount, Outgoing, ProcessChange, StoredProcess
+from diptych.process_managers.process_store import (
+    PRIORITY_MAX,
+    Instance,
+    InstanceCount,
+    Outgoing,
+    ProcessChange,
+    StoredProcess,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -34,12 +41,17 @@ T = TypeVar("T")
 
 _PROCESS = "name, history_id, position, event_id, fingerprint, epoch"
 _INSTANCE = "id, state, started, started_at, last, last_at, ended, blocked, failure"
-_OUTGOING = "id, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead"
+_OUTGOING = (
+    "id, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead, "
+    "priority, expires, begun"
+)
 _UPSERT = f"INSERT OR REPLACE INTO process_instances (process, {_INSTANCE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ADD = (
     "INSERT INTO process_outgoing (id, process, instance, kind, position, ordinal, due, type, version, data, tags, "
-    "metadata, attempts, failure, dead) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "metadata, attempts, failure, dead, priority, expires, begun) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
+_REVIVE = "UPDATE process_outgoing SET dead = 0, attempts = 0, failure = '', begun = 0, due = ? WHERE process = ? "
 _HELD_BACK = (
     "SELECT 1 FROM process_outgoing AS e WHERE e.process = o.process AND e.instance = o.instance "
     "AND e.kind = 'command' AND (e.position, e.ordinal) < (o.position, o.ordinal) "
@@ -47,10 +59,13 @@ _HELD_BACK = (
     "SELECT 1 FROM process_outgoing AS d WHERE d.process = e.process AND d.instance = e.instance "
     "AND d.kind = 'command' AND d.position = e.position AND d.ordinal < e.ordinal AND d.dead) END"
 )
+_LOWER_PRIORITY = "SELECT max(priority) FROM process_outgoing WHERE process = ? AND priority < ? AND dead = 0"
 _DUE = (
-    f"SELECT {_OUTGOING} FROM process_outgoing AS o WHERE process = ? AND due <= ? AND dead = 0 "
+    f"SELECT {_OUTGOING} FROM process_outgoing AS o WHERE process = ? AND priority = ? AND due <= ? AND dead = 0 "
     f"AND (kind = 'timeout' OR NOT EXISTS ({_HELD_BACK})) ORDER BY due, position, ordinal LIMIT ?"
 )
+_NEXT_DUE = "SELECT min(due) FROM process_outgoing WHERE process = ? AND priority = ? AND due > ? AND dead = 0"
+_FIND = f"SELECT {_OUTGOING} FROM process_outgoing WHERE process = ? AND id IN (SELECT value FROM json_each(?))"
 _STUCK = (
     "id IN (SELECT b.id FROM process_instances AS b WHERE b.process = :process AND b.blocked > 0 "
     "UNION SELECT d.instance FROM process_outgoing AS d WHERE d.process = :process AND d.dead = 1)"
@@ -168,6 +183,29 @@ class SqliteProcessStore:
         """Make a change true, if the process is where its writer thinks."""
         return await self._run(lambda connection: _commit(connection, change))
 
+    async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+        """Put in what is to go out; what is there stays."""
+
+        def work(connection: sqlite3.Connection) -> list[Outgoing]:
+            connection.executemany(f"{_ADD} ON CONFLICT DO NOTHING", [outgoing_row(process, item) for item in items])
+            ids = json.dumps([item.id for item in items])
+            return [outgoing_of(row) for row in connection.execute(_FIND, (process, ids))]
+
+        there = {item.id: item for item in await self._run(work)}
+        return [there[item.id] for item in items]
+
+    async def drop(self, process: str, ids: Collection[str]) -> None:
+        """Take out what is not to go out any more."""
+        rows = [(process, dropped) for dropped in ids]
+        statement = "DELETE FROM process_outgoing WHERE process = ? AND id = ?"
+        await self._run(lambda connection: connection.executemany(statement, rows).close())
+
+    async def revive(self, process: str, ids: Collection[str], due_us: int) -> None:
+        """Have what is dead of these due again."""
+        rows = [(due_us, process, revived) for revived in ids]
+        statement = f"{_REVIVE} AND id = ? AND dead = 1"
+        await self._run(lambda connection: connection.executemany(statement, rows).close())
+
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._open_reader()
         try:
@@ -176,6 +214,20 @@ class SqliteProcessStore:
             raise StoreUnavailable(f"{error}; whether it was done shows when it is looked at again") from error
 
     # ── read ─────────────────────────────────────────────────────────────────
+
+    async def find(self, process: str, ids: Collection[str]) -> list[Outgoing]:
+        """What is there under these ids."""
+        return [outgoing_of(row) for row in self._rows(_FIND, (process, json.dumps(list(ids))))]
+
+    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+        """The first commands and timeouts behind an id."""
+        behind = "" if after is None else "AND id > :after "
+        statement = (
+            f"SELECT {_OUTGOING} FROM process_outgoing WHERE process = :process "
+            f"{behind}{'AND dead = 1 ' if dead else ''}ORDER BY id LIMIT :limit"
+        )
+        found = self._rows(statement, {"process": process, "after": after, "limit": limit})
+        return [outgoing_of(row) for row in found]
 
     async def instances(self, process: str, ids: Collection[str]) -> list[Instance]:
         """Those of these instances that are there."""
@@ -203,13 +255,27 @@ class SqliteProcessStore:
 
     async def due(self, process: str, now_us: int, limit: int) -> list[Outgoing]:
         """What is to go out now."""
-        return [outgoing_of(row) for row in self._rows(_DUE, (process, now_us, limit))]
+        found: list[Outgoing] = []
+        for priority in self._priorities(process):
+            if limit > len(found):
+                rows = self._rows(_DUE, (process, priority, now_us, limit - len(found)))
+                found += [outgoing_of(row) for row in rows]
+        return found
+
+    def _priorities(self, process: str) -> Iterator[int]:
+        """Those that anything waits with, from the highest: a look at the index each."""
+        below = PRIORITY_MAX + 1
+        while True:  # at most once for each priority that there is
+            ((priority,),) = self._rows(_LOWER_PRIORITY, (process, below))
+            if priority is None:
+                return
+            yield priority
+            below = priority
 
     async def next_due_us(self, process: str, after_us: int) -> int | None:
         """When the next thing is due."""
-        statement = "SELECT min(due) FROM process_outgoing WHERE process = ? AND due > ? AND dead = 0"
-        ((found,),) = self._rows(statement, (process, after_us))
-        return None if found is None else int(found)
+        found = [self._rows(_NEXT_DUE, (process, priority, after_us))[0][0] for priority in self._priorities(process)]
+        return min((due for due in found if due is not None), default=None)
 
     async def outgoing(self, process: str, instance: str) -> list[Outgoing]:
         """All that waits or is dead of an instance."""
@@ -257,17 +323,20 @@ def _statements(change: ProcessChange) -> list[tuple[str, list[tuple[Any, ...]]]
     """What goes, before what comes."""
     process = change.process
     delete = "DELETE FROM process_outgoing WHERE process = ? AND "
-    retry = (
-        "UPDATE process_outgoing SET dead = 0, attempts = 0, failure = '', due = ? "
-        "WHERE process = ? AND instance = ? AND dead = 1"
+    retry = f"{_REVIVE} AND instance = ? AND dead = 1"
+    begin = "UPDATE process_outgoing SET begun = 1 WHERE process = ? AND id = ?"
+    fail = (
+        "UPDATE process_outgoing SET attempts = ?, failure = ?, dead = ?, due = ?, begun = ? "
+        "WHERE process = ? AND id = ?"
     )
-    fail = "UPDATE process_outgoing SET attempts = ?, failure = ?, dead = ?, due = ? WHERE process = ? AND id = ?"
+    failed = [(item.attempts, item.failure, item.dead, item.due_us, item.begun) for item in change.failed]
     return [
         (delete + "instance = ?", [(process, instance) for instance in change.emptied]),
         (delete + "instance = ? AND kind = 'timeout'", [(process, each) for each in change.dropped_timeouts]),
         (retry, [(change.revived_due_us, process, instance) for instance in change.revived]),
         (delete + "id = ?", [(process, removed) for removed in change.removed]),
-        (fail, [(item.attempts, item.failure, item.dead, item.due_us, process, item.id) for item in change.failed]),
+        (begin, [(process, begun) for begun in change.begun]),
+        (fail, [(*how, process, item.id) for how, item in zip(failed, change.failed, strict=True)]),
         (_UPSERT, [instance_row(process, instance) for instance in change.instances]),
         (_ADD, [outgoing_row(process, item) for item in change.added]),
     ]

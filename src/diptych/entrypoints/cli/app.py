@@ -22,6 +22,9 @@ from diptych.entrypoints.cli.parked import discard, list_parked, replay
 from diptych.entrypoints.cli.prune import prune
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
+from diptych.entrypoints.cli.scheduled import cancel, list_scheduled
+from diptych.entrypoints.cli.scheduled import retry as retry_scheduled
+from diptych.entrypoints.cli.scheduled import show as show_scheduled
 from diptych.entrypoints.cli.schema import check
 from diptych.entrypoints.cli.schema import show as show_schema
 from diptych.entrypoints.cli.status import status
@@ -79,10 +82,11 @@ def command_line() -> App:
     )
     app.command(_parked())
     app.command(_processes())
-    _add(app, 7, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
+    app.command(_scheduled())
+    _add(app, 8, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
     url = "--store postgresql://localhost/school"
-    _add(app, 8, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
-    _add(app, 9, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
+    _add(app, 9, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
+    _add(app, 10, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     app.command(_schema())
     example = f"diptych prune PriceSeen school:school {_STORE} --older-than-days 90 --dry-run"
     _add(app, 11, prune, "prune", example, arguments="EVENT [APP...]")
@@ -110,8 +114,17 @@ def _processes() -> App:
     return processes
 
 
+def _scheduled() -> App:
+    scheduled = _group("scheduled", 7, "List commands that are executed later, cancel one, or try it again.")
+    _add(scheduled, 1, list_scheduled, "list", f"diptych scheduled list notes:notes {_STORE}", arguments="[APP...]")
+    for key, name, command in (2, "show", show_scheduled), (3, "cancel", cancel), (4, "retry", retry_scheduled):
+        example = f"diptych scheduled {name} reminder-17 notes:notes"
+        _add(scheduled, key, command, name, example, arguments="ID [APP...]")
+    return scheduled
+
+
 def _schema() -> App:
-    schema = _group("schema", 10, "List the event types of a store, or check that the code reads them.")
+    schema = _group("schema", 11, "List the event types of a store, or check that the code reads them.")
     _add(schema, 1, show_schema, "show", f"diptych schema show {_STORE}")
     _add(schema, 2, check, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
     return schema

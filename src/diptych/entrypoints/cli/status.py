@@ -117,6 +117,9 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
     if found.processes:
         output.print()
         output.print(_process_table(found.processes))
+    if found.scheduled.waiting or found.scheduled.failed or found.scheduled.stopped:
+        counts = (screen.count(found.scheduled.waiting), screen.count(found.scheduled.failed))
+        output.print("\nScheduled commands: {} wait, {} were given up".format(*counts))
     if found.replicas:
         output.print()
         output.print(_replica_table(found.replicas))
@@ -131,6 +134,8 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
         output.print("\nSome keys wait behind an event that cannot be folded: see diptych parked list")
     if any(each.count.blocked or each.count.dead for each in found.processes):
         output.print("\nSome instances of processes are stuck: see diptych processes list --stuck")
+    if found.scheduled.failed:
+        output.print("\nSome scheduled commands were given up: see diptych scheduled list --failed")
 
 
 def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:

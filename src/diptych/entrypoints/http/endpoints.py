@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from diptych.application.application import Application
 from diptych.entrypoints.http.authenticator import admitted
 from diptych.entrypoints.http.body import read_body
+from diptych.entrypoints.http.command_status import accepted_reply, receipt_json
 from diptych.entrypoints.http.decoding import MessageDecoder
 from diptych.entrypoints.http.field_errors import field_errors, invalid_message
-from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, UNKNOWN_CURSOR, UNKNOWN_TOKEN, Problem, problem_of
+from diptych.entrypoints.http.problems import (
+    INVALID_HEADER,
+    METHOD_NOT_ALLOWED,
+    UNKNOWN_CURSOR,
+    UNKNOWN_TOKEN,
+    Problem,
+    problem_of,
+)
 from diptych.entrypoints.http.query_string import as_json, parameters
 from diptych.entrypoints.http.reply import Header, Reply, entity_tag, is_known
 from diptych.entrypoints.http.request_headers import (
@@ -21,6 +29,7 @@ from diptych.entrypoints.http.request_headers import (
     is_dry_run,
     preferred_wait_s,
     reason,
+    responds_later,
     select,
     traceparent,
 )
@@ -41,7 +50,7 @@ CURSOR = "cursor"
 """What the read side calls a cursor that it refuses."""
 
 _BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
-_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match", b"reason"}
+_COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match", b"reason", b"prefer"}
 _QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match"}
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
@@ -93,7 +102,7 @@ class CommandEndpoint:
         self._decoder = MessageDecoder(cls)
 
     async def __call__(self, scope: Scope, receive: Receive, /) -> Reply:
-        """Execute the command in the body; its receipt."""
+        """Execute the command in the body; its receipt. Or accept it, where that is preferred; where its status is."""
         if scope["method"] != "POST":
             raise _not_allowed(b"POST")
         found = select(scope["headers"], _COMMAND_HEADERS)
@@ -105,11 +114,23 @@ class CommandEndpoint:
         check_json(found)
         body = await read_body(receive, found)
         command = self._decoder.decode(body)
+        later = responds_later(found) and not dry_run
         if basis is not None:
             _check_token(basis)
+            if later:
+                raise Problem(
+                    INVALID_HEADER,
+                    "What is executed later cannot be based on an answer; leave one out",
+                    header="Prefer",
+                )
         try:
             if dry_run:
                 return self._told(await self._application.can(command, actor=actor, based_on=basis))
+            if later:
+                accepted = await self._application.schedule(
+                    command, command_id=key, actor=actor, reason=why, traceparent=traceparent(found)
+                )
+                return accepted_reply(scope, accepted)
             receipt = await self._application.execute(
                 command, command_id=key, actor=actor, reason=why, traceparent=traceparent(found), based_on=basis
             )
@@ -120,13 +141,7 @@ class CommandEndpoint:
                 raise
             # No token came with it: the stores do not fit, which is for the log.
             raise problem_of(RuntimeError("the history diverged under a command")) from error
-        token = receipt.token
-        content = b'{"command_id":%b,"position":%d,"token":"%b"}' % (
-            encode(receipt.command_id),
-            receipt.position,
-            token.encode(),
-        )
-        return Reply(200, content, [(b"consistency-token", token.encode())])
+        return Reply(200, receipt_json(receipt), [(b"consistency-token", receipt.token.encode())])
 
     def _told(self, verdict: Verdict) -> Reply:
         """What would happen; the domain's no is the problem that it would be."""

@@ -97,6 +97,8 @@ def openapi(application: Application, scheme: Mapping[str, str] = {}) -> Json:
         paths[f"/queries/{name}"] = (
             {method: _guarded(operation) for method, operation in operations.items()} if scheme else operations
         )
+    status = _status()
+    paths["/commands/{command_id}"] = {"get": _guarded(status) if scheme else status}
     names = [context.name for context in application.contexts]
     refusing = any(application.required_scopes(command) for command in commands)
     failures = {
@@ -140,7 +142,7 @@ def _guarded(operation: Json, required: Sequence[str] = ()) -> Json:
 
 
 def _command(cls: type, name: str, reference: Json, required: Sequence[str], *, can_be_tried: bool) -> Json:
-    headers = ("IdempotencyKey", "IfMatch", "Reason", "Traceparent")
+    headers = ("IdempotencyKey", "IfMatch", "Reason", "RespondAsync", "Traceparent")
     return {
         "operationId": f"execute-{name}",
         "tags": ["commands"],
@@ -158,7 +160,32 @@ def _command(cls: type, name: str, reference: Json, required: Sequence[str], *, 
                     }
                 },
             },
+            "202": {
+                "description": "It was accepted, durably, as `Prefer: respond-async` asks for, and is executed soon",
+                "headers": {
+                    "Location": _ref("headers", "StatusLocation"),
+                    "Preference-Applied": _ref("headers", "PreferenceApplied"),
+                },
+                "content": {"application/json": {"schema": _ref("schemas", "diptych.CommandStatus")}},
+            },
             **_failures([*_COMMAND_STATUSES, *([403] if required else [])]),
+        },
+    }
+
+
+def _status() -> Json:
+    return {
+        "operationId": "command-status",
+        "tags": ["commands"],
+        "summary": "How far a command is, by its id",
+        "parameters": [_ref("parameters", name) for name in ("CommandId", "Partition")],
+        "responses": {
+            "200": {
+                "description": "It was accepted, or its outcome is kept",
+                "headers": {"Consistency-Token": _ref("headers", "OwnToken")},
+                "content": {"application/json": {"schema": _ref("schemas", "diptych.CommandStatus")}},
+            },
+            **_failures(_GET_STATUSES),
         },
     }
 
@@ -339,11 +366,39 @@ _VERDICT: Json = {
 }
 
 
+_STATUS: Json = {
+    "type": "object",
+    "properties": {
+        "command_id": {"type": "string"},
+        "state": {
+            "enum": ["accepted", "running", "done", "rejected", "failed"],
+            "description": "`failed` was given up, and waits for somebody",
+        },
+        "command": {"type": "string", "examples": ["school.Enrol"]},
+        "due_at": {"type": "string", "format": "date-time", "description": "When it is executed, or tried again"},
+        "expires_at": {"type": "string", "format": "date-time"},
+        "attempts": {"type": "integer", "minimum": 0, "description": "How often it has failed"},
+        "receipt": {"$ref": "#/components/schemas/diptych.Receipt"},
+        "rejection": {
+            "type": "object",
+            "properties": {
+                "code": {"type": "string", "description": "The domain's; or `cancelled`, or `expired`"},
+                "facts": {"type": "object"},
+            },
+            "required": ["code", "facts"],
+        },
+    },
+    "required": ["command_id", "state"],
+    "additionalProperties": False,
+}
+
+
 def _own_schemas(failures: Iterable[list[ProblemType]]) -> Json:
     types = [type for found in failures for type in found]
     return {
         "diptych.Receipt": _RECEIPT,
         "diptych.Verdict": _VERDICT,
+        "diptych.CommandStatus": _STATUS,
         **{f"problem.{type.name}": _problem_schema(type) for type in types},
     }
 
@@ -373,6 +428,9 @@ same key gives the first outcome again, be it receipt or rejection; the same key
 The `Consistency-Token` of a receipt or answer, sent with a query, makes the query wait until its answer shows at least
 that, for {WAIT_S:g} seconds or as `Prefer: wait=<seconds>` says (at most {WAIT_S_MAX:g}); an older answer is
 never given.
+
+`Prefer: respond-async` has a command accepted (202), and executed soon; `GET /commands/{{command_id}}` tells what
+becomes of it.
 
 `?dry-run=true` says what would come of a command, its events or the problem, and does nothing.
 
@@ -431,6 +489,27 @@ _PARAMETERS: Json = {
         "schema": {"type": "string", "pattern": REASON_PATTERN},
         "example": "asked for by phone",
     },
+    "RespondAsync": {
+        "name": "Prefer",
+        "in": "header",
+        "description": "`respond-async` (RFC 7240): it is accepted with a 202, and executed soon; its status is at "
+        "`Location`. Not together with If-Match; a dry run is answered at once",
+        "schema": {"type": "string"},
+        "example": "respond-async",
+    },
+    "CommandId": {
+        "name": "command_id",
+        "in": "path",
+        "required": True,
+        "description": "As in the receipt, or the Idempotency-Key that it was sent with",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
+    "Partition": {
+        "name": "partition",
+        "in": "query",
+        "description": "As in `Location`, of an application in partitions",
+        "schema": {"type": "string"},
+    },
     "Traceparent": {
         "name": "traceparent",
         "in": "header",
@@ -458,7 +537,12 @@ _HEADERS: Json = {
         "description": "There, as `?1`, if the answer lacks events that could not be folded",
         "schema": {"type": "string"},
     },
-    "PreferenceApplied": {"description": "The wait that was applied", "schema": {"type": "string"}},
+    "PreferenceApplied": {"description": "The preference that was applied", "schema": {"type": "string"}},
+    "StatusLocation": {
+        "description": "Where the command's status is",
+        "required": True,
+        "schema": {"type": "string"},
+    },
     "RetryAfter": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 0}},
     "WwwAuthenticate": {
         "description": "The credentials that are wanted",

@@ -29,6 +29,7 @@ __all__ = [
     "is_dry_run",
     "preferred_wait_s",
     "reason",
+    "responds_later",
     "select",
     "traceparent",
 ]
@@ -67,6 +68,9 @@ _reason = re.compile(REASON_PATTERN)
 _traceparent = re.compile(TRACEPARENT_PATTERN)
 _wait = re.compile(
     rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
+)
+_respond_async = re.compile(
+    r'(?:^|,)\s*respond-async\s*(?:=\s*(?:""|1|true)\s*)?(?:;[^,]*)?(?=$|,)', re.IGNORECASE | re.ASCII
 )
 _charset = re.compile(rb';\s*charset\s*=\s*"?([^";\s]+)"?', re.IGNORECASE)
 
@@ -167,6 +171,12 @@ def preferred_wait_s(found: dict[bytes, bytes]) -> int | None:
     raw = found.get(b"prefer")
     asked = None if raw is None else _wait.search(raw.decode("latin-1"))
     return None if asked is None else min(int(asked.group(1)), int(WAIT_S_MAX))
+
+
+def responds_later(found: dict[bytes, bytes]) -> bool:
+    """Whether there is a `Prefer: respond-async` (RFC 7240): the command is accepted, and executed after the reply."""
+    raw = found.get(b"prefer")
+    return raw is not None and _respond_async.search(raw.decode("latin-1")) is not None
 
 
 def traceparent(found: dict[bytes, bytes]) -> str | None:

@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute, Match, NoMatchFound
 from diptych.application.application import Application
 from diptych.entrypoints.http.authenticator import Authenticator, Guard
 from diptych.entrypoints.http.body import ClientGone
+from diptych.entrypoints.http.command_status import COMMANDS, StatusEndpoint
 from diptych.entrypoints.http.endpoints import CommandEndpoint, Endpoint, Endpoints, QueryEndpoint
 from diptych.entrypoints.http.health import Ready, live
 from diptych.entrypoints.http.openapi import Document
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["health_app", "http_app"]
 
-COMMANDS = "/commands/"
 QUERIES = "/queries/"
 
 
@@ -68,7 +68,8 @@ def http_app(application: Application, *, authenticator: Authenticator | None = 
 
     if _is_open(application):
         compile_endpoints()
-    messages = (_MessageRoute(COMMANDS, commands, guard), _MessageRoute(QUERIES, queries, guard))
+    status = partial(StatusEndpoint, application)
+    messages = (_CommandRoute(COMMANDS, commands, guard, status), _MessageRoute(QUERIES, queries, guard))
     app = _HttpApp(
         messages,
         routes=[
@@ -179,6 +180,26 @@ class _MessageRoute(_ReplyingRoute):
     def endpoint(self, scope: Scope) -> Endpoint:
         """The endpoint of the message that the rest of the path names."""
         return self._endpoints.find(_path(scope)[len(self._prefix) :])
+
+
+class _CommandRoute(_MessageRoute):
+    """All commands, to be posted; and their status by id, to be got."""
+
+    def __init__(
+        self,
+        prefix: str,
+        endpoints: Endpoints[CommandEndpoint],
+        guard: Guard | None,
+        status: Callable[[str], StatusEndpoint],
+    ) -> None:
+        super().__init__(prefix, endpoints, guard)
+        self._status = status
+
+    def endpoint(self, scope: Scope) -> Endpoint:
+        """The endpoint of the command that the rest of the path names; of the status of that id where it is got."""
+        if scope["method"] in ("GET", "HEAD"):
+            return self._status(_path(scope)[len(COMMANDS) :])
+        return super().endpoint(scope)
 
 
 class _Route(_ReplyingRoute):

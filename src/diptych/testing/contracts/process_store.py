@@ -24,6 +24,8 @@ import pytest
 from diptych.errors import StoreClosed
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.process_managers.process_store import (
+    PRIORITY_MAX,
+    PRIORITY_MIN,
     Instance,
     InstanceCount,
     Outgoing,
@@ -344,6 +346,106 @@ class ProcessStoreContract(ABC):
             assert sorted(each.instance for each in found) == ["a", "b", "c", "f", "f"]
             assert await writing.due(20, limit=2) == found[:2]
 
+    async def test_a_higher_priority_goes_first(self) -> None:
+        """Of what is due; then by time, up to the limit. It moves nothing of an instance out of its order."""
+        async with self.writing() as writing:
+            given = [
+                item("a", 1, due_us=10),
+                item("b", 1, due_us=20, priority=PRIORITY_MAX),
+                item("c", 1, due_us=15, priority=PRIORITY_MAX),
+                item("d", 1, due_us=1, priority=PRIORITY_MIN),
+                item("e", 1, due_us=21, priority=5),
+                item("f", 1, due_us=12),
+                item("a", 2, due_us=1, priority=3),
+            ]
+            await writing.commit(1, added=given)
+            assert [each.instance for each in await writing.due(20)] == ["c", "b", "a", "f", "d"]
+            assert [each.instance for each in await writing.due(20, limit=3)] == ["c", "b", "a"]
+            assert [each.instance for each in await writing.due(9)] == ["d"]
+            assert await writing.store.next_due_us(SHIPPING, 0) == 1
+            assert await writing.store.next_due_us(SHIPPING, 19) == 20
+            assert await writing.store.next_due_us(SHIPPING, 20) == 21
+
+    async def test_what_is_begun_is_noted(self) -> None:
+        """Until it fails, or is revived; it stays due, for whoever takes over. What is gone stays away."""
+        async with self.writing() as writing:
+            await writing.commit(1, added=[item("a"), item("b")])
+            await writing.commit(2, begun=[item("a").id, "none"])
+            assert sorted(await writing.due(), key=lambda each: each.instance) == [item("a", begun=True), item("b")]
+            failed = item("a", attempts=9, failure="no", dead=True)
+            await writing.commit(3, failed=[failed])
+            assert await writing.store.outgoing(SHIPPING, "a") == [failed]
+            await writing.commit(4, begun=[failed.id], revived=["a"], revived_due_us=0)
+            assert await writing.store.outgoing(SHIPPING, "a") == [item("a", begun=True)]
+            await writing.commit(5, failed=[item("a", begun=True, dead=True)])
+            await writing.commit(6, revived=["a"])
+            assert await writing.store.outgoing(SHIPPING, "a") == [item("a")]
+
+    # ── by anybody ───────────────────────────────────────────────────────────
+
+    async def test_anybody_adds_what_is_to_go_out(self) -> None:
+        """Without a lease, before the process is made, and seen by who makes it; all that it says is kept."""
+        async with self.two_stores() as (one, other):
+            given = [
+                item("a", priority=-3, expires_us=FAR_US, data=b'{"x": 1}', metadata=b'{"m": 1}'),
+                item("b", due_us=7),
+            ]
+            assert await one.add(SHIPPING, given) == given
+            assert await other.find(SHIPPING, [given[1].id, "none", given[0].id, given[0].id]) in (given, given[::-1])
+            writing = await begun(other)
+            assert await writing.due(7) == [given[1], given[0]]
+            await writing.commit(1, removed=[given[0].id])
+            assert await one.find(SHIPPING, [each.id for each in given]) == [given[1]]
+            assert await one.add(SHIPPING, []) == []
+
+    async def test_what_is_there_under_an_id_stays(self) -> None:
+        """Whoever adds it again gets it as it is, also twice in one call; the other items are put in."""
+        async with self.two_stores() as (one, other):
+            first = item("a", data=b"[1]")
+            await one.add(SHIPPING, [first])
+            again = item("a", data=b"[2]", priority=4, due_us=9)
+            twice = [item("b", data=b"[3]"), item("b", data=b"[4]")]
+            assert await other.add(SHIPPING, [again, *twice]) == [first, twice[0], twice[0]]
+            assert await one.find(SHIPPING, [first.id, twice[0].id]) in ([first, twice[0]], [twice[0], first])
+            assert await one.add("shop.Billing", [again]) == [again]
+
+    async def test_of_many_that_add_one_id_one_is_kept(self) -> None:
+        """All hear of the same one."""
+        async with self.two_stores() as (one, other):
+            stores, given = [one, other], [item("a", data=b"[%d]" % n) for n in range(RACERS)]
+            found = await asyncio.gather(*(stores[n % 2].add(SHIPPING, [each]) for n, each in enumerate(given)))
+            assert len({each.data for (each,) in found}) == 1
+            assert await one.find(SHIPPING, [given[0].id]) == found[0]
+
+    async def test_anybody_drops_and_revives(self) -> None:
+        """Of the ids that are named, and of that process alone; what is not dead is not revived."""
+        async with self.writing() as writing:
+            store = writing.store
+            dead: dict[str, Any] = {"dead": True, "attempts": 9, "failure": "no", "begun": True}
+            given = [item("a", **dead), item("b", **dead), item("c", attempts=2, due_us=5), item("d")]
+            await writing.commit(1, added=given)
+            await store.add("shop.Billing", given)
+            await store.revive(SHIPPING, [given[0].id, given[2].id, "none"], 3)
+            await store.drop(SHIPPING, [given[3].id, "none"])
+            assert await store.waiting(SHIPPING, None, 10, dead=True) == [given[1]]
+            assert await writing.due(5) == [item("a", due_us=3), given[2]]
+            assert len(await store.waiting("shop.Billing", None, 10)) == len(given)
+            assert len(await store.waiting("shop.Billing", None, 10, dead=True)) == 2
+
+    async def test_what_waits_comes_in_pages(self) -> None:
+        """By id, in the order of code points, without gaps; only the dead where these are asked for."""
+        async with self.store() as store:
+            names = ["B", "a", "b", "ä", "😀", "Z", "0"]
+            given = [item(name, id=name, dead=name in ("b", "Z", "a")) for name in names]
+            await store.add(SHIPPING, given)
+            for dead in (False, True):
+                expected = sorted(each.id for each in given if each.dead or not dead)
+                seen: list[str] = []
+                while page := await store.waiting(SHIPPING, seen[-1] if seen else None, 2, dead=dead):
+                    assert len(page) <= 2
+                    seen += [each.id for each in page]
+                assert seen == expected
+
     async def test_commands_of_an_instance_go_one_after_the_other(self) -> None:
         """The next one shows when the first is gone, however long that is put off; timeouts wait for nobody."""
         async with self.writing() as writing:
@@ -417,6 +519,10 @@ class ProcessStoreContract(ABC):
             assert await store.page("no.Such", None, 1) == []
             assert await store.due("no.Such", FAR_US, 1) == []
             assert await store.outgoing("no.Such", "a") == []
+            assert await store.waiting("no.Such", None, 1) == []
+            assert await store.find("no.Such", ["a"]) == []
+            await store.drop("no.Such", ["a"])
+            await store.revive("no.Such", ["a"], 0)
             assert await store.count("no.Such") == InstanceCount()
             nowhere = StoredProcess("no.Such", place(0), "", 0)
             assert not await store.commit(Writing(store, nowhere).change(1))
@@ -464,6 +570,11 @@ async def _check_closed(store: ProcessStore) -> None:
         lambda: store.due(SHIPPING, 0, 1),
         lambda: store.next_due_us(SHIPPING, 0),
         lambda: store.outgoing(SHIPPING, "a"),
+        lambda: store.add(SHIPPING, [item("a")]),
+        lambda: store.drop(SHIPPING, ["a"]),
+        lambda: store.revive(SHIPPING, ["a"], 0),
+        lambda: store.find(SHIPPING, ["a"]),
+        lambda: store.waiting(SHIPPING, None, 1),
     )
     for call in calls:
         with pytest.raises(StoreClosed):
