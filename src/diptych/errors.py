@@ -487,14 +487,20 @@ class TagsChanged(HistoryError):
         type: the stored name of the event type.
         stored: the tag names in the store.
         coded: the tag names that the code would give.
+        part: the stored name of the event that those have become in part; empty where they stay one event.
     """
 
-    def __init__(self, type: str, version: int, stored: Sequence[str], coded: Sequence[str]) -> None:
+    def __init__(self, type: str, version: int, stored: Sequence[str], coded: Sequence[str], *, part: str = "") -> None:
         self.type = type
         self.stored = tuple(stored)
         self.coded = tuple(coded)
+        self.part = part
         super().__init__(
-            f"stored events of {type} (version {version}) are tagged {list(stored)}, the code would tag them "
+            f"stored events of {type} (version {version}) are tagged {list(stored)}, and {part}, which they become in "
+            f"part, {list(coded)}: nobody would find it by what they are not tagged with. Let the part keep their "
+            "identities, mark the others Untagged, or tag what is stored anew, with `diptych retag`"
+            if part
+            else f"stored events of {type} (version {version}) are tagged {list(stored)}, the code would tag them "
             f"{list(coded)}: decisions over old events would miss some. Keep what the fields' identities were "
             "(Identity tag=, formerly=, Untagged); a stored history cannot be tagged anew yet"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
 from diptych import (
     BoundedContext,
@@ -431,3 +431,25 @@ class Counting(ProcessManager[AccountId]):
 
 
 bank.process_manager(starts=[MoneyTransferred], from_beginning=True)(Counting)
+
+
+# ── what was stored as one event ─────────────────────────────────────────────
+
+
+class Sent(Event, version=2):
+    transfer_id: TransferId
+
+
+class Noted(Event):
+    transfer_id: TransferId
+    note: str
+
+
+upcast = BoundedContext("upcast", events=[Sent, Noted])
+
+
+@upcast.upcaster(Sent, from_version=1, into={Sent: 2, Noted: 1})
+def with_its_note(stored: Mapping[str, Any]) -> Iterator[tuple[type[Event], Mapping[str, Any]]]:
+    yield Sent, {"transfer_id": stored["transfer_id"]}
+    if stored["note"]:
+        yield Noted, stored

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from diptych import (
     Application,
@@ -167,6 +168,16 @@ def scenarios() -> None:
     told.then(Enrolled(course=CourseId("python")))  # type: ignore[attr-defined]
     told.when(Enrol(course=CourseId("python"))).then_rejected(7)  # type: ignore[arg-type]
     told.when(Enrol(course=CourseId("python"))).then_row(Another())  # type: ignore[arg-type]
+
+
+def no_parts(stored: Mapping[str, Any]) -> int:
+    return len(stored)
+
+
+def upcasters() -> None:
+    wrong.upcaster(Enrolled, from_version=1, into={Enrolled: 2})(no_parts)  # type: ignore[type-var]
+    wrong.upcaster(Enrolled, from_version=1, into={Enrolled: "2"})  # type: ignore[dict-item]
+    wrong.upcaster(Enrolled, from_version=1, into={Enrol: 2})  # type: ignore[dict-item]
 
 
 def unused(line: OrderLine, row: Row, event: Event) -> None:

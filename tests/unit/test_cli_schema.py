@@ -45,11 +45,37 @@ def test_show_lists_what_the_store_holds(project: Project) -> None:
     ]
 
 
+def splitting(project: Project, name: str, into: str) -> str:
+    """The project's context as a later release has it, in which an event is split; its name for the command line."""
+    source = (project.folder / f"{project.module}.py").read_text()
+    upcaster = (
+        f"@school.upcaster(Audited, from_version=1, into={into})\ndef split(stored):\n    yield Audited, stored\n"
+    )
+    later = source.replace("class Audited(Event):", "class Audited(Event, version=2):")
+    (project.folder / f"{project.module}_{name}.py").write_text(f"{later}\n\n{upcaster}")
+    return f"{project.module}_{name}:school"
+
+
+def test_show_tells_what_code_reads_as_several_or_none(project: Project) -> None:
+    """With code, which may split what is stored; what stays one event needs no word."""
+    app = splitting(project, "several", "{Audited: 2, Enrolled: 1}")
+    lines = [json.loads(line) for line in project.run("schema", "show", app, "--json").out.splitlines()]
+    assert [(line["type"], line.get("read_as")) for line in lines] == [
+        ("school.Audited", ["school.Audited", "school.Enrolled"]),
+        ("school.Enrolled", None),
+    ]
+    code, out, err = project.run("schema", "show", app)
+    assert (code, err) == (0, "")
+    assert "school.Audited, school.Enrolled" in " ".join(out.split())
+    assert "nothing" in project.run("schema", "show", splitting(project, "none", "{}")).out
+    assert "read as" not in project.run("schema", "show").out
+
+
 def test_check_passes_where_the_code_reads_everything(project: Project) -> None:
     """Exit code 0, for people and for machines."""
     assert project.run("schema", "check") == (0, "3 events of 2 types and versions: all can be read\n", "")
     code, out, err = project.run("schema", "check", "--json")
-    assert (code, json.loads(out), err) == (0, {"events": 3, "types": 2, "breaks": [], "ignored": []}, "")
+    assert (code, json.loads(out), err) == (0, {"events": 3, "types": 2, "breaks": [], "ignored": [], "split": []}, "")
 
 
 def test_check_fails_with_what_breaks_and_what_to_write(project: Project) -> None:

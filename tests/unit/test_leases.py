@@ -297,7 +297,8 @@ async def test_nothing_is_delivered_on_a_lease_that_went_while_the_checkpoint_wa
     async def deliver(events: Sequence[tuple[Event, EventContext]]) -> None:
         raise AssertionError
 
-    alarm = Subscriber("alarm", EventQuery((QueryItem(frozenset({"counted"})),)), deliver)
+    counted = QueryItem(frozenset({"counted"}))
+    alarm = Subscriber("alarm", EventQuery((counted,)), counted, deliver)
     subscription = Subscription(alarm, store, History(event_types([])), read_store)
     await subscription.open()
     one, two = (leases(read_store, name, [subscription.lease_key]) for name in ("one", "two"))

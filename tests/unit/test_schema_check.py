@@ -107,7 +107,7 @@ async def test_types_are_listed_with_versions_counts_and_places(store: EventStor
 
 async def test_code_that_reads_everything_breaks_nothing(store: EventStore) -> None:
     """Older versions through upcasters; other contexts are none of its business; a field with a default may come."""
-    assert await checked(store, shop()) == CheckedSchema(5, 4, [], [])
+    assert await checked(store, shop()) == CheckedSchema(5, 4, [], [], [])
 
 
 async def test_a_missing_upcaster_is_told_with_its_skeleton_and_count(store: EventStore) -> None:

@@ -436,7 +436,7 @@ async def test_a_version_has_one_upcaster() -> None:
 async def test_an_upcaster_is_a_plain_function() -> None:
     """It is run wherever an event is read, and waits for nothing."""
     shop = version_3(second=None)
-    shop.upcaster(OrderPlaced, from_version=2)(never)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    shop.upcaster(OrderPlaced, from_version=2)(never)  # type: ignore[type-var]  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigurationError, match="never: an upcaster is a plain function"):
         await Application(shop).open()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
@@ -10,7 +10,7 @@ from diptych.errors import ConfigurationError
 from diptych.messages.annotations import scope_of_caller
 from diptych.messages.event import Event
 from diptych.messages.query import Query
-from diptych.messages.upcaster import Upcast, UpcasterDeclaration
+from diptych.messages.upcaster import Split, Upcast, UpcasterDeclaration
 from diptych.process_managers.process_manager import ProcessDeclaration, ProcessManager
 from diptych.read_side.projection import ProjectionDeclaration
 from diptych.read_side.query_bus import QueryDeclaration
@@ -28,6 +28,7 @@ M = TypeVar("M", bound=ReadModel)
 I = TypeVar("I")  # noqa: E741  # an item of an event
 Decision: TypeAlias = Event | Iterable[Event] | None
 Decider = TypeVar("Decider", bound=Callable[..., Decision | Awaitable[Decision] | AsyncIterable[Event]])
+Upcaster = TypeVar("Upcaster", bound=Upcast | Split)
 Subscriber = TypeVar("Subscriber", bound=Callable[..., Awaitable[None]])
 PM = TypeVar("PM", bound=type[ProcessManager[Any]])
 Fold = TypeVar("Fold", bound=Callable[..., ReadModel | None])
@@ -204,20 +205,29 @@ class BoundedContext:
         self.subscribers.append(SubscriberDeclaration(function, scope_of_caller()))
         return function
 
-    def upcaster(self, event: type[Event], /, *, from_version: int) -> Callable[[Upcast], Upcast]:
+    # Not overloaded by `into`: mypy then takes a dict of several event classes for one of another type.
+    def upcaster(
+        self, event: type[Event], /, *, from_version: int, into: Mapping[type[Event], int] | None = None
+    ) -> Callable[[Upcaster], Upcaster]:
         """Declare how stored events of an older version are read: from their fields to those of the next version.
 
         The function takes the fields as JSON reads them, and gives those of the next version. It is pure, as
         a fold is: everything that is folded from such events depends on it. Those of several versions are applied one
         after the other, up to the version that the class has (`class OrderPlaced(Event, version=3)`).
 
+        With `into` an event becomes several, or none: the function gives, or yields, pairs of a class and the fields of
+        one part, `yield AddressGiven, {"order": stored["order"], "street": stored["street"]}`, in the order in which
+        they are to be seen. Each part goes on from the version that `into` names.
+
         Args:
             event: the class, of a higher version.
             from_version: that of the stored events, from 1.
+            into: the classes that the parts may have, each with the version that its fields are of,
+                `into={OrderPlaced: 2, AddressGiven: 1}`; `{}` where the event has no meaning any more.
         """
 
-        def declare(function: Upcast) -> Upcast:
-            self.upcasters.append(UpcasterDeclaration(event, from_version, function))
+        def declare(function: Upcaster) -> Upcaster:
+            self.upcasters.append(UpcasterDeclaration(event, from_version, function, into))
             return function
 
         return declare

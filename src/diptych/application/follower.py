@@ -113,20 +113,24 @@ class Follower:
     ) -> AsyncIterator[RecordedEvent]:
         """The recorded events that match, ordered by position; with `follow`, those to come as well.
 
-        They are as they are stored. A name or tag of now stands for the former ones as well, see `formerly=`.
+        They are as they are stored. A name or tag of now stands for the former ones as well, see `formerly=`; and what
+        was split by an upcaster is given, once, to whoever asks for one of its parts.
 
         Raises:
             HistoryDiverged: after a failover, other events may be where those were that it gave.
+            UnreadableEvent: whether an event has such a part cannot be told.
         """
-        store, query = self.log, stored_query(query, self.history.types)
+        store, asked, query = self.log, query, stored_query(query, self.history.types)
+        is_meant = self.history.holds(asked)
         position, left, forks = Position(after), limit, store.forks
         while left is None or left > 0:
             found = await store.read(query, position, READ_PAGE_EVENTS if left is None else min(left, READ_PAGE_EVENTS))
             if store.forks != forks:
                 raise HistoryDiverged("what was read so far", "the history turned out to be another one; read it anew")
-            for recorded in found.events:
+            events = found.events if is_meant is None else [each for each in found.events if is_meant(each)]
+            for recorded in events:
                 yield recorded
-            left = None if left is None else left - len(found.events)
+            left = None if left is None else left - len(events)
             position = found.through
             if not found.more:
                 if not follow:

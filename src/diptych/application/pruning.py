@@ -211,7 +211,8 @@ class Pruning:
         while more:
             page = await self._store.read(query, after, FOLD_PAGE_EVENTS, until=until)
             for recorded in page.events:
-                state = fold.evolve(state, self._history.event(recorded), None)
+                for _, event in self._history.matching(recorded, query.items[0]):
+                    state = fold.evolve(state, event, None)
             after, more = page.through, page.more
         return Folded(query, state, until)
 

@@ -244,12 +244,15 @@ def _models_of(declaration: Declaration) -> Iterable[Any]:
 
 
 def check_decisions(contexts: Sequence[BoundedContext], types: EventTypes) -> None:
-    """Make sure that no decision needs or makes events of another context than its own.
+    """Make sure that no decision needs or makes events of another context than its own, and no upcaster.
 
     Raises:
         ConfigurationError: one does; naming handler, event and both contexts.
     """
     for context in contexts:
+        for upcaster in context.upcasters:
+            for cls in upcaster.into or ():
+                _check_own(upcaster.name, "makes", cls, types.of(upcaster.event).context, types)
         for handler in context.command_handlers:
             for cls in published_events(handler):
                 _check_own(handler.name, "gives", cls, context.name, types)
@@ -262,6 +265,6 @@ def _check_own(handler: str, does: str, cls: type, context: str, types: EventTyp
     owner = types.of(cls).context
     if owner != context:
         raise ConfigurationError(
-            f"{handler} {does} {cls.__name__} of the partition {owner!r}: a decision is made in one partition, here "
-            f"{context!r}. Let a subscriber bring what happened there over as a command"
+            f"{handler} {does} {cls.__name__} of the partition {owner!r}: a decision is made in one partition, and an "
+            f"event is read in one, here {context!r}. Let a subscriber bring what happened there over as a command"
         )

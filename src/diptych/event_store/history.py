@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -15,12 +16,14 @@ from diptych.messages.codec import decode, encode
 from diptych.messages.envelope import Envelope, event_context
 from diptych.messages.event import Event, EventContext
 from diptych.messages.registry import EventType, EventTypes
-from diptych.messages.upcaster import UpcastFailed, skeleton
+from diptych.messages.upcaster import UpcastFailed, skeleton, split_apart, stored_fields
 
 __all__ = ["History"]
 
 FIRST_PAGE_EVENTS = 100
 """Events read at once while the first one of an unknown type is looked for."""
+EVENT_PARTS_MAX = 1_000
+"""Events that one stored event may have become."""
 
 
 class History:
@@ -29,8 +32,72 @@ class History:
     def __init__(self, types: EventTypes) -> None:
         self.types = types
 
+    def parts(self, recorded: RecordedEvent) -> Sequence[Event]:
+        """What is stored as one event, as code of now reads it: one, or several in order, or none. See `event`.
+
+        Raises:
+            UnreadableEvent: see `event`; or a part has a tag that the stored event has not, or there are too many.
+        """
+        found = self._splitting(recorded)
+        if found is None or found.upcasters.missing(recorded.version) is not None:
+            return (self.event(recorded),)
+        stored, parts = self.types.tags_now(recorded.tags), self._split(found, recorded)
+        for event in parts:
+            self._check_part(recorded, event, stored)
+        return parts
+
+    def splits(self, recorded: RecordedEvent) -> bool:
+        """Whether what is stored may be several events now, or none."""
+        return self._splitting(recorded) is not None
+
+    def matching(self, recorded: RecordedEvent, wanted: QueryItem | EventQuery) -> list[tuple[int, Event]]:
+        """The parts of a recorded event that are meant by names and tags of now, each with its ordinal among all.
+
+        Raises:
+            UnreadableEvent: see `parts`.
+        """
+        found = [(ordinal, event, self.types.of(type(event))) for ordinal, event in enumerate(self.parts(recorded))]
+        return [(ordinal, event) for ordinal, event, of in found if wanted.matches(of.name, of.tags(event))]
+
+    def holds(self, wanted: EventQuery) -> Callable[[RecordedEvent], bool] | None:
+        """Tells of what is stored whether a query, by names of now, means it or a part of it.
+
+        None where nothing else is found by `stored_query`: none of the types that it names may be a part.
+
+        Raises, when asked:
+            UnreadableEvent: see `parts`.
+        """
+        types = self.types
+        if not any(types.split_names(name) for item in wanted.items for name in item.types):
+            return None
+
+        def is_meant(recorded: RecordedEvent) -> bool:
+            found, tags = types.stored_as(recorded.type), types.tags_now(recorded.tags)
+            if wanted.matches(recorded.type if found is None else found.name, tags):
+                return True
+            return found is not None and bool(self.matching(recorded, wanted))
+
+        return is_meant
+
+    def tags_of_parts(self, recorded: RecordedEvent) -> set[str]:
+        """The tags that an event needs to have, to be found by those of all that it has become.
+
+        Raises:
+            UnreadableEvent: see `event`.
+        """
+        found = self._splitting(recorded)
+        parts = [self.event(recorded)] if found is None else self._split(found, recorded)
+        return {tag for event in parts for tag in self.types.of(type(event)).tags(event)}
+
+    def _splitting(self, recorded: RecordedEvent) -> EventType | None:
+        """Its type, where an event of its version may be several now, or none."""
+        found = self.types.stored_as(recorded.type) if recorded.type in self.types.splitting else None
+        return None if found is None or found.upcasters.split(recorded.version) is None else found
+
     def event(self, recorded: RecordedEvent) -> Event:
         """The event as an instance of its class, upcast where it was stored as an older version.
+
+        One that may be several now, or none, is read by `parts`.
 
         Raises:
             UnreadableEvent: no class is stored under that name, nothing upcasts that version, an upcaster fails or
@@ -72,6 +139,8 @@ class History:
             renamed = f"; over a rename versions go on: say version={recorded.version} or higher"
             raise self._unreadable(recorded, newer + renamed)
         missing = found.upcasters.missing(recorded.version)
+        if missing is None and found.upcasters.split(recorded.version) is not None:
+            raise self._unreadable(recorded, f"{is_here}, and this is read in parts, of which there may be any number")
         try:
             data = found.upcasters.upcast(recorded.version, recorded.data, missing or found.version)
             if missing is not None:
@@ -85,7 +154,7 @@ class History:
         except UpcastFailed as error:
             raise self._unreadable(recorded, str(error)) from error
         except InvalidMessage as error:
-            names = ", ".join(step.name for step in found.upcasters if step.from_version >= recorded.version)
+            names = _names(found, recorded.version)
             raise self._unreadable(recorded, f"{is_here}, and what {names} made of it is none: {error}") from error
         if self.types.tags_now(recorded.tags) != set(tags):  # decisions on the identity that it names would miss it
             raise self._unreadable(
@@ -95,22 +164,72 @@ class History:
             )
         return event
 
-    def as_now(self, recorded: RecordedEvent) -> RecordedEvent:
-        """A recorded event as code of now would have stored it: its type, version, fields and tags.
+    def _split(self, found: EventType, recorded: RecordedEvent) -> list[Event]:
+        _check_whole(recorded)
+        parts: list[Event] = []
+        try:
+            for of, fields in self._led(found, recorded.version, stored_fields(recorded.data)):
+                if len(parts) == EVENT_PARTS_MAX:
+                    raise self._unreadable(recorded, f"it becomes more events than EVENT_PARTS_MAX={EVENT_PARTS_MAX}")
+                parts.append(self._part(found, recorded, of, fields))
+        except UpcastFailed as error:
+            raise self._unreadable(recorded, str(error)) from error
+        return parts
+
+    def _led(
+        self, found: EventType, version: int, stored: Mapping[str, Any]
+    ) -> Iterator[tuple[EventType, Mapping[str, Any]]]:
+        """The parts of an event, each with the fields that its type has now; nothing on the way is missing."""
+        split = found.upcasters.split(version)
+        if split is None or split.into is None:
+            yield found, found.upcasters.lead(version, stored, found.version)
+            return
+        for cls, fields in split_apart(split, found.upcasters.lead(version, stored, split.from_version)):
+            yield from self._led(self.types.of(cls), split.into[cls], fields)
+
+    def _part(self, found: EventType, recorded: RecordedEvent, of: EventType, fields: Mapping[str, Any]) -> Event:
+        try:
+            event: Event = of.codec.decode(encode(fields))
+            of.tags(event)
+        except InvalidMessage as error:
+            made = f"what {_names(found, recorded.version)} made of it is no {of.cls.__name__} (version {of.version})"
+            raise self._unreadable(recorded, f"{made}: {error}") from error
+        return event
+
+    def _check_part(self, recorded: RecordedEvent, event: Event, stored: Collection[str]) -> None:
+        """Make sure that whoever asks for an event by a tag finds what it is stored in (rule 20)."""
+        lacking = [tag for tag in self.types.of(type(event)).tags(event) if tag not in stored]
+        if lacking:
+            raise self._unreadable(
+                recorded,
+                f"it is tagged {sorted(stored)}, and its part {type(event).__name__} would be tagged {lacking} as "
+                "well, by which nobody would find it: keep the identities as they are, mark the field Untagged, or "
+                "tag what is stored anew, with `diptych retag`",
+            )
+
+    def as_now(self, recorded: RecordedEvent) -> list[RecordedEvent]:
+        """The parts of a recorded event as code of now would have stored them: their types, versions, fields and tags.
 
         Raises:
-            UnreadableEvent: see `event`.
+            UnreadableEvent: see `parts`.
         """
+        if self._splitting(recorded) is not None:
+            parts = self.parts(recorded)
+            return [self._as_stored(recorded, event, self.types.of(type(event)).tags(event)) for event in parts]
         event = self.event(recorded)
         found, tags = self.types.of(type(event)), self.types.tags_now(recorded.tags)
         if (found.name, found.version) == (recorded.type, recorded.version) and tags == set(recorded.tags):
-            return recorded
+            return [recorded]
+        return [self._as_stored(recorded, event, tags)]
+
+    def _as_stored(self, recorded: RecordedEvent, event: Event, tags: Collection[str]) -> RecordedEvent:
+        found = self.types.of(type(event))
         return replace(recorded, type=found.name, version=found.version, data=encode(event), tags=tuple(sorted(tags)))
 
-    def context(self, recorded: RecordedEvent) -> EventContext:
-        """What is known of a recorded event beside its fields."""
+    def context(self, recorded: RecordedEvent, ordinal: int = 0) -> EventContext:
+        """What is known of a recorded event beside its fields; of which part of it, where it has several."""
         envelope = decode(recorded.metadata, Envelope)
-        return event_context(recorded.position, recorded.event_id, recorded.recorded_at, envelope)
+        return event_context(recorded.position, recorded.event_id, recorded.recorded_at, envelope, ordinal)
 
     def _unreadable(self, recorded: RecordedEvent, reason: str, skeleton: str = "") -> UnreadableEvent:
         return UnreadableEvent(recorded.type, recorded.version, recorded.position, reason, skeleton)
@@ -157,12 +276,22 @@ class History:
     def check_tags(self, stored: StoredType) -> None:
         """Make sure that the code tags events of a stored type as those of it that are stored.
 
+        Where they are several now, that it tags none of the parts with what they are not found by.
+
         Raises:
             TagsChanged: it would tag them otherwise.
         """
         known = self.types.stored_as(stored.name)
-        if known is not None and known.tag_names != self.types.tag_names_now(stored.tag_names):
-            raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
+        if known is None:
+            return
+        names = self.types.tag_names_now(stored.tag_names)
+        if known.upcasters.split(stored.version) is None:
+            if known.tag_names != names:
+                raise TagsChanged(stored.name, stored.version, stored.tag_names, known.tag_names)
+            return
+        for part in self.types.parts_of(known, stored.version):
+            if not set(part.tag_names) <= set(names):
+                raise TagsChanged(stored.name, stored.version, stored.tag_names, part.tag_names, part=part.name)
 
     async def _refuse(self, store: EventStore, stored: StoredType) -> None:
         query = EventQuery((QueryItem(types=frozenset((stored.name,))),))
@@ -171,9 +300,14 @@ class History:
             found = await store.read(query, after, FIRST_PAGE_EVENTS)
             for recorded in found.events:
                 if recorded.version == stored.version:
-                    self.event(recorded)
+                    self.parts(recorded)
                     raise self._unreadable(recorded, "the code does not know this version")
             after, more = found.through, found.more
+
+
+def _names(found: EventType, version: int) -> str:
+    """The upcasters that an event of this version has been through, for messages."""
+    return ", ".join(step.name for step in found.upcasters if step.from_version >= version)
 
 
 def _check_whole(recorded: RecordedEvent) -> None:

@@ -16,7 +16,7 @@ from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.codec import decode
 
-__all__ = ["Break", "CheckedSchema", "HeldType", "IgnoredField", "check_schema", "held_types"]
+__all__ = ["Break", "CheckedSchema", "HeldType", "IgnoredField", "SplitType", "check_schema", "held_types"]
 
 
 class HeldType(msgspec.Struct, frozen=True):
@@ -66,6 +66,22 @@ class IgnoredField(msgspec.Struct, frozen=True):
     position: Position
 
 
+class SplitType(msgspec.Struct, frozen=True):
+    """Events of one type and version that upcasters split.
+
+    Attributes:
+        events: how many are stored.
+        parts: how many events of which type they are read as, by its stored name of now.
+        none: how many of them are read as nothing at all.
+    """
+
+    type: str
+    version: int
+    events: int
+    parts: dict[str, int]
+    none: int
+
+
 class CheckedSchema(msgspec.Struct, frozen=True):
     """What became of a comparison of the code with all that is stored.
 
@@ -74,12 +90,14 @@ class CheckedSchema(msgspec.Struct, frozen=True):
         types: of how many types and versions they are.
         breaks: what the code does not read; empty where all is well.
         ignored: what it reads without looking.
+        split: what it reads as several events, or as none.
     """
 
     events: int
     types: int
     breaks: list[Break]
     ignored: list[IgnoredField]
+    split: list[SplitType]
 
 
 async def held_types(store: EventStore, moved: Moved) -> list[HeldType]:
@@ -117,7 +135,13 @@ async def check_schema(store: EventStore, history: History, contexts: Collection
         for event in page:
             check.look_at(event)
         moved(page[-1].position, end)
-    return CheckedSchema(end, len(check.seen), list(check.breaks.values()), list(check.ignored.values()))
+    return CheckedSchema(
+        events=end,
+        types=len(check.seen),
+        breaks=list(check.breaks.values()),
+        ignored=list(check.ignored.values()),
+        split=list(check.split.values()),
+    )
 
 
 class _Check:
@@ -132,6 +156,7 @@ class _Check:
         self.seen: set[tuple[str, int]] = set()
         self.breaks: dict[tuple[str, int, str], Break] = {}
         self.ignored: dict[tuple[str, int, str], IgnoredField] = {}
+        self.split: dict[tuple[str, int], SplitType] = {}
         self._history = history
         self._contexts = contexts
 
@@ -141,7 +166,7 @@ class _Check:
         if known is None and recorded.type.partition(".")[0] not in self._contexts:
             return
         try:
-            event = self._history.event(recorded)
+            parts = self._history.parts(recorded)
         except HistoryPruned:
             return
         except UnreadableEvent as error:
@@ -151,9 +176,18 @@ class _Check:
         if changed is not None:
             self._breaks(recorded, changed)
             return
-        found = self._history.types.of(type(event))
-        if found.version == recorded.version:
-            self._note_ignored(recorded, found.fields)
+        if self._history.splits(recorded):
+            self._note_split(recorded, [self._history.types.of(type(event)).name for event in parts])
+        elif known is not None and known.version == recorded.version:
+            self._note_ignored(recorded, known.fields)
+
+    def _note_split(self, recorded: RecordedEvent, names: Collection[str]) -> None:
+        key = (recorded.type, recorded.version)
+        before = self.split.get(key) or SplitType(*key, events=0, parts={}, none=0)
+        parts = dict(before.parts)
+        for name in names:
+            parts[name] = parts.get(name, 0) + 1
+        self.split[key] = SplitType(*key, before.events + 1, parts, before.none + (not names))
 
     def _breaks(self, recorded: RecordedEvent, reason: str, skeleton: str = "") -> None:
         """One for each skeleton of a type and version: reasons name positions, so each would be one of its own."""

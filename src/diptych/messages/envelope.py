@@ -23,8 +23,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     reason: str | None = None
 
 
-def event_context(position: int, event_id: bytes, recorded_at: datetime, envelope: Envelope) -> EventContext:
-    """The envelope together with what the store assigned."""
+def event_context(
+    position: int, event_id: bytes, recorded_at: datetime, envelope: Envelope, ordinal: int = 0
+) -> EventContext:
+    """The envelope together with what the store assigned, and which part of the event it is for."""
     return EventContext(
         position=position,
         event_id=str(UUID(bytes=event_id)),
@@ -35,4 +37,5 @@ def event_context(position: int, event_id: bytes, recorded_at: datetime, envelop
         actor=envelope.actor,
         traceparent=envelope.traceparent,
         reason=envelope.reason,
+        ordinal=ordinal,
     )

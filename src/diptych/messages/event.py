@@ -29,7 +29,8 @@ class EventContext(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         position: its place in the one order of the history, from 1.
-        event_id: its UUIDv7, as text.
+        ordinal: which one of the parts that an upcaster made of what is stored there, from 0; 0 for all other events.
+        event_id: its UUIDv7, as text; the parts of one stored event share it.
         recorded_at: when it was appended, aware, in UTC; never runs backwards along positions.
         command_id: the command that caused it.
         correlation_id: what it belongs to, as given with the command.
@@ -48,6 +49,7 @@ class EventContext(msgspec.Struct, frozen=True, kw_only=True):
     actor: str | None = None
     traceparent: str | None = None
     reason: str | None = None
+    ordinal: int = 0
 
 
 def event_classes(annotation: Any, owner: str) -> tuple[type[Event], ...]:

@@ -11,6 +11,7 @@ from diptych.messages.codec import Codec
 from diptych.messages.event import Event
 from diptych.messages.identity import Identity, former_tag_names, tag_name
 from diptych.messages.message import held_types, options_of
+from diptych.messages.splits import Splits
 from diptych.messages.tags import tag, tag_reader
 from diptych.messages.upcaster import UpcasterDeclaration, Upcasters
 
@@ -81,7 +82,8 @@ class EventTypes:
     """Every event class of an application: the two-way dictionary between classes and stored names.
 
     Raises:
-        ConfigurationError: two classes would have one name, now or formerly; or two kinds of identities one tag name.
+        ConfigurationError: two classes would have one name, now or formerly; or two kinds of identities one tag name;
+            or an upcaster splits an event into what cannot be read, or in a circle.
     """
 
     def __init__(self, types: Iterable[EventType]) -> None:
@@ -106,6 +108,9 @@ class EventTypes:
                         f"{found.cls.__qualname__} says that it was stored as {name!r}, and {so_is}: a stored name "
                         "means one class. Remove it from formerly="
                     )
+        self._splits = Splits(self._by_class.values(), self.of)
+        self.splitting = self._splits.names
+        """Stored names of events that may be several now, or none."""
         self._formerly_tagged = _former_tags(known)
         self._tagged_now = {old: name for name, formerly in self._formerly_tagged.items() for old in formerly}
 
@@ -134,6 +139,21 @@ class EventTypes:
         """Every name under which events of a type may be stored: the one given, and those that it had formerly."""
         found = self._by_name.get(name)
         return (name,) if found is None or found.name != name else (name, *found.formerly)
+
+    def split_names(self, name: str) -> frozenset[str]:
+        """The stored names of other types whose events may have parts of the type with this name."""
+        return self._splits.sources(name)
+
+    def parts_of(self, found: EventType, version: int) -> list[EventType]:
+        """The types of which events of a type and version may have parts, by name; itself, if it does not split."""
+        return self._splits.reached(found, version)
+
+    def upcasters_to(self, classes: Iterable[type[Event]]) -> list[UpcasterDeclaration]:
+        """The upcasters of these classes, and of all that may have become one of them, each once."""
+        own = list(classes)
+        others = [other for cls in own for other in self._splits.sources(self.of(cls).name)]
+        found = [self.of(cls) for cls in own] + [self._by_name[name] for name in sorted(set(others))]
+        return [step for each in dict.fromkeys(found) for step in each.upcasters]
 
     def stored_tags(self, tag: str) -> Iterable[str]:
         """Every tag with which events of an identity may be stored: the one given, and those that it had formerly."""

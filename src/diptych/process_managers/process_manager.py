@@ -186,7 +186,8 @@ class Process:
         name: qualified by context: "bank.Transferring".
         cls: the class.
         identity: of its instances.
-        query: the events that reach it.
+        query: the events that reach it, as they may be stored.
+        wanted: which those are, by names of now.
         starts: the event classes that may begin an instance.
         takes_context: whether `react` asks for the `EventContext`.
         rejections: the event of each command whose rejection comes back.
@@ -212,7 +213,8 @@ class Process:
         followed = (*declaration.events, *self.by_hand)
         self._names = frozenset(types.of(cls).name for cls in followed)
         self._types = types
-        self.query = stored_query(EventQuery((QueryItem(self._names),)), types)
+        self.wanted = QueryItem(self._names)
+        self.query = stored_query(EventQuery((self.wanted,)), types)
         prefixes = (tag_name(self.identity), *former_tag_names(self.identity))
         self._prefixes = tuple(f"{prefix}:" for prefix in prefixes)
         self._filled = _identity_fields(self.cls, self.identity)
@@ -227,10 +229,13 @@ class Process:
         named = [(tag, prefix) for tag in tags for prefix in self._prefixes if tag.startswith(prefix)]
         return list(dict.fromkeys(tag.removeprefix(prefix) for tag, prefix in named))
 
+    def wanted_by(self, instance: str) -> EventQuery:
+        """The events that reach one instance, by names and tags of now."""
+        return EventQuery((QueryItem(self._names, frozenset((tag(self.identity, instance),))),))
+
     def of_instance(self, instance: str) -> EventQuery:
-        """The events that reach one instance."""
-        item = QueryItem(self._names, frozenset((tag(self.identity, instance),)))
-        return stored_query(EventQuery((item,)), self._types)
+        """The events that reach one instance, as they may be stored."""
+        return stored_query(self.wanted_by(instance), self._types)
 
     def react(self, state: Any, event: Event, context: EventContext) -> Reaction[Any]:
         """What an instance makes of an event.

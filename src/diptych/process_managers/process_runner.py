@@ -229,12 +229,30 @@ class ProcessRunner:
         named = dict.fromkeys(found for recorded in events for found in self.process.named_by(recorded.tags))
         folded = await self._begun(named)
         self._turn_began = time.monotonic()
+        splitting = self._history.types.splitting
         for recorded in events:
+            if recorded.type in splitting:
+                await self._take_parts(folded, recorded)
+                continue
             given = self._given(recorded)
             for instance in self.process.named_by(recorded.tags):
                 await self._take(folded, instance, given)
                 await self._let_others()
         return folded
+
+    async def _take_parts(self, folded: Folded, recorded: RecordedEvent, only: str | None = None) -> None:
+        """Let the instances that they name, or one alone, take the parts of an event that may be several, or none."""
+        found = self._history.matching(recorded, self.process.wanted)
+        parts = [Given(recorded, event, self._history.context(recorded, ordinal)) for ordinal, event in found]
+        named: dict[str, list[Given]] = {}
+        for given in parts:
+            tags = self._history.types.of(type(given.event)).tags(given.event)
+            for instance in self.process.named_by(tags):
+                named.setdefault(instance, []).append(given)
+        for instance, mine in named.items():
+            if only is None or instance == only:
+                folded.take_together(instance, mine)
+                await self._let_others()
 
     async def _let_others(self) -> None:
         if time.monotonic() - self._turn_began >= REACTING_S_MAX:
@@ -273,6 +291,9 @@ class ProcessRunner:
     ) -> tuple[Position, bool]:
         found = await self._events.read(query, after, CATCH_UP_EVENTS, until=Position(before - 1))
         for recorded in found.events:
+            if recorded.type in self._history.types.splitting:
+                await self._take_parts(folded, recorded, instance)
+                continue
             given = self._given(recorded)
             if type(given.event) not in self.process.by_hand:  # which was taken in when it came
                 folded.take(instance, given)

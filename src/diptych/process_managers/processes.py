@@ -160,9 +160,10 @@ class Processes:
         name = runner.process.name
         outgoing = await self._store.outgoing(name, instance)
         found = await self._events.read_backward(runner.process.of_instance(instance), SHOWN_EVENTS_MAX)
+        is_meant = self._history.holds(runner.process.wanted_by(instance))
         return InstanceDetails(
             status=self._status(name, known),
-            events=found.events[::-1],
+            events=[each for each in found.events[::-1] if is_meant is None or is_meant(each)],
             commands=[_waiting(item) for item in outgoing if item.kind == "command"],
             timeouts=[_waiting(item) for item in outgoing if item.kind == "timeout"],
         )

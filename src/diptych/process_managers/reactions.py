@@ -6,7 +6,7 @@ What comes of it is one change for the process store: states, what is to go out,
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -37,6 +37,8 @@ FAILURE_CHARACTERS_MAX = 2_000
 """Characters that are kept of what an exception says."""
 OUTGOING_BYTES_MAX = 1 << 20
 """Bytes of one command or timeout as JSON."""
+PART_ORDINALS = 1_000
+"""Ordinals of what goes out for each part of one stored event; its ids are made of them, so never to be changed."""
 
 _IDS = UUID("0b0ed4f6-6b8b-5d1c-9f0c-4c1f6a4b7e55")
 """The namespace of the ids made here; never to be changed."""
@@ -79,8 +81,10 @@ class Outbox:
         _check_count("timeouts", len(set_now), "REACTION_TIMEOUTS_MAX", REACTION_TIMEOUTS_MAX)
         if reaction.ended and set_now:
             raise ValueError("an instance that ends hears no timeout: set none, or let it go on")
-        found = [self._command(instance, command, n, given) for n, command in enumerate(reaction.commands)]
-        return found + [self._timeout(instance, timeout, after, n, given) for n, (timeout, after) in enumerate(set_now)]
+        first = given.context.ordinal * PART_ORDINALS
+        found = [self._command(instance, command, n, given) for n, command in enumerate(reaction.commands, first)]
+        timeouts = enumerate(set_now, first)
+        return found + [self._timeout(instance, timeout, after, n, given) for n, (timeout, after) in timeouts]
 
     def by_hand(self, instance: str, given: Given) -> Outgoing:
         """The command that somebody has an instance send."""
@@ -220,6 +224,24 @@ class Folded:
             self._react(instance, known, given)
         except Exception as error:  # noqa: BLE001  # the user's code failed: kept with the instance, which waits
             self._block(instance, known, given, told(error))
+
+    def take_together(self, instance: str, parts: Sequence[Given]) -> None:
+        """Let an instance react to the parts of one stored event: to all of them, or else it is blocked before them.
+
+        It goes on from a position, so none of them may be left done.
+        """
+        known, state = self._known.get(instance), self._states.get(instance)
+        count = len(self._added.get(instance, ()))
+        for given in parts:
+            self.take(instance, given)
+            now = self._known.get(instance)
+            if now is not None and now.blocked and not (known is not None and known.blocked):
+                self._states.pop(instance, None)
+                if state is not None:
+                    self._states[instance] = state
+                del self._added.get(instance, [])[count:]
+                self._block(instance, known, given, now.failure)
+                return
 
     def _react(self, instance: str, known: Instance | None, given: Given) -> None:
         state = self._state(instance, known)

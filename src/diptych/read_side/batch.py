@@ -20,6 +20,7 @@ from diptych.read_side.refused_row import RefusedRow, check_row, stored_row
 
 __all__ = [
     "DecodedEvent",
+    "DecodedPart",
     "FoldedBatch",
     "Planned",
     "Reached",
@@ -31,11 +32,19 @@ __all__ = [
 ]
 
 
+class DecodedPart(NamedTuple):
+    """One of the events that a stored event has become."""
+
+    event: Event
+    context: EventContext | None
+
+
 class DecodedEvent(NamedTuple):
     """An event read from the history, decoded once for all projections.
 
     Attributes:
-        event: None where it cannot be decoded; `error` says why.
+        event: None where it cannot be decoded, and `error` says why; or where there are `parts`.
+        parts: what it has become, where that may be several events, or none. They are folded together, at one position.
     """
 
     position: Position
@@ -44,6 +53,7 @@ class DecodedEvent(NamedTuple):
     event: Event | None
     context: EventContext | None
     error: str = ""
+    parts: Sequence[DecodedPart] | None = None
 
 
 class Reached(NamedTuple):
@@ -79,14 +89,24 @@ def plan_steps(projection: Projection, events: Iterable[DecodedEvent]) -> Planne
     last: DecodedEvent | None = None
     for decoded in events:
         if decoded.type in projection.types:
-            if decoded.event is None:
-                return Planned(steps, decoded.error, last)
             try:
-                steps += projection.steps(decoded.position, decoded.event, decoded.context)
+                if decoded.event is not None:
+                    steps += projection.steps(decoded.position, decoded.event, decoded.context)
+                elif decoded.parts is not None:
+                    steps += _steps_of_parts(projection, decoded.position, decoded.parts)
+                else:
+                    return Planned(steps, decoded.error, last)
             except KeyNotFound as error:
                 return Planned(steps, str(error), last)
         last = decoded
     return Planned(steps)
+
+
+def _steps_of_parts(projection: Projection, position: int, parts: Iterable[DecodedPart]) -> list[Step]:
+    """What all the parts of one stored event do to the rows: all of it, or nothing where one of them raises."""
+    return [
+        step for part in parts for step in projection.steps(position, part.event, part.context, one_of_several=True)
+    ]
 
 
 def keys_to_load(steps: Iterable[Step], blocked: Collection[str]) -> list[Key]:
@@ -124,7 +144,7 @@ def fold_steps(
         if (blocked or discards or block) and _is_left_out(step, step.key, blocked, discards, block):
             continue
         before = row_before(step, rows, loaded, form)
-        if step.part is not None and step.key is not None and begun.get(step.key, (0,))[0] != step.position:
+        if step.one_of_several and step.key is not None and begun.get(step.key, (0,))[0] != step.position:
             begun[step.key] = (step.position, before)
         try:
             key, after = _apply(step, before)

@@ -87,6 +87,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         key: as the columns hold it; None where only the row that the fold creates tells it.
         part: what `each` gave; None without.
+        one_of_several: whether other steps of what is stored at this position may change the same row.
     """
 
     position: int
@@ -95,6 +96,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     part: Any
     context: EventContext | None
     fold: _Fold
+    one_of_several: bool = False
 
 
 class _Fold:
@@ -109,10 +111,11 @@ class _Fold:
         self.mode = mode
         self.plan = plan
         self.takes_context = takes_context
+        self.takes_parts = declaration.each is not None
         self._call = _caller(
             declaration.function,
             row=mode is not RowMode.CREATES,
-            part=declaration.each is not None,
+            part=self.takes_parts,
             context=takes_context,
         )
 
@@ -177,7 +180,7 @@ class Projection:
         self.name = f"{context}.{form.name}"
         self.form = form
         self._folds = folds
-        self._upcasters = [step for cls in folds for step in types.of(cls).upcasters]
+        self._upcasters = types.upcasters_to(folds)
         names = frozenset(types.of(cls).name for cls in folds)
         self.query = stored_query(EventQuery((QueryItem(names),)), types)
         self.types = frozenset(name for item in self.query.items for name in item.types)
@@ -199,15 +202,19 @@ class Projection:
             for function in (declaration.function, declaration.each, declaration.key, declaration.keys)
             if function is not None
         ]
-        upcasters = [(step.event.__qualname__, step.from_version, step.name) for step in self._upcasters]
+        upcasters = [step.said for step in self._upcasters]
         functions += [step.function for step in self._upcasters]
         # Without upcasters nothing is said of them: rows from before there were any stay what they are.
         schema = msgspec.to_builtins((self.form.table, sorted(self.types), *sorted(upcasters)))
         values = {held for cls in (self.form.cls, *self._folds) for held in held_types(cls)}
         return fingerprint(functions, schema, max(declaration.version for declaration in declarations), values)
 
-    def steps(self, position: int, event: Event, context: EventContext | None) -> list[Step]:
+    def steps(
+        self, position: int, event: Event, context: EventContext | None, *, one_of_several: bool = False
+    ) -> list[Step]:
         """What an event does to the rows, in order; empty where this projection does not fold it.
+
+        `one_of_several` says that the event is a part of what is stored at that position.
 
         Raises:
             KeyNotFound: the user's `key`, `keys` or `each` failed, or gave what is no key.
@@ -215,8 +222,9 @@ class Projection:
         fold = self._folds.get(type(event))
         if fold is None:
             return []
+        together = one_of_several or fold.takes_parts
         try:
-            steps = [Step(position, key, event, part, context, fold) for key, part in fold.plan(event)]
+            steps = [Step(position, key, event, part, context, fold, together) for key, part in fold.plan(event)]
         except Exception as error:
             raise KeyNotFound(
                 f"{fold.name}: the key of the event at position {position} cannot be found: {told(error)}"

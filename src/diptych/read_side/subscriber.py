@@ -21,6 +21,7 @@ from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import Scope, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
@@ -32,7 +33,7 @@ from diptych.read_side.read_store import Generation, LeaseKey, ReadStore, SliceW
 __all__ = ["Subscriber", "SubscriberDeclaration", "Subscription", "compile_subscriber", "subscribed_events"]
 
 BATCH_EVENTS_MAX = 100
-"""Events delivered at once."""
+"""Stored events delivered at once."""
 IDLE_WAIT_S = 5.0
 """Seconds after which an idle subscription looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 30.0
@@ -54,10 +55,16 @@ class SubscriberDeclaration(NamedTuple):
 
 
 class Subscriber(NamedTuple):
-    """A subscriber, compiled."""
+    """A subscriber, compiled.
+
+    Attributes:
+        query: what is to be read for it.
+        wanted: what of that is meant, by names of now.
+    """
 
     name: str
     query: EventQuery
+    wanted: QueryItem
     deliver: Callable[[Sequence[tuple[Event, EventContext]]], Awaitable[None]]
 
 
@@ -103,7 +110,8 @@ def compile_subscriber(
     async def deliver(events: Sequence[tuple[Event, EventContext]]) -> None:
         await function(events, **bound)
 
-    return Subscriber(f"{context}.{function.__name__}", stored_query(EventQuery((QueryItem(names),)), types), deliver)
+    wanted = QueryItem(names)
+    return Subscriber(f"{context}.{function.__name__}", stored_query(EventQuery((wanted,)), types), wanted, deliver)
 
 
 class Subscription:
@@ -200,16 +208,26 @@ class Subscription:
         with leases.using([self.lease_key]):
             return await self._deliver_batch()
 
+    def _decoded(self, events: Sequence[RecordedEvent]) -> list[tuple[Event, EventContext]]:
+        """What the subscriber is told, a stored event that has become several as those."""
+        history = self._history
+        if not history.types.splitting:
+            return [(history.event(recorded), history.context(recorded)) for recorded in events]
+        return [
+            (event, history.context(recorded, ordinal))
+            for recorded in events
+            for ordinal, event in history.matching(recorded, self.subscriber.wanted)
+        ]
+
     async def _deliver_batch(self) -> bool:
         """Deliver the next events; False at the head."""
         generation = self._opened()
         found = await self._store.read(self.subscriber.query, self.position, BATCH_EVENTS_MAX)
         if found.through == self.position:
             return False
-        if found.events:
-            await self.subscriber.deliver(
-                [(self._history.event(recorded), self._history.context(recorded)) for recorded in found.events]
-            )
+        events = self._decoded(found.events)
+        if events:
+            await self.subscriber.deliver(events)
         place = await self._store.place_at(found.through)
         if self._forks != self._store.forks:
             return True  # that place may be of another history than what was delivered

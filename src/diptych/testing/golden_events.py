@@ -23,20 +23,27 @@ from diptych.testing.difference import mapping_difference
 __all__ = ["check_golden_events"]
 
 
+class _Part(msgspec.Struct, forbid_unknown_fields=True):
+    """One of the events that a stored one has become: the stored name of its type now, and the fields of its class."""
+
+    type: str
+    read: dict[str, Any]
+
+
 class _Golden(msgspec.Struct, forbid_unknown_fields=True):
     """One golden file.
 
     Attributes:
         stored: the data, as it was stored; never to be changed.
         tags: with which it was stored.
-        read: the fields that the class of now has of it.
+        read: the fields that the class of now has of it; or, where an upcaster splits it, its parts in order.
     """
 
     type: str
     version: int
     stored: dict[str, Any]
     tags: tuple[str, ...]
-    read: dict[str, Any]
+    read: dict[str, Any] | list[_Part]
 
 
 def check_golden_events(
@@ -91,22 +98,37 @@ def _check(path: Path, golden: _Golden, history: History, *, update: bool) -> No
         recorded_at=SystemClock().now(),
     )
     try:
-        event = history.event(recorded)
+        read = _read(path, golden, history, recorded)
     except UnreadableEvent as error:
         raise AssertionError(
             f"{path}, a stored {golden.type} (version {golden.version}): {error.reason}\n{error.skeleton}"
         ) from error
-    stored, tags = history.types.tags_now(golden.tags), set(history.types.of(type(event)).tags(event))
-    if stored != tags:
-        raise AssertionError(f"{path}: it is stored with the tags {sorted(stored)}, and read with {sorted(tags)}")
-    read = to_plain(event)
     if read != golden.read and not update:
-        title = f"{path} is read otherwise than before"
-        added = f"{title}: there are {sorted(read.keys() - golden.read.keys())} too"
-        told = mapping_difference(title, golden.read, read) or added
+        told = _difference(f"{path} is read otherwise than before", golden.read, read)
         raise AssertionError(f"{told}\nIf that is meant, call this once with update=True")
     if read != golden.read:
         _write(path, msgspec.structs.replace(golden, read=read))
+
+
+def _read(path: Path, golden: _Golden, history: History, recorded: RecordedEvent) -> dict[str, Any] | list[_Part]:
+    __tracebackhide__ = True
+    if history.splits(recorded):
+        return [_Part(history.types.of(type(event)).name, to_plain(event)) for event in history.parts(recorded)]
+    event = history.event(recorded)
+    stored, tags = history.types.tags_now(golden.tags), set(history.types.of(type(event)).tags(event))
+    if stored != tags:
+        raise AssertionError(f"{path}: it is stored with the tags {sorted(stored)}, and read with {sorted(tags)}")
+    found: dict[str, Any] = to_plain(event)
+    return found
+
+
+def _difference(title: str, before: dict[str, Any] | list[_Part], now: dict[str, Any] | list[_Part]) -> str:
+    if isinstance(before, list) or isinstance(now, list):
+        parts = [
+            [(part.type, part.read) for part in read] if isinstance(read, list) else read for read in (before, now)
+        ]
+        return f"{title} (- expected, + actual):\n  - {parts[0]}\n  + {parts[1]}"
+    return mapping_difference(title, before, now) or f"{title}: there are {sorted(now.keys() - before.keys())} too"
 
 
 def _golden(event: Event, history: History) -> _Golden:

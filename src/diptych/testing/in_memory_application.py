@@ -49,7 +49,10 @@ M = TypeVar("M", bound=ReadModel)
 
 
 class Fact(NamedTuple):
-    """A recorded event as the store holds it, as its class reads it, and what is known beside."""
+    """A recorded event as the store holds it, as its class reads it, and what is known beside.
+
+    What was stored as one event and is several now is as many facts, with one position, and ordinals in their contexts.
+    """
 
     recorded: RecordedEvent
     event: Event
@@ -231,8 +234,9 @@ class InMemoryApplication(Application):
         """The whole history, in order."""
         history = History(self._types)
         return [
-            Fact(recorded, history.event(recorded), history.context(recorded))
+            Fact(recorded, event, history.context(recorded, ordinal))
             async for recorded in self.events(ALL_EVENTS)
+            for ordinal, event in enumerate(history.parts(recorded))
         ]
 
     async def rows(self, model: type[M]) -> list[M]:

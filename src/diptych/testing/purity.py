@@ -37,10 +37,10 @@ def fold_models(handler: CommandHandler, command: Command, facts: Sequence[Fact]
 
 def _fold_model(key: ModelKey, facts: Sequence[Fact]) -> Any:
     fold, ids = key
-    query = fold.query(ids)
+    wanted = fold.query(ids).items[0]  # a scenario is given events of now
     state = _twice(f"the initial state of {fold.name}", fold.initial, ids)
     for fact in facts:
-        if query.matches(fact.recorded.type, fact.recorded.tags):
+        if wanted.matches(fact.recorded.type, fact.recorded.tags):
             state = _twice(f"{fold.name}.evolve", fold.evolve, state, fact.event, fact.context)
     return state
 

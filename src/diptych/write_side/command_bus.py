@@ -29,6 +29,7 @@ from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
 from diptych.event_store.position import START, Position, Token
+from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.codec import Codec
 from diptych.messages.command import Command, CommandContext
 from diptych.messages.envelope import Envelope
@@ -316,16 +317,16 @@ class CommandBus:
         found = await self._store.read(ALL_EVENTS, first, max(kept.event_count, 1), until=kept.place.position)
         self._group.check(forks)
         whole = [recorded for recorded in found.events if recorded.data]  # of the others nobody knows the data any more
-        return receipt(kept, [self._history.event(recorded) for recorded in whole])
+        return receipt(kept, [event for recorded in whole for event in self._history.parts(recorded)])
 
     # ── decide, until it holds ───────────────────────────────────────────────
 
     async def _decide(self, attempt: Attempt, based_on: Sequence[Token]) -> Receipt:
         keys = attempt.handler.models(attempt.command)
         attempt.others.clear()
-        attempt.based_on = await self._anchor(based_on) if based_on else None
-        if based_on:
-            await self._check_unchanged(attempt, keys)
+        attempt.based_on = shown = await self._anchor(based_on) if based_on else None
+        if shown is not None:
+            await self._check_unchanged(attempt, keys, shown)
         conflicts = 0
         while True:  # at most CONFLICTS_MAX conflicts, and CHAIN_ATTEMPTS_MAX broken chains
             for key in keys:
@@ -335,7 +336,8 @@ class CommandBus:
                 attempt.stands[key] = known
             outcome = await self._outcome(attempt)
             if isinstance(outcome, Lost):
-                await self._check_unchanged(attempt, keys)
+                if shown is not None:
+                    await self._check_unchanged(attempt, keys, shown)
                 conflicts += 1
                 if conflicts >= CONFLICTS_MAX or not attempt.handler.idempotent:
                     raise Conflict(attempt.handler.command.__name__, conflicts, outcome.position)
@@ -382,22 +384,31 @@ class CommandBus:
             token.high.check(self._store.history_id, None if there is None else there.event_id, _BASIS)
         return min(token.low for token in ours)
 
-    async def _check_unchanged(self, attempt: Attempt, keys: Sequence[ModelKey]) -> None:
+    async def _check_unchanged(self, attempt: Attempt, keys: Sequence[ModelKey], shown: Position) -> None:
         """Make sure that what a command is decided on is still as it was in the answer that it is based on.
 
         Its conditions say the same to the append section. Here its caller hears why, and a handler is not run in vain.
+        What has come of which no part is meant is passed over, by the conditions as well.
 
         Raises:
             ContextChanged: it is not.
         """
-        if attempt.based_on is None:
-            return
-        query = EventQuery(tuple([item for fold, ids in keys for item in fold.query(ids).items]))
-        found = await self._store.read(query, attempt.based_on, CHANGES_TOLD_MAX)
-        self._group.check(attempt.forks)
-        if found.events:
-            changes = [self._history.as_now(recorded) for recorded in found.events]
-            raise ContextChanged(type(attempt.command).__name__, attempt.based_on, changes, more=found.more)
+        queries = [fold.query(ids) for fold, ids in keys]
+        query = EventQuery(tuple([item for found in queries for item in found.items]))
+        wanted = EventQuery(tuple([found.items[0] for found in queries]))
+        more = True
+        while more:
+            assert attempt.based_on is not None, "its caller was shown something"
+            found = await self._store.read(query, attempt.based_on, CHANGES_TOLD_MAX)
+            self._group.check(attempt.forks)
+            changes = [part for recorded in found.events for part in self._history.as_now(recorded)]
+            if any(recorded.type in self._history.types.splitting for recorded in found.events):
+                changes = [part for part in changes if wanted.matches(part.type, part.tags)]
+            if changes:
+                raise ContextChanged(type(attempt.command).__name__, shown, changes, more=found.more)
+            if found.events:
+                attempt.based_on = found.through
+            more = found.more
 
     async def _decide_impure(self, attempt: Attempt) -> None:
         """Have a handler that is async or takes services decide, on committed state and outside of any batch.
@@ -453,10 +464,13 @@ class CommandBus:
         while more:
             found = await self._store.read(folded.query, folded.position, FOLD_PAGE_EVENTS)
             self._group.check(forks)
-            state: Any = folded.state
-            for recorded in found.events:
-                context = self._history.context(recorded) if fold.takes_context else None
-                state = fold.evolve(state, self._history.event(recorded), context)
+            if fold.splits:
+                state = self._evolved_by_parts(fold, folded, found.events)
+            else:
+                state = folded.state
+                for recorded in found.events:
+                    context = self._history.context(recorded) if fold.takes_context else None
+                    state = fold.evolve(state, self._history.event(recorded), context)
             folded = Folded(folded.query, state, found.through, START, folded.unsaved + len(found.events))
             more = found.more
             if more:
@@ -464,6 +478,15 @@ class CommandBus:
         self._cache.put(key, folded)
         self._group.observe(folded.position)
         return folded
+
+    def _evolved_by_parts(self, fold: ModelFold, folded: Folded, events: Sequence[RecordedEvent]) -> Any:
+        """A state after the parts of these events that are meant."""
+        state = folded.state
+        for recorded in events:
+            for ordinal, event in self._history.matching(recorded, folded.item_now):
+                context = self._history.context(recorded, ordinal) if fold.takes_context else None
+                state = fold.evolve(state, event, context)
+        return state
 
 
 _BASIS = "the answer that the command is based on"

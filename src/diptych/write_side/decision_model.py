@@ -66,7 +66,7 @@ class Folded(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def item_now(self) -> QueryItem:
-        """Those of them that code of now has stored. For conditions it is not enough."""
+        """Those of them that code of now has stored, and the parts that are meant. For conditions it is not enough."""
         return self.query.items[0]
 
 
@@ -78,7 +78,8 @@ class ModelFold:
         identities: the identity classes that scope it, may be empty.
         events: the event classes that it folds.
         takes_context: whether `evolve` asks for the `EventContext`.
-        names: with which those may be stored.
+        names: with which those may be stored, but for what they are only parts of.
+        splits: whether what it reads may be several events now, or none: only a part of it may be meant.
         form: how its states are kept; None where they are not.
 
     Raises:
@@ -94,6 +95,7 @@ class ModelFold:
         anyone = tuple(map(str, range(len(self.identities))))
         found = self.query(anyone)  # too many names are told now
         self.names, self._renamed = found.items[0].types, len(found.items) > 1
+        self.splits = any(not types.splitting.isdisjoint(item.types) for item in found.items)
         self._identity_fields = _identity_fields(cls, self.identities)
         self.form = state_form(cls, self.events, types, found, partial(self.initial, anyone), timed=self.takes_context)
         self._evolve: Callable[..., Any] = cls.evolve

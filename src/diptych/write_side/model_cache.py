@@ -136,6 +136,8 @@ class Tail:
         for position in self._candidates(item, folded.position, until):
             recent = self._events[position - self.start - 1]
             if not item.matches(recent.type, recent.new.tags):
+                if fold.splits and position > self.committed and folded.query.matches(recent.type, recent.new.tags):
+                    pending_at = Position(position)  # its type may have parts that are meant, so conditions look at it
                 continue
             unsaved += 1
             if position > self.committed:

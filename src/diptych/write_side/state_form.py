@@ -143,8 +143,8 @@ def state_form(
 def _fingerprint(
     cls: type[Any], events: Sequence[type[Event]], types: EventTypes, query: EventQuery, initial: Any
 ) -> str:
-    upcasters = [step for event in events for step in types.of(event).upcasters]
-    steps = sorted((step.event.__qualname__, step.from_version, step.name) for step in upcasters)
+    upcasters = types.upcasters_to(events)
+    steps = sorted(step.said for step in upcasters)
     fields = [(name, repr(held)) for name, held in field_types(cls).items()]
     found = [(sorted(item.types), sorted(item.tags)) for item in query.items]
     schema = (fields, encode_canonical(initial), found, steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
+from msgspec import to_builtins
 
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import FAILED
@@ -22,13 +23,17 @@ from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
-    from diptych.event_store.schema_check import CheckedSchema, HeldType
+    from collections.abc import Sequence
+
+    from diptych.application.bounded_context import BoundedContext
+    from diptych.event_store.schema_check import CheckedSchema, HeldType, SplitType
+    from diptych.messages.registry import EventTypes
 
 __all__ = ["check", "show"]
 
 
 def show(
-    *,
+    *app: AppNames,
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     stores: EventStoreOptions = EVENT_STORE_UNSET,
     partition: PartitionOptions = PARTITION_UNSET,
@@ -36,23 +41,25 @@ def show(
 ) -> None:
     """List the event types of a store: versions, how many events, the first and the last.
 
-    It reads the whole history, and needs no code.
+    It reads the whole history, and needs no code. With APP it shows what that reads them as, where its upcasters split.
 
     Args:
+        app: the code.
         json: Print one JSON object a line.
         stores: which.
         partition: which.
         log: how.
     """
     settings = settled(
-        verbose=log.verbose, store=stores.store, partition=partition.partition, log_format=log.log_format
+        verbose=log.verbose, app=app, store=stores.store, partition=partition.partition, log_format=log.log_format
     )
+    splits = _Splits(settings if app else None)
     found = run_async(lambda: _held(settings))
     if json:
         for held in found:
-            screen.write(encode(held))
+            screen.write(encode({**to_builtins(held), **splits.shown(held)}))
     elif found:
-        screen.output().print(_table(found))
+        screen.output().print(_table(found, splits))
     else:
         screen.output().print("The store holds no events.")
 
@@ -96,26 +103,54 @@ async def _held(settings: Settings) -> list[HeldType]:
 
 
 async def _checked(settings: Settings) -> CheckedSchema:
-    from diptych.application.registration import event_types
-    from diptych.entrypoints.cli.contexts import load_contexts
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.history import History
     from diptych.event_store.schema_check import check_schema
 
-    contexts = load_contexts(settings.app)
-    for context in contexts:
-        context.load()
-    history = History(event_types(contexts))
+    contexts, types = _coded(settings)
+    history = History(types)
     async with opened_store(settings) as store:
         with screen.progress("Reading") as bar:
             return await check_schema(store, history, [context.name for context in contexts], bar)
 
 
-def _table(found: list[HeldType]) -> object:
-    table = screen.table("Event types", "type", "tags", "version", "events", "first", "last", numbers=4)
+def _coded(settings: Settings) -> tuple[Sequence[BoundedContext], EventTypes]:
+    from diptych.application.registration import event_types
+    from diptych.entrypoints.cli.contexts import load_contexts
+
+    contexts = load_contexts(settings.app)
+    for context in contexts:
+        context.load()
+    return contexts, event_types(contexts)
+
+
+class _Splits:
+    """What code reads stored types as, where its upcasters split them; nothing is known without code."""
+
+    def __init__(self, settings: Settings | None) -> None:
+        self.types = None if settings is None else _coded(settings)[1]
+
+    def read_as(self, held: HeldType) -> list[str] | None:
+        """The types of which a stored event may have parts; None where it is one event."""
+        known = None if self.types is None else self.types.stored_as(held.type)
+        if self.types is None or known is None or known.upcasters.split(held.version) is None:
+            return None
+        return [part.name for part in self.types.parts_of(known, held.version)]
+
+    def shown(self, held: HeldType) -> dict[str, list[str]]:
+        """The same as a member of a JSON object; none where there is nothing to say."""
+        found = self.read_as(held)
+        return {} if found is None else {"read_as": found}
+
+
+def _table(found: list[HeldType], splits: _Splits) -> object:
+    read_as = () if splits.types is None else ("read as",)
+    table = screen.table("Event types", "type", "tags", *read_as, "version", "events", "first", "last", numbers=4)
     for held in found:
         numbers = (held.version, held.events, held.first, held.last)
-        table.add_row(held.type, " ".join(held.tags), *map(screen.count, numbers))
+        parts = splits.read_as(held)
+        told = [] if splits.types is None else ["" if parts is None else ", ".join(parts) or "nothing"]
+        table.add_row(held.type, " ".join(held.tags), *told, *map(screen.count, numbers))
     return table
 
 
@@ -135,6 +170,16 @@ def _show(found: CheckedSchema) -> None:
             style="yellow",
             soft_wrap=True,
         )
+    for split in found.split:
+        output.print(_told(split), soft_wrap=True)
     looked_at = f"{screen.count(found.events)} events of {screen.count(found.types)} types and versions"
     broken = screen.count(sum(each.events for each in found.breaks))
     output.print(f"{looked_at}: {f'{broken} cannot be read' if found.breaks else 'all can be read'}")
+
+
+def _told(split: SplitType) -> str:
+    """What becomes of the events of one type and version, which are several now, or none."""
+    events = "1 event is" if split.events == 1 else f"{screen.count(split.events)} events are"
+    parts = [f"{screen.count(count)} {name}" for name, count in sorted(split.parts.items())]
+    nothing = [f"nothing ({screen.count(split.none)} of them)" if parts else "nothing"] if split.none else []
+    return f"{split.type} (version {split.version}): {events} read as {', '.join(parts + nothing)}"
