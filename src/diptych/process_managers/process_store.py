@@ -3,6 +3,8 @@
 For each process: how far it has followed the history, the state of its instances, and what is to go out: commands, and
 timeouts that are not due yet. It lives in the write database. One call, `commit`, changes all of it in one
 transaction, from the place and epoch that its caller stands on, or not at all (rule 43).
+
+What has no order and is part of no reaction, such as a command that was scheduled, is put in and taken out by anybody.
 """
 
 from __future__ import annotations

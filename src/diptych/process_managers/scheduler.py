@@ -232,6 +232,7 @@ class Scheduler:
         if epoch is None:
             await self._leases.wait(LEASE_WAIT_S)
             return
+        await self.open()
         (stored,) = [found for found in await self._store.processes() if found.name == SCHEDULED]
         if stored.checkpoint.history_id != self._events.history_id:
             raise HistoryDiverged("what was scheduled", "nothing is executed: restore all of it from one backup")
