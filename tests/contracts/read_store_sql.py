@@ -11,8 +11,27 @@ from diptych.read_side.read_store import Column, ColumnKind, ReadStore, Table
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-__all__ = ["COUNTED", "FUTURE", "NOON", "PAST", "SESSIONS", "SESSION_ROWS", "opened", "select"]
+__all__ = [
+    "CHANGES_SINCE_VERSION_4",
+    "COUNTED",
+    "FUTURE",
+    "NOON",
+    "PAST",
+    "SESSIONS",
+    "SESSION_ROWS",
+    "opened",
+    "select",
+]
 
+CHANGES_SINCE_VERSION_4 = (
+    "ALTER TABLE diptych_blocked_keys DROP COLUMN attempts",
+    "ALTER TABLE diptych_blocked_keys DROP COLUMN trace",
+    "ALTER TABLE diptych_discards DROP COLUMN actor",
+    "ALTER TABLE diptych_discards DROP COLUMN reason",
+    "ALTER TABLE diptych_discards DROP COLUMN decided_at",
+    "DROP TABLE diptych_retries",
+)
+"""What takes away what was added to a catalog since version 4 of SQLite's, or migration 2 of PostgreSQL's."""
 COUNTED = {"c": (ColumnKind.INTEGER, False)}
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)

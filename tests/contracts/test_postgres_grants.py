@@ -73,6 +73,7 @@ SHOWN = (
     "diptych_generations",
     "diptych_blocked_keys",
     "diptych_discards",
+    "diptych_retries",
     "diptych_dropped_tables",
 )
 PROCESSES = ("processes", "process_instances", "process_outgoing")
@@ -94,6 +95,7 @@ ALLOWED: Mapping[Role, Mapping[str, str]] = {
         "diptych_generations": CHANGED,
         "diptych_blocked_keys": CHANGED,
         "diptych_discards": "SELECT INSERT",
+        "diptych_retries": "SELECT INSERT",
         "diptych_workers": CHANGED,
         "diptych_dropped_tables": "SELECT INSERT DELETE",
         "counting_count__g1": ALL,

@@ -115,6 +115,55 @@ async def test_newer_tables_in_a_file_are_refused_and_left_alone(tmp_path: Path)
 
 
 @pytest.mark.anyio
+async def test_older_tables_in_a_file_are_upgraded(tmp_path: Path) -> None:
+    """What they hold stays, and is helped on as what comes later is: a step that is blocked has failed once."""
+    path = tmp_path / "events.db"
+    async with seen_through(f"sqlite:{path}"):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        for table, column in OF_VERSION_3:
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.execute("UPDATE process_instances SET blocked = 2, failure = 'no'")
+        connection.execute("UPDATE processes_format SET version = 2")
+        connection.commit()
+    await check_upgraded(f"sqlite:{path}")
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version FROM processes_format").fetchone() == (process_rows.VERSION,)
+
+
+@pytest.mark.anyio
+async def test_an_older_schema_is_migrated() -> None:
+    """Likewise."""
+    url = await new_stores()
+    async with seen_through(url):
+        pass
+    schema = parse_url(url).quoted_schema
+    await run(
+        url,
+        *(f"ALTER TABLE {schema}.{table} DROP COLUMN {column}" for table, column in OF_VERSION_3),
+        f"UPDATE {schema}.process_instances SET blocked = 2, failure = 'no'",
+        f"DELETE FROM {schema}.migrations WHERE store = 'processes' AND number > 7",
+    )
+    with pytest.raises(ConfigurationError, match="run diptych migrate --store"):
+        await postgres.connect(url).open()
+    assert [step.name for step in await migrate(url, "event_store")] == ["attempts and stack traces of processes"]
+    await check_upgraded(url)
+
+
+OF_VERSION_3 = [("process_instances", "attempts"), ("process_instances", "trace"), ("process_outgoing", "trace")]
+"""Tables, and columns that they had not before."""
+
+
+async def check_upgraded(url: str) -> None:
+    """Whether what the tables of before had is there: an instance that is blocked, and a timeout that waits."""
+    async with Application(banking(), store=url, projecting=False) as app:
+        (step,) = (await app.parked.list()).items
+        assert (step.kind, step.key, step.position, step.attempts, step.error) == ("step", "t1", 2, 1, "no")
+        shown = await app.processes.show("Transferring", "t1")
+        assert [each.name for each in shown.timeouts] == ["bank.DepositOverdue"]
+
+
+@pytest.mark.anyio
 async def test_newer_tables_in_a_schema_are_refused_and_left_alone() -> None:
     """The error has both numbers; nothing is read, changed or migrated."""
     url = await new_stores()
@@ -146,7 +195,11 @@ async def test_a_schema_that_was_not_migrated_for_processes_says_so(*, projectin
     with pytest.raises(ConfigurationError, match="run diptych migrate --store"):
         async with Application(banking(), store=url, projecting=projecting):
             pass
-    assert [step.name for step in await migrate(url, "event_store")] == ["tables of processes", "commands in time"]
+    assert [step.name for step in await migrate(url, "event_store")] == [
+        "tables of processes",
+        "commands in time",
+        "attempts and stack traces of processes",
+    ]
     async with seen_through(url) as app:
         assert [found.id for found in await app.processes.list()] == ["t1"]
 
@@ -185,6 +238,8 @@ async def test_a_file_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
         connection.execute("ALTER TABLE process_outgoing RENAME TO now_outgoing")
         for name in ("of", "due", "dead"):
             connection.execute(f"DROP INDEX process_outgoing_{name}")
+        for column in ("attempts", "trace"):
+            connection.execute(f"ALTER TABLE process_instances DROP COLUMN {column}")
         connection.executescript(AS_IT_WAS.format(columns=COLUMNS_AS_THEY_WERE))
     for _ in range(2):
         store = SqliteProcessStore(str(path))
@@ -223,11 +278,12 @@ async def test_a_schema_of_before_is_migrated() -> None:
         f"ALTER TABLE {out} DROP COLUMN priority, DROP COLUMN expires, DROP COLUMN begun",
         f"CREATE INDEX process_outgoing_due ON {out} (process, due, position, ordinal) WHERE NOT dead",
         f"CREATE INDEX process_outgoing_dead ON {out} (process, instance) WHERE dead",
+        *(f"ALTER TABLE {schema}.{table} DROP COLUMN {column}" for table, column in OF_VERSION_3),
         f"DELETE FROM {schema}.migrations WHERE store = 'processes' AND number > 1",
     )
     with pytest.raises(ConfigurationError, match="run diptych migrate --store"):
         await store.open()
-    assert [step.number for step in await migrate(url, "event_store")] == [7]
+    assert [step.number for step in await migrate(url, "event_store")] == [7, 8]
     await store.open()
     try:
         assert await store.due("bank.Transferring", 9, 10) == given

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from diptych.adapters.memory.process_store import MemoryProcessStore
-from diptych.event_store.position import Place
+from diptych.event_store.position import Place, Position
 from diptych.process_managers.process_store import (
     Instance,
     InstanceCount,
@@ -359,6 +359,61 @@ class DeadOrNot(MemoryProcessStore):
         return await super().waiting(process, after, limit)
 
 
+class ResendsWhatWaits(MemoryProcessStore):
+    """Has something sent anew that was not given up."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        outgoing = self._kept[change.process].outgoing
+        for resent in change.resent:
+            if resent.id in outgoing:
+                outgoing[resent.id] = msgspec.structs.replace(outgoing[resent.id], dead=True)
+        return await super().commit(change)
+
+
+class ResendsLast(MemoryProcessStore):
+    """Puts what is sent with other fields behind everything else of its instance."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        done = await super().commit(change)
+        outgoing = self._kept[change.process].outgoing
+        for resent in change.resent:
+            if resent.data is not None and resent.as_id in outgoing:
+                outgoing[resent.as_id] = msgspec.structs.replace(outgoing[resent.as_id], position=Position(99))
+        return done
+
+
+class ResendsWithTheOldFields(MemoryProcessStore):
+    """Sends what it was, under the new id."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        resent = [msgspec.structs.replace(each, data=None) for each in change.resent]
+        return await super().commit(msgspec.structs.replace(change, resent=resent))
+
+
+class DiscardsWhatWaits(MemoryProcessStore):
+    """Drops what is named, whether it was given up or not."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        removed = [*change.removed, *change.discarded]
+        return await super().commit(msgspec.structs.replace(change, removed=removed))
+
+
+class ForgetsTraces(MemoryProcessStore):
+    """Keeps the one line of a failure alone."""
+
+    async def commit(self, change: ProcessChange) -> bool:
+        instances = [msgspec.structs.replace(each, trace="") for each in change.instances]
+        failed = [msgspec.structs.replace(each, trace="") for each in change.failed]
+        return await super().commit(msgspec.structs.replace(change, instances=instances, failed=failed))
+
+
+class DeadPagesSkip(MemoryProcessStore):
+    """Takes the instance alone for where the next page of the dead begins."""
+
+    async def dead(self, process: str, after: tuple[str, str] | None, limit: int) -> list[Outgoing]:
+        return await super().dead(process, after and (after[0], "~"), limit)
+
+
 BROKEN = [
     (MadeAgain, "test_a_process_is_made_once"),
     (NoFence, "test_a_commit_from_another_checkpoint_does_nothing"),
@@ -402,6 +457,13 @@ BROKEN = [
     (DropsEverywhere, "test_anybody_drops_and_revives"),
     (WaitingInAnyOrder, "test_what_waits_comes_in_pages"),
     (DeadOrNot, "test_what_waits_comes_in_pages"),
+    (ResendsWhatWaits, "test_one_that_is_dead_is_due_again_alone"),
+    (ResendsLast, "test_one_that_is_dead_is_due_again_alone"),
+    (ResendsWithTheOldFields, "test_one_that_is_dead_is_due_again_alone"),
+    (DiscardsWhatWaits, "test_only_the_dead_are_discarded"),
+    (ForgetsTraces, "test_an_instance_is_replaced_as_a_whole"),
+    (ForgetsTraces, "test_what_failed_is_kept_as_it_is_given"),
+    (DeadPagesSkip, "test_the_dead_come_in_pages"),
 ]
 """What is broken, and the test that has to notice."""
 

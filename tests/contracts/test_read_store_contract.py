@@ -131,7 +131,7 @@ def fenced_writes_discard_all_the_same(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore._write
 
     def write(self: Any, wanted: SliceWrite) -> Any:
-        self._discards.update((discard.name, discard.position, discard.key) for discard in wanted.discard)
+        self._discards.update({(found.name, found.position, found.key): found for found in wanted.discard})
         return real(self, wanted)
 
     patch.setattr(MemoryReadStore, "_write", write)
@@ -420,9 +420,53 @@ def discards_go_with_their_generation(patch: pytest.MonkeyPatch) -> None:
 
     async def drop(self: Any, name: str, number: int) -> None:
         await real(self, name, number)
-        self._discards = {discard for discard in self._discards if discard[0] != name}
+        self._discards = {place: found for place, found in self._discards.items() if place[0] != name}
 
     patch.setattr(MemoryReadStore, "drop_generation", drop)
+
+
+@noticed_by("test_a_discard_says_who_decided_it_first")
+def the_last_decision_counts(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+
+    def write(self: Any, wanted: SliceWrite) -> Any:
+        for found in wanted.discard:
+            self._discards.pop((found.name, found.position, found.key), None)
+        return real(self, wanted)
+
+    patch.setattr(MemoryReadStore, "_write", write)
+
+
+@noticed_by("test_retries_are_kept_for_good")
+def retries_go_with_their_generation(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.drop_generation
+
+    async def drop(self: Any, name: str, number: int) -> None:
+        await real(self, name, number)
+        self._retries.clear()
+
+    patch.setattr(MemoryReadStore, "drop_generation", drop)
+
+
+@noticed_by("test_a_stale_checkpoint_is_fenced")
+def fenced_writes_note_retries_all_the_same(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore._write
+
+    def write(self: Any, wanted: SliceWrite) -> Any:
+        self._retries += wanted.retried
+        return real(self, wanted)
+
+    patch.setattr(MemoryReadStore, "_write", write)
+
+
+@noticed_by("test_a_blocked_key_has_its_attempts_and_its_stack_trace")
+def the_trace_of_any_generation(patch: pytest.MonkeyPatch) -> None:
+    async def trace(self: Any, name: str, number: int, key: str) -> str:
+        del number
+        found = [build.blocked[key].trace for build in self._builds.values() if key in build.blocked]
+        return next(iter(found), "")
+
+    patch.setattr(MemoryReadStore, "trace", trace)
 
 
 @noticed_by("test_keys_are_blocked_and_unblocked")

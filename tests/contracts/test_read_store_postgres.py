@@ -15,10 +15,13 @@ from diptych.adapters.postgres.deployment import migrate, migration_sql
 from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_store import PostgresReadStore, connect
 from diptych.errors import ConfigurationError, InvalidMessage, NewerStore, StoreUnavailable
+from diptych.event_store.position import Position
 from diptych.read_side.read_store import (
+    BlockedKey,
     Column,
     ColumnKind,
     Comparison,
+    Discard,
     Failed,
     Fenced,
     Filter,
@@ -27,6 +30,7 @@ from diptych.read_side.read_store import (
     Table,
 )
 from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
+from diptych.testing.contracts.read_store import MOMENT
 from diptych.testing.contracts.read_store_cases import (
     ARTICLES,
     BY_COURSE,
@@ -39,7 +43,7 @@ from diptych.testing.contracts.read_store_cases import (
     shown_generation,
     write,
 )
-from tests.contracts.read_store_sql import opened, select
+from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, opened, select
 from tests.postgres_server import (
     by_hand,
     left_in_transaction,
@@ -88,6 +92,26 @@ async def test_a_schema_that_was_not_migrated_is_refused() -> None:
     await store.close()
     async with by_hand(url) as link:
         assert await link.fetchval("SELECT count(*) FROM pg_namespace WHERE nspname = 'empty'") == 0
+
+
+async def test_an_older_schema_is_migrated(url: str) -> None:
+    """What is blocked and left out stays, and who decides from now on is kept."""
+    blocked, left_out = BlockedKey(NAME, '["a"]', Position(3), "boom"), Discard(NAME, '["b"]', Position(2))
+    async with opened(connect(url)) as store:
+        generation = await build(store, SEATS, [("a", 1)])
+        generation = await write(store, generation, block=[blocked], discard=[left_out], by_hand=True)
+    undone = [f"SET search_path = {schema(url)}", *CHANGES_SINCE_VERSION_4]
+    await run(url, *undone, "DELETE FROM migrations WHERE store = 'read store' AND number > 2")
+    with pytest.raises(ConfigurationError, match="is at migration 2 of 3: run diptych migrate"):
+        await connect(url).open()
+    assert len(await migrate(url, "read_store")) == 1
+    async with opened(connect(url)) as store:
+        async with store.snapshot() as snapshot:
+            assert await snapshot.blocked(NAME) == [blocked]
+        later = Discard(NAME, '["a"]', Position(3), "ann", "by phone", MOMENT)
+        await write(store, generation, unblock=['["a"]'], discard=[later], by_hand=True)
+        assert await store.discards(NAME) == [left_out, later]
+        assert await store.retries(NAME, '["a"]', 1) == []
 
 
 async def test_migrating_twice_and_at_once_is_done_once() -> None:
@@ -154,7 +178,13 @@ async def test_the_order_of_text_is_not_left_to_the_database(url: str, store: Po
             "WHERE c.relnamespace = $1::regnamespace AND c.relkind = 'r' AND o.collname <> 'C' ORDER BY 1, 2",
             schema(url),
         )
-    only_shown = {("diptych_blocked_keys", "error"), *(("diptych_generations", n) for n in ("fingerprint", "stopped"))}
+    shown_alone = {
+        "diptych_blocked_keys": ("error", "trace"),
+        "diptych_discards": ("actor", "reason"),
+        "diptych_generations": ("fingerprint", "stopped"),
+        "diptych_retries": ("actor", "reason"),
+    }
+    only_shown = {(table, column) for table, columns in shown_alone.items() for column in columns}
     assert {(table, column) for table, column in rows if table != "migrations"} == only_shown
 
 

@@ -17,8 +17,20 @@ from diptych.adapters.sqlite import read_store as sqlite
 from diptych.adapters.sqlite.read_snapshot import SqliteReadSnapshot
 from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.errors import ConfigurationError, NewerStore, StoreUnavailable
-from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Order, SliceWrite, Table
+from diptych.event_store.position import Position
+from diptych.read_side.read_store import (
+    BlockedKey,
+    Column,
+    ColumnKind,
+    Comparison,
+    Discard,
+    Filter,
+    Order,
+    SliceWrite,
+    Table,
+)
 from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
+from diptych.testing.contracts.read_store import MOMENT
 from diptych.testing.contracts.read_store_cases import (
     ARTICLES,
     LINES,
@@ -30,7 +42,7 @@ from diptych.testing.contracts.read_store_cases import (
     rows_of,
     write,
 )
-from tests.contracts.read_store_sql import opened, select
+from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, opened, select
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -65,9 +77,10 @@ def test_a_name_in_memory_is_refused() -> None:
         memory.connect("memory:shop")
 
 
-def changed_file(path: Path, statement: str) -> None:
+def changed_file(path: Path, *statements: str) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement)
+        for statement in statements:
+            connection.execute(statement)
         connection.commit()
 
 
@@ -82,6 +95,27 @@ async def test_a_newer_file_is_refused_and_left_alone(tmp_path: Path, store: Sql
     changed_file(tmp_path / "read.db", f"PRAGMA user_version = {read_tables.SCHEMA_VERSION}")
     await store.open()
     assert await rows_of(store) == [("a", 1)]
+
+
+async def test_a_file_of_version_4_is_brought_up_to_date(store: SqliteReadStore, tmp_path: Path) -> None:
+    """What is blocked and left out stays, and who decides from now on is kept."""
+    blocked, left_out = BlockedKey(NAME, '["a"]', Position(3), "boom"), Discard(NAME, '["b"]', Position(2))
+    generation = await build(store, SEATS, [("a", 1)])
+    generation = await write(store, generation, block=[blocked], discard=[left_out], by_hand=True)
+    await store.close()
+    changed_file(
+        tmp_path / "read.db",
+        *CHANGES_SINCE_VERSION_4,
+        "PRAGMA user_version = 4",
+    )
+    await store.open()
+    async with store.snapshot() as snapshot:
+        assert await snapshot.blocked(NAME) == [blocked]
+    assert await store.trace(NAME, generation.number, '["a"]') == ""
+    later = Discard(NAME, '["a"]', Position(3), "ann", "by phone", MOMENT)
+    await write(store, generation, unblock=['["a"]'], discard=[later], by_hand=True)
+    assert await store.discards(NAME) == [left_out, later]
+    assert await store.retries(NAME, '["a"]', 1) == []
 
 
 @pytest.mark.parametrize(

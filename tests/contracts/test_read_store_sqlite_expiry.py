@@ -13,7 +13,7 @@ from diptych.adapters.sqlite import read_tables
 from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.read_side.read_store import Comparison, Filter, Order
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, build, create, rows_of, stored_generation, write
-from tests.contracts.read_store_sql import FUTURE, NOON, PAST, SESSION_ROWS, SESSIONS, opened
+from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, FUTURE, NOON, PAST, SESSION_ROWS, SESSIONS, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -32,6 +32,7 @@ CHANGES_SINCE_VERSION_1 = (
         event_id, epoch, stopped FROM newer""",
     "DROP TABLE newer",
     "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1",
+    *CHANGES_SINCE_VERSION_4,
 )
 
 

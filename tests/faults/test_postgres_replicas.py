@@ -32,6 +32,7 @@ from tests.faults.replicated import (
     stock_of,
     warehouse,
 )
+from tests.parking import retry
 from tests.postgres_server import by_hand, left_in_transaction, new_database, new_stores, run, with_parameter
 from tests.postgres_standby import NAME, OTHER_NAME, SKIPPED, Standby, the_standby
 
@@ -268,7 +269,7 @@ async def test_a_replica_has_not_the_last_word_on_what_is_blocked(url: str, stan
             with pytest.raises(Blocked, match="no such shelf"):
                 await ask(app, after=receipt)
             faulty.fails = False
-            assert await app.replay("warehouse.Stock", '["pens"]') is None
+            assert await retry(app, '["pens"]') is None
             assert (await app.answer(StockOf(sku=PENS))).incomplete
             assert await ask(app, after=receipt) == Answered(units=1, server=PRIMARY)
 

@@ -243,9 +243,9 @@ class Live:
         return found
 
     async def replay(self) -> None:
-        keys = BlockedKeys(self.projector, self.store, self.read_store)
+        keys = BlockedKeys(self.projector, self.store, self.read_store, self.clock)
         for blocked in await keys.all():
-            assert await keys.replay(blocked.name, blocked.key) is None
+            assert await keys.retry(blocked.name, blocked.key, actor="ann", reason="mended") is None
 
     async def verify(self) -> None:
         rebuilds = Rebuilds(self.projector, self.read_store)

@@ -17,8 +17,10 @@ COMMANDS = [
     ("status",),
     ("events",),
     ("parked", "list"),
-    ("parked", "replay"),
+    ("parked", "show"),
+    ("parked", "retry"),
     ("parked", "discard"),
+    ("parked", "discarded"),
     ("processes", "list"),
     ("processes", "show"),
     ("processes", "retry"),
@@ -78,8 +80,9 @@ def test_the_version_is_told(project: Project) -> None:
         (("run", "--log-format", "xml"), '"text", "json"'),
         (("rebuild",), "READ_MODEL"),
         (("events", "--tag", "python"), "'python' is no tag: write it as name:value"),
-        (("parked", "replay", "Seats", "python"), "'python' is no key: write it as a JSON array"),
-        (("parked", "discard", "Seats", '["python"]'), "give --yes"),
+        (("parked", "retry", "event-1-00000000"), "--reason"),
+        (("parked", "retry", "x", "--reason", "y", "--fields", "5"), "'5' are no fields: write a JSON object"),
+        (("parked", "discard", "event-1-00000000", "--reason", "sold"), "give --yes"),
     ],
 )
 def test_a_wrong_command_line_is_a_usage_error(project: Project, arguments: tuple[str, ...], told: str) -> None:

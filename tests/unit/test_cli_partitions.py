@@ -64,8 +64,9 @@ def test_a_read_model_is_rebuilt_and_mended_in_one_partition(project: Project, m
     enrol(project, "ruby")
     monkeypatch.delenv("UNFOLDABLE")
     (project.folder / "python.db").rename(project.folder / "elsewhere.db")
-    assert "ruby" in project.run("parked", "list", "--partition", "ruby").out
-    mended = project.run("parked", "replay", "Seats", '["ruby"]', "--partition", "ruby")
+    parked = json.loads(project.run("parked", "list", "--partition", "ruby", "--json").out)
+    assert parked["key"] == '["ruby"]'
+    mended = project.run("parked", "retry", parked["id"], "--partition", "ruby", "--reason", "mended")
     assert (mended.code, mended.err) == (0, "")
     rebuilt = project.run("rebuild", "Seats", "--partition", "ruby")
     assert rebuilt.code == 0

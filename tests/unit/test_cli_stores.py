@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import sqlite3
@@ -181,45 +182,92 @@ def test_nothing_parked_is_said(project: Project) -> None:
     assert project.run("parked", "list", "--json") == (0, "", "")
 
 
+WHY = ("--reason", "the library is mended")
+
+
+def the_parked(project: Project) -> str:
+    """The id of the one item that is parked."""
+    (line,) = project.run("parked", "list", "--json").out.splitlines()
+    found: str = json.loads(line)["id"]
+    return found
+
+
 def test_parked_keys_are_listed_with_the_reason(blocked: Project) -> None:
     """And counted by status; the other keys have gone on."""
     (line,) = blocked.run("parked", "list", "--json").out.splitlines()
     found = json.loads(line)
+    assert (found["kind"], found["type"]) == ("event", "school.Enrolled")
     assert (found["name"], found["key"], found["position"]) == ("school.Seats", KEY, 3)
     assert "ValueError: no such room" in found["error"]
     out = blocked.run("parked", "list").out
-    assert all(text in out for text in ("school.Seats", KEY, "no such room"))
+    assert all(text in out for text in (found["id"], "school.Seats", KEY, "no such room"))
     (seats,) = json.loads(blocked.run("status", "--json").out)["projections"]
     assert (seats["checkpoint"], seats["blocked"]) == (5, 1)
     assert "see diptych parked list" in blocked.run("status").out
     assert blocked.taken("ruby") == 2
+    assert blocked.run("parked", "list", "--kind", "step").out == "Nothing is parked.\n"
 
 
-def test_a_replay_folds_what_waits(blocked: Project) -> None:
-    """Once the projection can fold it; the key may be spaced as its user likes."""
-    code, out, err = blocked.run("parked", "replay", "Seats", ' [ "python" ] ')
+def test_a_page_tells_where_the_next_one_begins(blocked: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On stderr, so that it is in nobody's way."""
+    monkeypatch.setenv("UNFOLDABLE", "ruby")
+    blocked.enrol("ruby")
+    code, out, err = blocked.run("parked", "list", "--limit", "1", "--json")
+    assert (code, len(out.splitlines())) == (0, 1)
+    told, _, cursor = err.strip().rpartition(" ")
+    assert told == "there is more: --after"
+    code, rest, err = blocked.run("parked", "list", "--after", cursor, "--json")
     assert (code, err) == (0, "")
-    assert out == f"school.Seats {KEY} goes on: every event is folded.\n"
+    assert [json.loads(line)["key"] for line in (out + rest).splitlines()] == [KEY, '["ruby"]']
+
+
+def test_a_parked_item_is_shown_with_its_fields_and_stack_trace(blocked: Project) -> None:
+    """As text and as JSON."""
+    item = the_parked(blocked)
+    found = json.loads(blocked.run("parked", "show", item, "--json").out)
+    assert found["data"] == {"course": "python"}
+    assert found["trace"].startswith("Traceback")
+    assert found["trace"].endswith("ValueError: no such room\n")
+    out = blocked.run("parked", "show", item).out
+    assert all(text in out for text in (item, '{"course":"python"}', "Traceback", "raise ValueError"))
+
+
+def test_a_retry_folds_what_waits(blocked: Project) -> None:
+    """Once the projection can fold it."""
+    item = the_parked(blocked)
+    code, out, err = blocked.run("parked", "retry", item, *WHY)
+    assert (code, err) == (0, "")
+    assert out == f"{item} is tried again, and its key goes on: every event is folded.\n"
     assert blocked.taken("python") == 3
     assert blocked.run("parked", "list", "--json").out == ""
 
 
-def test_a_replay_that_fails_again_says_so(blocked: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exit code is 1, and the key still waits."""
+def test_a_retry_that_fails_again_says_so(blocked: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code is 1, and the key still waits, under the same id; who tried is shown."""
     monkeypatch.setenv("UNFOLDABLE", "python")
-    code, out, err = blocked.run("parked", "replay", "school.Seats", KEY)
+    item = the_parked(blocked)
+    code, out, err = blocked.run("parked", "retry", item, *WHY)
     assert (code, out) == (1, "")
-    assert f"school.Seats {KEY} is still blocked, at position 3: ValueError: no such room" in err
-    assert len(blocked.run("parked", "list", "--json").out.splitlines()) == 1
+    assert f"school.Seats {KEY} is still blocked, at position 3 ({item}): ValueError: no such room" in err
+    assert the_parked(blocked) == item
+    (retried,) = json.loads(blocked.run("parked", "show", item, "--json").out)["retries"]
+    assert (retried["actor"], retried["reason"]) == (getpass.getuser(), WHY[1])
 
 
 def test_a_discard_leaves_one_event_out_for_good(blocked: Project) -> None:
-    """A rebuild leaves it out as well."""
-    code, out, _ = blocked.run("parked", "discard", "Seats", KEY, "--yes")
-    assert (code, out) == (0, f"school.Seats {KEY} goes on: event 3 is left out.\n")
+    """A rebuild leaves it out as well; who did it and why is listed."""
+    item = the_parked(blocked)
+    assert blocked.run("parked", "discarded").out == "Nothing was discarded.\n"
+    code, out, _ = blocked.run("parked", "discard", item, "--yes", "--reason", "sold by hand")
+    assert (code, out) == (0, f"{item} is discarded, and its key goes on: it is left out.\n")
     assert blocked.taken("python") == 2
     assert blocked.run("rebuild", "Seats").code == 0
     assert blocked.taken("python") == 2
+    (line,) = blocked.run("parked", "discarded", "--json").out.splitlines()
+    left_out = json.loads(line)
+    assert (left_out["name"], left_out["key"], left_out["position"]) == ("school.Seats", KEY, 3)
+    assert (left_out["by"]["actor"], left_out["by"]["reason"]) == (getpass.getuser(), "sold by hand")
+    assert "sold by hand" in blocked.run("parked", "discarded").out
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
@@ -227,37 +275,38 @@ def test_a_discard_asks_on_a_terminal(
     blocked: Project, monkeypatch: pytest.MonkeyPatch, answer: str, code: int
 ) -> None:
     """Anything but yes changes nothing."""
+    item = the_parked(blocked)
     ours, users = os.openpty()
     with os.fdopen(ours, "w") as keyboard, os.fdopen(users) as terminal:
         keyboard.write(f"{answer}\n")
         keyboard.flush()
         monkeypatch.setattr("sys.stdin", terminal)
-        ended = blocked.run("parked", "discard", "Seats", KEY)
+        ended = blocked.run("parked", "discard", item, *WHY)
         assert ended.code == code
         assert "no such room" in ended.out
-        assert f"Leave event 3 out of school.Seats {KEY} for good? [y/N]" in ended.out
+        assert f"Leave school.Enrolled out of school.Seats {KEY} for good? [y/N]" in ended.out
     assert len(blocked.run("parked", "list", "--json").out.splitlines()) == code
 
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (("Seat", KEY), "no read model is named 'Seat'; did you mean school.Seats?"),
-        (("Seats", '["perl"]'), f'school.Seats has no parked key ["perl"]; parked are: {KEY}'),
-    ],
-)
-def test_what_is_not_parked_cannot_be_replayed(blocked: Project, arguments: tuple[str, ...], told: str) -> None:
-    """The error names what there is."""
-    code, _, err = blocked.run("parked", "replay", *arguments)
+def test_what_is_not_parked_cannot_be_retried(blocked: Project) -> None:
+    """The error says where to look."""
+    code, _, err = blocked.run("parked", "retry", "event-3-00000000", *WHY)
     assert code == 1
-    assert told in err
+    assert "nothing is parked as 'event-3-00000000'; see `diptych parked list`" in err
 
 
-def test_a_mended_projection_is_built_anew_rather_than_replayed(blocked: Project) -> None:
+def test_an_event_is_not_edited(blocked: Project) -> None:
+    """The error says what to do instead."""
+    code, _, err = blocked.run("parked", "retry", the_parked(blocked), *WHY, "--fields", '{"course": "perl"}')
+    assert code == 1
+    assert "an event is a fact, and never edited: mend the code, or add an upcaster" in err
+
+
+def test_a_mended_projection_is_built_anew_rather_than_retried(blocked: Project) -> None:
     """What was parked belongs to rows that the changed fold replaces as a whole."""
     source = blocked.folder / f"{blocked.module}.py"
     (blocked.folder / "mended.py").write_text(source.read_text().replace("row.taken + 1", "1 + row.taken"))
-    code, out, err = blocked.run("parked", "replay", "Seats", KEY, "mended:school")
+    code, out, err = blocked.run("parked", "retry", the_parked(blocked), "mended:school", *WHY)
     assert (code, out) == (1, "")
     assert "run the application, or diptych rebuild school.Seats" in err
 

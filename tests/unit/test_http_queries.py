@@ -164,8 +164,12 @@ async def test_blocked_keys_are_said() -> None:
         assert (eventual.status_code, eventual.headers["answer-incomplete"]) == (200, "?1")
         assert "answer-incomplete" not in (await client.get("/queries/BookOf?book=other")).headers
         token = {"Consistency-Token": torn.headers["consistency-token"]}
-        told = problem(await client.get("/queries/BookOf?book=emma", headers=token), 503, "blocked")
-        assert told["keys"] == ['["emma"]']
+        answer = await client.get("/queries/BookOf?book=emma", headers=token)
+        assert problem(answer, 503, "blocked")["keys"] == ['["emma"]']
+        (parked,) = (await app.parked.list()).items
+        assert (await app.parked.show(parked.id)).trace.startswith("Traceback")
+        told = [answer, await client.get("/health/ready")]
+        assert [each.text for each in told if "Traceback" in each.text] == []
 
 
 async def test_a_query_string_says_every_kind_of_value(client: httpx2.AsyncClient) -> None:

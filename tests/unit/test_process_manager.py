@@ -97,6 +97,10 @@ def test_a_process_is_compiled_from_its_annotations() -> None:
         "shop.Shipping.InstanceRetried",
         "shop.Shipping.InstanceClosed",
         "shop.Shipping.CommandGiven",
+        "shop.Shipping.StepRetried",
+        "shop.Shipping.StepSkipped",
+        "shop.Shipping.OutgoingRetried",
+        "shop.Shipping.OutgoingDiscarded",
     }
     assert found.initial("o1") == Shipping(order=OrderId("o1"))
     assert found.named_by(["order:o1", "customer:c", "order:o2", "order:o1"]) == ["o1", "o2"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diptych import Application, BoundedContext, Command, Event, Identity, ProcessManager, Reaction
-from diptych.errors import StoreUnavailable
+from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.process_managers import sender
 from diptych.testing import ManualClock
@@ -134,3 +134,47 @@ async def test_g10_what_waits_for_a_partition_that_is_not_open_yet_is_sent_once_
         assert await types_in(again, "b") == ["Booked"]
         (found,) = (await again.partition("a").status()).processes
         assert (found.count.waiting, found.count.dead) == (0, 0)
+
+
+async def test_a_command_that_named_no_partition_is_edited_to_name_one(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And one that took effect after all, in whichever partition it belongs to, is refused."""
+    monkeypatch.setattr(sender, "SEND_ATTEMPTS_MAX", 1)
+    app = Application(tenants(), partition_by=TenantId, store=places("a", "b"), clock=ManualClock())
+    async with app:
+        here = app.partition("a")
+        for order in (ONE, TWO):
+            await app.execute(Ship(tenant=TenantId("a"), order=order, to="nowhere"))
+        await here.process_worker.at_rest()
+        first, second = (await here.parked.list(kind="command")).items
+        with pytest.raises(ConfigurationError, match="say which partition"):
+            _ = app.parked
+        for item in (first, second):
+            await here.parked.retry(item.id, actor="ann", reason="it moved", edited={"tenant": "b"})
+        await here.process_worker.at_rest()
+        assert await types_in(app, "b") == ["Booked", "Booked"]
+        assert (await here.parked.list()).items == []
+
+
+async def test_what_took_effect_in_another_partition_is_not_edited(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outcome is looked for where the command belongs."""
+    monkeypatch.setattr(sender, "SEND_ATTEMPTS_MAX", 1)
+    app = Application(tenants(), partition_by=TenantId, store=places("a", "b"), clock=ManualClock())
+    async with app:
+        here = app.partition("a")
+
+        async def fail(*_: object) -> object:
+            raise ArithmeticError("no")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(here.process_worker._runners[0].sender, "_execute", fail)
+            await app.execute(Ship(tenant=TenantId("a"), order=ONE, to="b"))
+            await here.process_worker.at_rest()
+        (item,) = (await here.parked.list(kind="command")).items
+        (dead,) = (await here.processes.show("Shipping", ONE)).commands
+        await app.execute(Book(tenant=TenantId("b"), order=ONE), command_id=dead.id)
+        with pytest.raises(ConfigurationError, match="has taken effect after all"):
+            await here.parked.retry(item.id, actor="ann", reason="it moved", edited={"order": "t9"})

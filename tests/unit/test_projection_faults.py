@@ -36,6 +36,7 @@ from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import Order, SliceWrite, WriteResult, Written
 from diptych.read_side.subscriber import Subscription, compile_subscriber
 from diptych.testing.manual_clock import ManualClock
+from tests.parking import ACTOR, REASON
 
 pytestmark = pytest.mark.anyio
 
@@ -272,9 +273,9 @@ async def test_g9_a_replay_stops_at_what_it_cannot_read() -> None:
     warehouse.store._events[2] = type(recorded)(
         recorded.position, recorded.event_id, recorded.type, 1, b"{}", recorded.tags, b"{}", recorded.recorded_at
     )
-    blocked_keys = BlockedKeys(projector, warehouse.store, warehouse.read_store)
-    for again in (blocked_keys.replay, blocked_keys.discard):
-        found = await again("warehouse.Stock", '["a"]')
+    blocked_keys = BlockedKeys(projector, warehouse.store, warehouse.read_store, ManualClock())
+    for again in (blocked_keys.retry, blocked_keys.discard):
+        found = await again("warehouse.Stock", '["a"]', actor=ACTOR, reason=REASON)
         assert found is not None
         assert found.position == 1
         assert "position 3" in found.error

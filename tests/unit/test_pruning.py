@@ -283,7 +283,7 @@ async def test_code_that_comes_to_fold_pruned_events_is_told(kept_url: str) -> N
             await seen(app, "a")
     async with Application(with_projection(), store=kept_url) as app:
         await app.projected()
-        assert await app.parked() == []
+        assert (await app.parked.list()).items == []
         assert "diptych prune" in (await app.health()).reason
 
 

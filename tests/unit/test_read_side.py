@@ -37,6 +37,7 @@ from diptych import (
 )
 from diptych.errors import Blocked, HistoryDiverged, InvalidMessage, Overloaded, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
+from tests.parking import discard, parked, retry
 from tests.school import CourseId, CoursesTaken, Enrolled, Seats, SeatsOf, StudentId
 
 pytestmark = pytest.mark.anyio
@@ -351,7 +352,7 @@ async def test_g9_a_row_returned_with_another_key_blocks_its_key(store_url: str)
         lines = (Line(sku="a", units=1), Line(sku="b", units=1))  # `bought` answers "a" for both keys
         await app.execute(Place(order=OrderId("1"), lines=lines, at=NOON))
         await app.projected()
-        (blocked,) = await app.parked()
+        (blocked,) = await parked(app)
         assert (blocked.name, blocked.key) == ("shop.Bought", '["b"]')
         assert "keys=" in blocked.error
 
@@ -395,7 +396,7 @@ async def test_g9_a_poisoned_event_blocks_its_key_alone(store_url: str) -> None:
     """Other keys go on, strict reads of the key say so, eventual ones say that they are incomplete."""
     async with Application(fragile(), store=store_url) as app:
         token = await _poisoned(app)
-        (blocked,) = await app.parked()
+        (blocked,) = await parked(app)
         assert (blocked.name, blocked.key, blocked.position) == ("school.Seats", '["a"]', 3)
         assert "ValueError: poison" in blocked.error
         assert await app.query(SeatsOf(course=CourseId("b")), after=token) == Seats(course=CourseId("b"), taken=2)
@@ -414,12 +415,12 @@ async def test_g9_a_replay_folds_what_waited(store_url: str) -> None:
     """After the fold is mended a replay folds the waiting events in order, and the key goes on."""
     async with Application(fragile(), store=store_url) as app:
         await _poisoned(app)
-        still = await app.replay("school.Seats", '["a"]')
+        still = await retry(app, '["a"]')
         assert still is not None
         assert still.position == 3
         Mended.yet = True
-        assert await app.replay("school.Seats", '["a"]') is None
-        assert await app.parked() == []
+        assert await retry(app, '["a"]') is None
+        assert await parked(app) == []
         receipt = await app.execute(Enter(course=CourseId("a"), student=StudentId("4")))
         assert await app.query(SeatsOf(course=CourseId("a")), after=receipt) == Seats(course=CourseId("a"), taken=5)
 
@@ -429,12 +430,12 @@ async def test_g9_a_discard_is_for_good(store_url: str) -> None:
     """A discarded event is left out by the replay, and by every rebuild."""
     async with Application(fragile(), store=store_url) as app:
         await _poisoned(app)
-        assert await app.discard("school.Seats", '["a"]') is None
+        assert await discard(app, '["a"]') is None
         assert await app.query(SeatsOf(course=CourseId("a")), freshness="latest") == Seats(
             course=CourseId("a"), taken=3
         )
         await app.rebuilds.rebuild("school.Seats")
-        assert await app.parked() == []
+        assert await parked(app) == []
         assert await app.query(SeatsOf(course=CourseId("a")), freshness="latest") == Seats(
             course=CourseId("a"), taken=3
         )
@@ -450,9 +451,9 @@ async def test_g9_blocked_keys_survive_a_restart(tmp_path: Path) -> None:
     async with Application(fragile(), store=url) as app:
         await app.execute(Enter(course=CourseId("a"), student=StudentId("4")))
         await app.projected()
-        assert [blocked.position for blocked in await app.parked()] == [3]
+        assert [blocked.position for blocked in await parked(app)] == [3]
         Mended.yet = True
-        assert await app.replay("school.Seats", '["a"]') is None
+        assert await retry(app, '["a"]') is None
         assert await app.query(SeatsOf(course=CourseId("a")), freshness="latest") == Seats(
             course=CourseId("a"), taken=5
         )
@@ -465,7 +466,7 @@ async def test_g9_a_replay_by_another_process_is_noticed(tmp_path: Path) -> None
     async with Application(fragile(), store=url) as app, Application(fragile(), store=url, projecting=False) as cli:
         await _poisoned(app)
         Mended.yet = True
-        assert await cli.replay("school.Seats", '["a"]') is None
+        assert await retry(cli, '["a"]') is None
         receipt = await app.execute(Enter(course=CourseId("a"), student=StudentId("4")))
         assert await app.query(SeatsOf(course=CourseId("a")), after=receipt) == Seats(course=CourseId("a"), taken=5)
 
@@ -507,7 +508,7 @@ async def test_g9_a_row_that_cannot_be_written_blocks_its_key_alone(store_url: s
 
     async with Application(context, store=store_url) as app:
         await _poisoned(app)
-        (blocked,) = await app.parked()
+        (blocked,) = await parked(app)
         assert (blocked.key, blocked.position) == ('["a"]', 3)
         assert await app.query(SeatsOf(course=CourseId("a"))) == Seats(course=CourseId("a"), taken=1)
         assert await app.query(SeatsOf(course=CourseId("b"))) == Seats(course=CourseId("b"), taken=2)
@@ -529,7 +530,7 @@ async def test_g9_a_missing_row_is_not_silent(store_url: str) -> None:
     async with Application(context, store=store_url) as app:
         await enter(app, "python")
         await app.projected()
-        (blocked,) = await app.parked()
+        (blocked,) = await parked(app)
         assert "MissingRow" in blocked.error
 
 

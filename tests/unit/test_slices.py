@@ -28,6 +28,7 @@ from diptych.read_side.partitions import slice_of
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import SliceWrite, Written
 from diptych.read_side.reader import Reader
+from tests.parking import discard, parked
 
 pytestmark = pytest.mark.anyio
 
@@ -197,10 +198,10 @@ async def test_g9_a_blocked_key_is_dealt_with_in_its_slice(store_url: str) -> No
         await app.execute(Count(sku=Sku("poisoned")))
         receipt = await app.execute(Count(sku=Sku("s1")))
         assert await app.query(StockOf(sku=Sku("s1")), after=receipt) == Stock(sku=Sku("s1"), events=1)
-        (blocked,) = await app.parked()
+        (blocked,) = await parked(app)
         assert (blocked.key, blocked.position) == ('["poisoned"]', 1)
-        assert await app.discard("warehouse.Stock", blocked.key) is None
-        assert await app.parked() == []
+        assert await discard(app, blocked.key) is None
+        assert await parked(app) == []
 
 
 @pytest.mark.parametrize("partitions", [0, -1, 257, 1.5, "2"])

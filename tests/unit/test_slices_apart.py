@@ -23,6 +23,7 @@ from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import Failed, Order, SliceWrite, WriteResult
 from diptych.read_side.slice import Slice
 from diptych.testing import ManualClock
+from tests.parking import ACTOR, REASON
 
 pytestmark = pytest.mark.anyio
 
@@ -167,8 +168,8 @@ async def test_g9_a_blocked_key_is_replayed_up_to_where_its_slice_is() -> None:
     await warehouse.append(Moved(sku=SECOND, amount=5))
     await warehouse.fold(ahead)
     assert (behind.position, ahead.position) == (1, 2)
-    by_hand = BlockedKeys(warehouse.projector, warehouse.store, warehouse.read_store)
-    assert await by_hand.discard(warehouse.projection.name, key_text((SECOND,))) is None
+    by_hand = BlockedKeys(warehouse.projector, warehouse.store, warehouse.read_store, ManualClock())
+    assert await by_hand.discard(warehouse.projection.name, key_text((SECOND,)), actor=ACTOR, reason=REASON) is None
     assert await warehouse.rows() == [Stock(sku=SECOND, amount=5)]
     await warehouse.fold(behind)
     assert await warehouse.rows() == [Stock(sku=SECOND, amount=5)]

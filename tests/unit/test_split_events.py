@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
 from uuid import UUID, uuid5
 
 import pytest
@@ -40,6 +41,7 @@ from diptych.testing import InMemoryApplication, scenario
 from diptych.write_side.context_changed import ContextChanged
 from diptych.write_side.decision_model import ModelFold
 from diptych.write_side.group_commit import GroupCommit
+from tests.parking import discard, parked, retry
 from tests.split_orders import (
     INK,
     PEN,
@@ -372,29 +374,32 @@ def parcels(broken: list[str], *, lost: bool = False) -> BoundedContext:
     return shop
 
 
+ByHand: TypeAlias = Callable[[Application, str], Awaitable[object]]
+
+
 @on_two
-@pytest.mark.parametrize("way", ["replay", "discard"])
-async def test_g9_a_key_that_a_part_blocks_is_blocked_before_the_stored_event(store_url: str, way: str) -> None:
-    """Its row is as it was before the first part, so that a replay folds each once; a discard leaves out all."""
+@pytest.mark.parametrize("way", [retry, discard])
+async def test_g9_a_key_that_a_part_blocks_is_blocked_before_the_stored_event(store_url: str, way: ByHand) -> None:
+    """Its row is as it was before the first part, so that a retry folds each once; a discard leaves out all."""
     broken = ["the address is odd"]
     async with Application(parcels(broken), store=store_url) as app:
         await store(app.partition(), placed(cents=1, street=""), placed(cents=10), placed("ink", 5, ""))
         await store(app.partition(), placed(cents=100, street=""))
         await app.projected()
-        (blocked,) = await app.parked()
+        (blocked,) = await parked(app)
         assert (blocked.key, blocked.position) == ('["pen"]', 2)
         async with app.partition().read_store.snapshot() as snapshot:
             held = await snapshot.get_many("shop.Parcel", [("pen",), ("ink",)])
         assert sorted(held.values()) == [("ink", 5, ""), ("pen", 1, "")]
-        again = await app.replay("shop.Parcel", '["pen"]')
+        again = await retry(app, '["pen"]')
         assert again is not None
         assert again.position == 2
         broken.clear()
-        assert await (app.replay if way == "replay" else app.discard)("shop.Parcel", '["pen"]') is None
+        assert await way(app, '["pen"]') is None
         async with app.partition().read_store.snapshot() as snapshot:
             (row,) = (await snapshot.get_many("shop.Parcel", [("pen",)])).values()
-        assert row == (("pen", 111, "Hafen 1") if way == "replay" else ("pen", 101, ""))
-        if way == "replay":
+        assert row == (("pen", 111, "Hafen 1") if way is retry else ("pen", 101, ""))
+        if way is retry:
             assert await app.rebuilds.verify("shop.Parcel") is None
 
 

@@ -44,13 +44,14 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
     from typing import Self
 
-    from diptych.event_store.event_store import EventLog, EventStore
+    from diptych.application.parked import Parked
+    from diptych.event_store.event_store import EventLog, EventStore, KeptOutcome
     from diptych.event_store.recorded_event import RecordedEvent
     from diptych.process_managers.process_store import ProcessStore
     from diptych.process_managers.processes import Processes
     from diptych.process_managers.scheduled_commands import Scheduled, ScheduledCommands
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
-    from diptych.read_side.read_store import BlockedKey, ReadStore
+    from diptych.read_side.read_store import ReadStore
 
 __all__ = ["Application"]
 
@@ -177,6 +178,7 @@ class Application:
             self._connected_processes(urls),
             whole=self._compiled,
             execute=self._execute_for_process,
+            outcome=self._outcome_for_process,
             name=name,
             query_source=self._query_source(urls, rows, events),
             middleware=self._middleware,
@@ -217,6 +219,10 @@ class Application:
         assert self._routes is not None, "processes run from when it opens until it is closed"
         trusted = msgspec.structs.replace(sender, trusted=True)
         return await self._routes.of_command(command).commands.execute(command, command_id, trusted)
+
+    async def _outcome_for_process(self, command: Command, command_id: str) -> KeptOutcome | None:
+        """What is kept of a command that a process has sent, in whichever partition it belongs to."""
+        return await self._opened().of_command(command).store.outcome(command_id)
 
     def _query_source(self, urls: StoreUrls, rows: ReadStore, log: EventLog) -> QuerySource | None:
         if not urls.read_replicas:
@@ -464,17 +470,10 @@ class Application:
         """See `Partition.status`."""
         return await self.partition().status()
 
-    async def parked(self) -> list[BlockedKey]:
-        """See `Partition.parked`."""
-        return await self.partition().parked()
-
-    async def replay(self, projection: str, key: str) -> BlockedKey | None:
-        """See `Partition.replay`."""
-        return await self.partition().replay(projection, key)
-
-    async def discard(self, projection: str, key: str) -> BlockedKey | None:
-        """See `Partition.discard`."""
-        return await self.partition().discard(projection, key)
+    @property
+    def parked(self) -> Parked:
+        """What failed and waits for somebody: listed, shown, retried, discarded."""
+        return self.partition().parked
 
     @property
     def processes(self) -> Processes:

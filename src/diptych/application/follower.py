@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Literal
 
+from diptych.application.parked import Parked
 from diptych.application.status import Health, ProjectionStatus, Status
 from diptych.clock import Clock
 from diptych.errors import DiptychError, HistoryDiverged, NotFresh
@@ -22,7 +23,7 @@ from diptych.read_side.leases import Leases
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import QueryBus, ReadPanel
 from diptych.read_side.query_source import ReplicaStatus
-from diptych.read_side.read_store import BlockedKey, Generation, ReadStore
+from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.slice import Slice
 from diptych.read_side.subscriber import Subscription
@@ -49,6 +50,7 @@ class Follower:
 
     Attributes:
         name: of the partition; empty where there is only one.
+        parked: what failed and waits for somebody: listed, shown, retried, discarded.
         log: what is followed.
         history: reads it with the event classes of the application.
     """
@@ -65,6 +67,7 @@ class Follower:
     leases: Leases
     projecting: bool
     blocked_keys: BlockedKeys
+    parked: Parked
     rebuilds: Rebuilds
 
     async def open(self) -> None:
@@ -180,12 +183,16 @@ class Follower:
     async def _subscriber_status(
         self, subscription: Subscription, checkpoint: Position, head: Position
     ) -> ProjectionStatus:
+        name = subscription.subscriber.name
+        async with self.read_store.snapshot() as snapshot:
+            failing = [found.error for found in await snapshot.blocked(name)]
         return ProjectionStatus(
-            name=subscription.subscriber.name,
+            name=name,
             checkpoint=checkpoint,
             lag_events=head - checkpoint,
             lag_s=await self._lag_s(checkpoint),
-            stopped=subscription.failure,
+            stopped=subscription.failure or next(iter(failing), ""),
+            blocked=len(failing),
         )
 
     async def _lag_s(self, checkpoint: Position) -> float:
@@ -234,24 +241,6 @@ class Follower:
             followed = [[slice.generation for slice in self.projector.slices_of(name)] for name in sorted(behind)]
         stored = [found for mine in followed for found in _going_on(_stored(mine, known))]
         return next((found for found in stored if _is_behind(found, head)), None)
-
-    # ── by hand ──────────────────────────────────────────────────────────────
-
-    async def parked(self) -> list[BlockedKey]:
-        """The blocked keys of every projection, each with the event that could not be folded, and why."""
-        return await self.blocked_keys.all()
-
-    async def replay(self, projection: str, key: str) -> BlockedKey | None:
-        """Fold the waiting events of a blocked key; None when it goes on, else what blocks it now.
-
-        Raises:
-            ConfigurationError: no such projection, or the key (a JSON array, as listed) is not blocked.
-        """
-        return await self.blocked_keys.replay(projection, key)
-
-    async def discard(self, projection: str, key: str) -> BlockedKey | None:
-        """Leave the event that blocks a key out of its row, for good, and fold the others; see `replay`."""
-        return await self.blocked_keys.discard(projection, key)
 
 
 def _impaired(replica: ReplicaStatus) -> str:

@@ -15,6 +15,7 @@ from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import PartitionBy, Replicas, Stores
 from diptych.application.pruning import PruneReport
 from diptych.application.status import Health, Status
+from diptych.application.sync_parked import SyncParked
 from diptych.application.sync_processes import SyncProcesses
 from diptych.application.sync_scheduled_commands import SyncScheduledCommands
 from diptych.clock import Clock
@@ -245,6 +246,10 @@ class SyncApplication:
     def scheduled(self, partition: str = "") -> SyncScheduledCommands:
         """The commands that are executed later; where there are several partitions, of the one named."""
         return SyncScheduledCommands(self._call, lambda: self._application.partition(partition).scheduled)
+
+    def parked(self, partition: str = "") -> SyncParked:
+        """What failed and waits for somebody; where there are several partitions, in the one named."""
+        return SyncParked(self._call, lambda: self._application.partition(partition).parked)
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         with self._turn:

@@ -9,11 +9,15 @@ from diptych.application import registration
 from diptych.application.across import Across
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.follower import Follower
+from diptych.application.parked import Parked
+from diptych.application.parked_deliveries import ParkedDeliveries
+from diptych.application.parked_events import ParkedEvents
+from diptych.application.parked_processes import ParkedOutgoing, ParkedSteps
 from diptych.application.partition import Partition
 from diptych.application.pruning import Pruning
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError
-from diptych.event_store.event_store import EventLog, EventStore
+from diptych.event_store.event_store import EventLog, EventStore, KeptOutcome
 from diptych.event_store.history import History
 from diptych.event_store.merged_log import MergedLog
 from diptych.messages.command import Command
@@ -30,6 +34,7 @@ from diptych.process_managers.processes import Processes
 from diptych.process_managers.scheduled_commands import ScheduledCommands
 from diptych.process_managers.scheduler import SCHEDULED, Scheduler
 from diptych.process_managers.sender import Execute
+from diptych.process_managers.stuck import FindOutcome, StuckProcesses
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
 from diptych.read_side.leases import Leases
@@ -107,6 +112,7 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     *,
     whole: Compiled | None = None,
     execute: Execute | None = None,
+    outcome: FindOutcome | None = None,
     clock: Clock,
     middleware: Sequence[CommandMiddleware] = (),
     projecting: bool,
@@ -116,8 +122,8 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet.
 
-    Processes send their commands to `execute`; by default to the command bus of the same partition. `whole` is what the
-    application has in all its partitions, and across them; by default there is no more.
+    Processes send their commands to `execute`, whose outcomes `outcome` finds; by default to the command bus of the
+    same partition. `whole` is what the application has in all its partitions, and across them; by default no more.
     """
     follower = follow(
         compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
@@ -143,8 +149,15 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
         )
         for found in compiled.processes
     ]
+
+    async def outcome_here(_: Command, command_id: str) -> KeptOutcome | None:
+        return await store.outcome(command_id)
+
+    stuck = StuckProcesses(runners, store, history, process_store, outcome or outcome_here)
+    parked = Parked([*follower.parked.sources, ParkedSteps(stuck, store), ParkedOutgoing(stuck, store)])
+    followed: dict[str, Any] = {**vars(follower), "parked": parked}
     return Partition(
-        **vars(follower),
+        **followed,
         pruning=Pruning(store, history, _models(whole or compiled), _followers(whole or compiled)),
         process_worker=ProcessWorker(runners, scheduler, store, process_store, leases, clock),
         processes=Processes(runners, store, history, process_store, clock),
@@ -210,6 +223,7 @@ def follow(
     holds, missing = (log.shown, log.missing) if isinstance(log, MergedLog) else (None, None)
     panel = ReadPanel(by_model, log, source, Freshness(log, clock, missing), holds)
     subscriptions = [Subscription(found, log, history, read_store) for found in compiled.subscribers]
+    blocked_keys = BlockedKeys(projector, log, read_store, clock)
     return Follower(
         name=name,
         log=log,
@@ -226,6 +240,12 @@ def follow(
             unique_id(),
         ),
         projecting=projecting,
-        blocked_keys=BlockedKeys(projector, log, read_store),
+        blocked_keys=blocked_keys,
+        parked=Parked(
+            [
+                ParkedEvents(blocked_keys, log),
+                ParkedDeliveries([found.name for found in compiled.subscribers], read_store, log, clock),
+            ]
+        ),
         rebuilds=Rebuilds(projector, read_store),
     )

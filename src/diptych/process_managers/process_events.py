@@ -20,6 +20,10 @@ __all__ = [
     "InstanceClosed",
     "InstanceEvent",
     "InstanceRetried",
+    "OutgoingDiscarded",
+    "OutgoingRetried",
+    "StepRetried",
+    "StepSkipped",
     "Timeout",
     "event_of_process",
 ]
@@ -81,6 +85,59 @@ class CommandGiven(InstanceEvent):
 
     reason: str
     command: str
+    data: str
+
+
+class StepRetried(InstanceEvent):
+    """Somebody has a blocked instance take the event again that it could not react to.
+
+    Attributes:
+        position: of that event; where it is blocked at another one, nothing is done.
+    """
+
+    reason: str
+    position: int
+
+
+class StepSkipped(InstanceEvent):
+    """Somebody has a blocked instance leave out the event that it could not react to, and go on behind it.
+
+    Attributes:
+        position: of that event; where it is blocked at another one, nothing is done.
+    """
+
+    reason: str
+    position: int
+
+
+class OutgoingRetried(InstanceEvent):
+    """Somebody has a command or timeout sent again that was given up.
+
+    Attributes:
+        outgoing: its id; where it is not given up any more, nothing is done.
+        data: the fields that the command has from now on, as JSON text, under an id made of this event; None where
+            they stay, with the id.
+    """
+
+    reason: str
+    outgoing: str
+    data: str | None = None
+
+
+class OutgoingDiscarded(InstanceEvent):
+    """Somebody drops a command or timeout that was given up. What never went out is kept here.
+
+    Attributes:
+        outgoing: its id; where it is not given up any more, nothing is done.
+        kind: "command" or "timeout".
+        name: of the command with its context, or the stored name of the timeout.
+        data: its fields as JSON text.
+    """
+
+    reason: str
+    outgoing: str
+    kind: str
+    name: str
     data: str
 
 

@@ -33,7 +33,12 @@ from diptych.process_managers.process_events import (
     CommandGiven,
     CommandRejected,
     InstanceClosed,
+    InstanceEvent,
     InstanceRetried,
+    OutgoingDiscarded,
+    OutgoingRetried,
+    StepRetried,
+    StepSkipped,
     Timeout,
     event_of_process,
 )
@@ -81,6 +86,22 @@ class _ByHand(NamedTuple):
     retried: type[InstanceRetried]
     closed: type[InstanceClosed]
     given: type[CommandGiven]
+    step_retried: type[StepRetried]
+    step_skipped: type[StepSkipped]
+    outgoing_retried: type[OutgoingRetried]
+    outgoing_discarded: type[OutgoingDiscarded]
+
+
+_BY_HAND: tuple[type[InstanceEvent], ...] = (
+    InstanceRetried,
+    InstanceClosed,
+    CommandGiven,
+    StepRetried,
+    StepSkipped,
+    OutgoingRetried,
+    OutgoingDiscarded,
+)
+"""What each of `_ByHand` is a class of, in its order."""
 
 
 class ProcessDeclaration:
@@ -157,7 +178,7 @@ class ProcessDeclaration:
     @cached_property
     def by_hand(self) -> _ByHand:
         """The events of what is done by hand."""
-        return _ByHand(*(self._event(base) for base in (InstanceRetried, InstanceClosed, CommandGiven)))
+        return _ByHand(*map(self._event, _BY_HAND))
 
     def _rejection(self, command: Any, owner: str) -> type[Event]:
         if not (isinstance(command, type) and issubclass(command, Command) and command is not Command):
@@ -236,6 +257,12 @@ class Process:
     def of_instance(self, instance: str) -> EventQuery:
         """The events that reach one instance, as they may be stored."""
         return stored_query(self.wanted_by(instance), self._types)
+
+    def done_by_hand(self, *classes: type[InstanceEvent], instance: str | None = None) -> EventQuery:
+        """Events of what was done by hand: of these classes of `by_hand`, to one instance or to any."""
+        names = frozenset(self._types.of(cls).name for cls in classes)
+        tags = frozenset() if instance is None else frozenset((tag(self.identity, instance),))
+        return stored_query(EventQuery((QueryItem(names, tags),)), self._types)
 
     def react(self, state: Any, event: Event, context: EventContext) -> Reaction[Any]:
         """What an instance makes of an event.

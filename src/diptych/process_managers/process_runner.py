@@ -23,11 +23,13 @@ from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.timestamp import to_microseconds
+from diptych.failures import told
 from diptych.messages.registry import MessageTypes
+from diptych.process_managers.process_events import StepRetried, StepSkipped
 from diptych.process_managers.process_leases import ProcessLeases
 from diptych.process_managers.process_manager import Process
 from diptych.process_managers.process_store import Outgoing, ProcessChange, ProcessStore, StoredProcess
-from diptych.process_managers.reactions import Folded, Given, Outbox, told
+from diptych.process_managers.reactions import Folded, Given, Outbox
 from diptych.process_managers.sender import Execute, Hold, ProcessSender
 
 __all__ = ["ProcessRunner"]
@@ -264,24 +266,31 @@ class ProcessRunner:
         return Folded(self.process, self.outbox, known)
 
     async def _take(self, folded: Folded, instance: str, given: Given) -> None:
-        by_hand = self.process.by_hand
-        kind = type(given.event)
+        by_hand, kind, before = self.process.by_hand, type(given.event), given.recorded.position
         if kind is by_hand.retried:
             folded.revive(instance)
-            await self._catch_up(folded, instance, given.recorded.position)
+            await self._catch_up(folded, instance, before)
         elif kind is by_hand.closed:
             folded.close(instance, given)
         elif kind is by_hand.given:
             folded.give(instance, given)
+        elif kind is by_hand.outgoing_retried:
+            folded.resend(instance, given)
+        elif kind is by_hand.outgoing_discarded:
+            folded.discard(given)
+        elif isinstance(given.event, StepRetried | StepSkipped):
+            if folded.is_blocked_at(instance, given.event.position):
+                await self._catch_up(folded, instance, before, skipping=kind is by_hand.step_skipped)
         else:
             folded.take(instance, given)
 
-    async def _catch_up(self, folded: Folded, instance: str, before: int) -> None:
-        """Let a blocked instance take what it has missed, from the log, in order."""
+    async def _catch_up(self, folded: Folded, instance: str, before: int, *, skipping: bool = False) -> None:
+        """Let a blocked instance take what it has missed, from the log, in order; or all but the first of it."""
         known = folded.find(instance)
         if known is None or not known.blocked:
             return
-        query, after, more = self.process.of_instance(instance), Position(known.blocked - 1), True
+        after, more = Position(known.blocked if skipping else known.blocked - 1), True
+        query = self.process.of_instance(instance)
         folded.unblock(instance)
         while more:
             after, more = await self._catch_up_page(folded, instance, query, after, before)

@@ -24,6 +24,7 @@ __all__ = [
     "Outgoing",
     "ProcessChange",
     "ProcessStore",
+    "Resent",
     "StoredProcess",
 ]
 
@@ -60,6 +61,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
         ended: whether it takes no more events.
         blocked: the position of the first event that it has not taken since `react` failed; 0 while there is none.
         failure: why it is blocked, or was closed.
+        attempts: how often it has failed to take that event; 0 while there is none.
+        trace: the stack trace of the last time; empty while there is none.
     """
 
     id: str
@@ -71,6 +74,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     ended: bool = False
     blocked: Position = START
     failure: str = ""
+    attempts: int = 0
+    trace: str = ""
 
 
 class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +99,7 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
         priority: of what is due, the higher goes first; from `PRIORITY_MIN` to `PRIORITY_MAX`.
         expires_us: not after, microseconds since 1970 UTC; 0 where it does not expire.
         begun: whether a worker has begun to send it, where that is noted.
+        trace: the stack trace of that failure; empty where there is none.
     """
 
     id: str
@@ -113,6 +119,23 @@ class Outgoing(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     expires_us: int = 0
     begun: bool = False
+    trace: str = ""
+
+
+class Resent(msgspec.Struct, frozen=True, kw_only=True):
+    """A dead command or timeout that is due again, as it was or with other fields, in its place among the others.
+
+    Attributes:
+        id: of what is dead. Where it is not, or not there, nothing is done.
+        as_id: its id from now on; another one where its fields are.
+        data: its fields from now on; None where they stay.
+        metadata: its envelope from now on; None where it stays.
+    """
+
+    id: str
+    as_id: str
+    data: bytes | None = None
+    metadata: bytes | None = None
 
 
 class ProcessChange(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,6 +151,8 @@ class ProcessChange(msgspec.Struct, frozen=True, kw_only=True):
         fingerprint: of the writer's code.
         emptied: instances of which nothing goes out any more.
         dropped_timeouts: instances whose timeouts are dropped.
+        discarded: ids of what goes out no more, if it is dead.
+        resent: what is dead and due again at `revived_due_us`, as if never tried; each id once.
         revived: instances whose dead commands and timeouts are due again, at `revived_due_us`, as if never tried.
         removed: ids of what has gone out; one that is not there is no error.
         begun: ids of what is being sent from now on; one that is not there is no error.
@@ -143,6 +168,8 @@ class ProcessChange(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
     emptied: Collection[str] = ()
     dropped_timeouts: Collection[str] = ()
+    discarded: Collection[str] = ()
+    resent: Sequence[Resent] = ()
     revived: Collection[str] = ()
     revived_due_us: int = 0
     removed: Collection[str] = ()
@@ -266,7 +293,14 @@ class ProcessStore(Protocol):
         ...
 
     async def page(
-        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
+        self,
+        process: str,
+        after: str | None,
+        limit: int,
+        *,
+        ended: bool = False,
+        stuck: bool = False,
+        blocked: bool = False,
     ) -> list[Instance]:
         """The first `limit` instances behind an id, in the order of their code points.
 
@@ -276,6 +310,17 @@ class ProcessStore(Protocol):
             limit: at least 1.
             ended: whether those that have ended are among them.
             stuck: only those that are blocked, or have something dead; whether they have ended or not.
+            blocked: only those that are blocked.
+        """
+        ...
+
+    async def dead(self, process: str, after: tuple[str, str] | None, limit: int) -> list[Outgoing]:
+        """The first `limit` dead commands and timeouts behind one, in the order of instance and id by code points.
+
+        Args:
+            process: whose.
+            after: instance and id of the last one of the page before; None before the first.
+            limit: at least 1.
         """
         ...
 

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from diptych.clock import Clock
-from diptych.errors import ConfigurationError
-from diptych.event_store.event_store import Appended, Commit, EventStore
+from diptych.errors import ConfigurationError, InvalidMessage
+from diptych.event_store.event_store import Appended, Commit, EventStore, Refused
 from diptych.event_store.history import History
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
 from diptych.event_store.timestamp import moment
@@ -26,7 +26,7 @@ from diptych.process_managers.process_events import InstanceEvent
 from diptych.process_managers.process_runner import ProcessRunner
 from diptych.process_managers.process_store import Instance, Outgoing, ProcessStore
 
-__all__ = ["InstanceDetails", "InstanceStatus", "Processes", "Waiting"]
+__all__ = ["InstanceDetails", "InstanceStatus", "Processes", "Waiting", "append_by_hand"]
 
 LIST_INSTANCES_MAX = 1_000
 """Instances that one call lists."""
@@ -245,13 +245,23 @@ class Processes:
         return await self._append(event, actor)
 
     async def _append(self, event: InstanceEvent, actor: str | None) -> int:
-        found = self._history.types.of(type(event))
-        data, settled = found.codec.settle(event)
-        metadata = encode(Envelope(actor=actor))
-        new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), metadata)
-        (result,) = await self._events.append([Commit(events=(new,))])
-        assert isinstance(result, Appended), f"an event without conditions is appended, and not {result!r}"
-        return result.place.position
+        return await append_by_hand(self._events, self._history, event, Envelope(actor=actor))
+
+
+async def append_by_hand(events: EventStore, history: History, event: InstanceEvent, envelope: Envelope) -> int:
+    """Append what somebody does to an instance; the position of the event.
+
+    Raises:
+        InvalidMessage: it cannot be stored, as where it is too large.
+    """
+    found = history.types.of(type(event))
+    data, settled = found.codec.settle(event)
+    new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), encode(envelope))
+    (result,) = await events.append([Commit(events=(new,))])
+    if isinstance(result, Refused):
+        raise InvalidMessage(found.name, [("$", result.reason)])
+    assert isinstance(result, Appended), f"an event without conditions is appended, and not {result!r}"
+    return result.place.position
 
 
 def _waiting(item: Outgoing) -> Waiting:

@@ -5,7 +5,6 @@ What comes of it is one change for the process store: states, what is to go out,
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -16,16 +15,23 @@ import msgspec
 from diptych.event_store.position import START, Place
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.timestamp import to_microseconds
-from diptych.messages.codec import Codec, encode
+from diptych.failures import told, trace_of
+from diptych.messages.codec import Codec, decode, encode
 from diptych.messages.command import Command
 from diptych.messages.envelope import Envelope
 from diptych.messages.event import Event, EventContext
 from diptych.messages.registry import EventTypes, MessageTypes
-from diptych.process_managers.process_events import CommandGiven, InstanceClosed, Timeout
+from diptych.process_managers.process_events import (
+    CommandGiven,
+    InstanceClosed,
+    OutgoingDiscarded,
+    OutgoingRetried,
+    Timeout,
+)
 from diptych.process_managers.process_manager import Process, Reaction
-from diptych.process_managers.process_store import Instance, Outgoing, ProcessChange
+from diptych.process_managers.process_store import Instance, Outgoing, ProcessChange, Resent
 
-__all__ = ["Folded", "Given", "Outbox", "told"]
+__all__ = ["Folded", "Given", "Outbox"]
 
 REACTION_COMMANDS_MAX = 100
 """Commands that one reaction may send."""
@@ -33,8 +39,6 @@ REACTION_TIMEOUTS_MAX = 100
 """Timeouts that one reaction may set."""
 STATE_BYTES_MAX = 1 << 20
 """Bytes of one instance's state as JSON."""
-FAILURE_CHARACTERS_MAX = 2_000
-"""Characters that are kept of what an exception says."""
 OUTGOING_BYTES_MAX = 1 << 20
 """Bytes of one command or timeout as JSON."""
 PART_ORDINALS = 1_000
@@ -94,6 +98,39 @@ class Outbox:
             instance, "command", 0, given, given.recorded.recorded_at, event.command, 1, event.data.encode(), ()
         )
 
+    def resent(self, instance: str, given: Given) -> Resent:
+        """What somebody has sent again: as it was under its id, or with other fields under one of this event."""
+        event = given.event
+        assert isinstance(event, OutgoingRetried)
+        if event.data is None:
+            return Resent(id=event.outgoing, as_id=event.outgoing)
+        return Resent(
+            id=event.outgoing,
+            as_id=self._id(instance, "command", 0, given),
+            data=event.data.encode(),
+            metadata=self._envelope(given),
+        )
+
+    def edited(self, item: Outgoing, fields: Mapping[str, Any]) -> bytes | None:
+        """A command's fields with some of them replaced, as they are sent; None where they are what they were.
+
+        Raises:
+            InvalidMessage: a field is unknown, or of the wrong type.
+            UnknownMessage: nobody handles the command any more.
+        """
+        before = decode(item.data, dict[str, Any])
+        command = self.command(item.type, encode({**before, **fields}))
+        _, data = self.encoded(command)
+        return None if decode(data, dict[str, Any]) == before else data
+
+    def command(self, name: str, data: bytes) -> Command:
+        """A command of its name and its fields; errors as of `edited`."""
+        cls = self._commands.find(name)
+        if cls not in self._codecs:
+            self._codecs[cls] = Codec(cls)
+        found: Command = self._codecs[cls].decode(data)
+        return found
+
     def encoded(self, command: Command) -> tuple[str, bytes]:
         """The name of a command with its context, and its fields as they are sent.
 
@@ -144,16 +181,8 @@ class Outbox:
         tags: tuple[str, ...],
     ) -> Outgoing:
         _check_count(f"bytes of {type}", len(data), "OUTGOING_BYTES_MAX", OUTGOING_BYTES_MAX)
-        made_of = (self._process.name, instance, given.context.event_id, kind, str(ordinal))
-        caused = given.context
-        envelope = Envelope(
-            correlation_id=caused.correlation_id,
-            causation_id=caused.event_id,
-            actor=f"process:{self._process.name}",
-            traceparent=caused.traceparent,
-        )
         return Outgoing(
-            id=str(uuid5(_IDS, "\0".join(made_of))),
+            id=self._id(instance, kind, ordinal, given),
             instance=instance,
             kind=kind,
             position=given.recorded.position,
@@ -163,7 +192,23 @@ class Outbox:
             version=version,
             data=data,
             tags=tags,
-            metadata=encode(envelope),
+            metadata=self._envelope(given),
+        )
+
+    def _id(self, instance: str, kind: str, ordinal: int, given: Given) -> str:
+        """The same however often the event is reacted to."""
+        made_of = (self._process.name, instance, given.context.event_id, kind, str(ordinal))
+        return str(uuid5(_IDS, "\0".join(made_of)))
+
+    def _envelope(self, given: Given) -> bytes:
+        caused = given.context
+        return encode(
+            Envelope(
+                correlation_id=caused.correlation_id,
+                causation_id=caused.event_id,
+                actor=f"process:{self._process.name}",
+                traceparent=caused.traceparent,
+            )
         )
 
 
@@ -179,6 +224,8 @@ class Folded:
         self._emptied: set[str] = set()
         self._timeless: set[str] = set()
         self._revived: set[str] = set()
+        self._resent: dict[str, Resent | None] = {}  # None: it is discarded
+        self._attempts: dict[str, tuple[int, int]] = {}
         self._states: dict[str, Any] = {}
 
     def find(self, instance: str) -> Instance | None:
@@ -188,7 +235,7 @@ class Folded:
     @property
     def changes_anything(self) -> bool:
         """Whether there is anything to be kept but the checkpoint."""
-        return bool(self._changed or self._added or self._revived)
+        return bool(self._changed or self._added or self._revived or self._resent)
 
     @property
     def added(self) -> list[Outgoing]:
@@ -205,6 +252,8 @@ class Folded:
             fingerprint=fingerprint,
             emptied=self._emptied,
             dropped_timeouts=self._timeless,
+            discarded=[found for found, resent in self._resent.items() if resent is None],
+            resent=[resent for resent in self._resent.values() if resent is not None],
             revived=self._revived,
             revived_due_us=now_us,
             instances=list(self._changed.values()),
@@ -213,17 +262,23 @@ class Folded:
 
     # ── folding ──────────────────────────────────────────────────────────────
 
-    def take(self, instance: str, given: Given) -> None:
-        """Let an instance react to an event, unless it is blocked, has ended, or does not begin with it."""
+    def take(self, instance: str, given: Given) -> Exception | None:
+        """Let an instance react to an event, unless it is blocked, has ended, or does not begin with it.
+
+        Returns:
+            Why it is blocked from now on.
+        """
         known = self._known.get(instance)
         if known is None and type(given.event) not in self._process.starts:
-            return
+            return None
         if known is not None and (known.ended or known.blocked):
-            return
+            return None
         try:
             self._react(instance, known, given)
         except Exception as error:  # noqa: BLE001  # the user's code failed: kept with the instance, which waits
-            self._block(instance, known, given, told(error))
+            self._block(instance, known, given, error)
+            return error
+        return None
 
     def take_together(self, instance: str, parts: Sequence[Given]) -> None:
         """Let an instance react to the parts of one stored event: to all of them, or else it is blocked before them.
@@ -233,14 +288,13 @@ class Folded:
         known, state = self._known.get(instance), self._states.get(instance)
         count = len(self._added.get(instance, ()))
         for given in parts:
-            self.take(instance, given)
-            now = self._known.get(instance)
-            if now is not None and now.blocked and not (known is not None and known.blocked):
+            error = self.take(instance, given)
+            if error is not None:
                 self._states.pop(instance, None)
                 if state is not None:
                     self._states[instance] = state
                 del self._added.get(instance, [])[count:]
-                self._block(instance, known, given, now.failure)
+                self._block(instance, known, given, error)
                 return
 
     def _react(self, instance: str, known: Instance | None, given: Given) -> None:
@@ -261,14 +315,23 @@ class Folded:
             return self._states[instance]
         return self._process.initial(instance) if known is None else self._process.codec.decode(known.state)
 
-    def _block(self, instance: str, known: Instance | None, given: Given, failure: str) -> None:
+    def _block(self, instance: str, known: Instance | None, given: Given, error: Exception) -> None:
         """Keep its state as it was before the event, which it has to take first when it goes on."""
         state = self._state_before(instance) if known is None else known.state
         position, at_us = given.recorded.position, to_microseconds(given.recorded.recorded_at)
         before = known or Instance(
             id=instance, state=state, started=position, started_at_us=at_us, last=START, last_at_us=at_us
         )
-        self._put(msgspec.structs.replace(before, blocked=position, failure=failure))
+        tried_at, attempts = self._attempts.get(instance, (START, 0))
+        self._put(
+            msgspec.structs.replace(
+                before,
+                blocked=position,
+                failure=told(error),
+                attempts=attempts + 1 if tried_at == position else 1,
+                trace=trace_of(error),
+            )
+        )
 
     def _state_before(self, instance: str) -> bytes:
         return self._process.codec.settle(self._process.initial(instance))[0]
@@ -302,7 +365,23 @@ class Folded:
     def unblock(self, instance: str) -> None:
         """Let a blocked instance take events again, beginning with the one that blocked it."""
         known = self._known[instance]
-        self._put(msgspec.structs.replace(known, blocked=START, failure=""))
+        self._attempts[instance] = (known.blocked, known.attempts)
+        self._put(msgspec.structs.replace(known, blocked=START, failure="", attempts=0, trace=""))
+
+    def is_blocked_at(self, instance: str, position: int) -> bool:
+        """Whether it is this event that an instance could not react to."""
+        known = self._known.get(instance)
+        return known is not None and bool(known.blocked) and known.blocked == position
+
+    def resend(self, instance: str, given: Given) -> None:
+        """One that was given up is due again; of several that say something of it, the first holds."""
+        assert isinstance(given.event, OutgoingRetried)
+        self._resent.setdefault(given.event.outgoing, self._outbox.resent(instance, given))
+
+    def discard(self, given: Given) -> None:
+        """One that was given up goes out no more."""
+        assert isinstance(given.event, OutgoingDiscarded)
+        self._resent.setdefault(given.event.outgoing, None)
 
     def revive(self, instance: str) -> None:
         """What was given up is due again."""
@@ -334,13 +413,3 @@ def _not_later(item: Outgoing, now_us: int) -> Outgoing:
 def _check_count(what: str, count: int, limit_name: str, limit: int) -> None:
     if count > limit:
         raise ValueError(f"{count:,} {what} are more than {limit_name}={limit:,}")
-
-
-def told(error: BaseException) -> str:
-    """An exception in one line, with its place in the code."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = (
-        f" ({frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
-    )
-    text = f"{type(error).__name__}: {error}"[:FAILURE_CHARACTERS_MAX] + where
-    return text.replace("\0", "�").encode(errors="replace").decode()  # what every store can keep

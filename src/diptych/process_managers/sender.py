@@ -21,11 +21,12 @@ from uuid import UUID, uuid5
 import msgspec
 
 from diptych.clock import Clock, pause
-from diptych.errors import HistoryDiverged, StoreClosed, Unavailable
+from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import Appended, AppendResult, Commit, Duplicate, EventStore
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.recorded_event import NewEvent
 from diptych.event_store.timestamp import to_microseconds
+from diptych.failures import Branch, branch_of, told, trace_of
 from diptych.messages.codec import Codec, decode, encode, to_plain
 from diptych.messages.command import Command
 from diptych.messages.envelope import Envelope
@@ -33,7 +34,6 @@ from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.messages.rejected import Rejected
 from diptych.process_managers.process_manager import Process
 from diptych.process_managers.process_store import Outgoing, ProcessStore
-from diptych.process_managers.reactions import told
 from diptych.process_managers.together import Together
 from diptych.write_side.command_bus import Sender
 
@@ -42,7 +42,7 @@ __all__ = ["Execute", "Hold", "Holder", "OutgoingSender", "ProcessSender", "Unhe
 SENDING_MAX = 32
 """Commands and timeouts of one process that are under way at once, each of an instance of its own."""
 SEND_ATTEMPTS_MAX = 10
-"""How often one that fails is sent by itself; where a store or the like is not available, that is not counted."""
+"""How often one that fails is sent by itself; what is only not possible now (`Branch.NOT_NOW`) is not counted."""
 SEND_BACKOFF_FIRST_S, SEND_BACKOFF_MAX_S = 0.2, 60.0
 """Seconds between attempts: doubled each time, up to the second."""
 DUE_WAIT_S = 5.0
@@ -249,7 +249,7 @@ class OutgoingSender(ABC):
 
     def _failed(self, item: Outgoing, error: Exception) -> Outgoing:
         attempts = item.attempts + 1
-        counted = not isinstance(error, Unavailable | StoreClosed)
+        counted = branch_of(error) is not Branch.NOT_NOW
         dead = self._is_hopeless(error) or (counted and attempts >= SEND_ATTEMPTS_MAX)
         before = item.attempts if counted else self._refusals(item.id)
         backoff_s = min(SEND_BACKOFF_FIRST_S * 2 ** min(before, 32), SEND_BACKOFF_MAX_S)
@@ -268,6 +268,7 @@ class OutgoingSender(ABC):
             dead=dead,
             due_us=to_microseconds(due),
             begun=False,
+            trace=trace_of(error),
         )
 
     def _refusals(self, outgoing_id: str) -> int:

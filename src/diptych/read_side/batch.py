@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from diptych.event_store.position import Place, Position
+from diptych.failures import trace_of
 from diptych.messages.event import Event, EventContext
 from diptych.read_side.projection import KeyNotFound, Projection, Step, told
 from diptych.read_side.read_model import RowForm, key_text
@@ -30,6 +31,9 @@ __all__ = [
     "plan_steps",
     "slice_write",
 ]
+
+FOLD_ATTEMPTS_MAX = 2
+"""How often an event is folded that cannot be: with its batch, and once more alone."""
 
 
 class DecodedPart(NamedTuple):
@@ -147,18 +151,17 @@ def fold_steps(
         if step.one_of_several and step.key is not None and begun.get(step.key, (0,))[0] != step.position:
             begun[step.key] = (step.position, before)
         try:
-            key, after = _apply(step, before)
-        except Exception:  # noqa: BLE001  # the user's fold failed: tried once more below, then its key waits
-            try:
-                key, after = _apply(step, before)
-            except Exception as error:
-                if step.key is None:
-                    raise KeyNotFound(f"{step.fold.name} at position {step.position}: {told(error)}") from error
-                text = key_text(step.key)
-                block[text] = BlockedKey(projection.name, text, Position(step.position), told(error))
-                if step.key in rows and begun.get(step.key, (0,))[0] == step.position:
-                    rows[step.key] = begun[step.key][1]
-                continue
+            key, after = _tried(step, before)
+        except Exception as error:
+            if step.key is None:
+                raise KeyNotFound(f"{step.fold.name} at position {step.position}: {told(error)}") from error
+            text = key_text(step.key)
+            block[text] = BlockedKey(
+                projection.name, text, Position(step.position), told(error), FOLD_ATTEMPTS_MAX, trace_of(error)
+            )
+            if step.key in rows and begun.get(step.key, (0,))[0] == step.position:
+                rows[step.key] = begun[step.key][1]
+            continue
         if step.key is None and (_is_left_out(step, key, blocked, discards, block) or not (owns is None or owns(key))):
             continue
         rows[key] = after
@@ -240,6 +243,16 @@ def _unexpired_row_before(step: Step, rows: Mapping[Key, Any], loaded: Mapping[K
     before = _row_before(step, rows, loaded, form)
     assert step.context is not None
     return None if before is not None and form.has_expired(before, step.context.recorded_at) else before
+
+
+def _tried(step: Step, before: Any) -> tuple[Key, Any]:
+    """As `_apply`, which is tried again where it raises; the stack trace is then that of the last attempt alone."""
+    for _ in range(FOLD_ATTEMPTS_MAX - 1):
+        try:
+            return _apply(step, before)
+        except Exception:  # noqa: BLE001, S112  # the user's fold failed: the last attempt tells of it
+            continue
+    return _apply(step, before)
 
 
 def _apply(step: Step, before: Any) -> tuple[Key, Any]:

@@ -1,13 +1,18 @@
-"""Blocked keys, dealt with by hand (G9): replay after the fold was mended, or discard the event.
+"""Blocked keys, dealt with by hand (G9): tried again after the cause was mended, or without the event.
 
-The events of a blocked key wait in the log. A replay folds them from the one that failed up to the checkpoint, and
-writes the row, the end of the blockade and a new epoch in one transaction, so that no projector anywhere can miss it.
+The events of a blocked key wait in the log. A retry folds them from the one that failed up to the checkpoint, and
+writes the row, the end of the blockade, who had it done and why, and a new epoch in one transaction, so that no
+projector anywhere can miss it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import msgspec
+
+from diptych.clock import Clock
 from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import Position
@@ -15,27 +20,36 @@ from diptych.read_side.batch import FoldedBatch, Reached, fold_steps, plan_steps
 from diptych.read_side.projection import Step
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
-from diptych.read_side.read_store import BlockedKey, Discard, Fenced, ReadStore, SliceWrite, Written
+from diptych.read_side.read_store import BlockedKey, Discard, Fenced, ReadStore, Retry, SliceWrite, Written
 from diptych.read_side.slice import Slice
 
 __all__ = ["BlockedKeys"]
 
 REPLAY_PAGE_EVENTS = 1_000
-"""Events read at once by a replay."""
+"""Events read at once by a retry."""
 REPLAY_ATTEMPTS_MAX = 20
-"""How often a replay starts over since a projector in another process went on meanwhile."""
+"""How often a retry starts over since a projector in another process went on meanwhile."""
+
+
+class _Decision(NamedTuple):
+    """What somebody has done with a blocked key."""
+
+    actor: str
+    reason: str
+    discard: bool
 
 
 class BlockedKeys:
-    """Lists, replays and discards what is blocked."""
+    """Lists what is blocked, and tries it again or discards it by hand."""
 
-    def __init__(self, projector: Projector, store: EventLog, read_store: ReadStore) -> None:
+    def __init__(self, projector: Projector, store: EventLog, read_store: ReadStore, clock: Clock) -> None:
         self._projector = projector
         self._store = store
         self._read_store = read_store
+        self._clock = clock
 
     async def all(self) -> list[BlockedKey]:
-        """Every blocked key of the application's projections, by projection and position."""
+        """Every blocked key of the application's projections, by projection and position; without stack traces."""
         found: list[BlockedKey] = []
         async with self._read_store.snapshot() as snapshot:
             for slice in self._projector.slices:
@@ -43,27 +57,44 @@ class BlockedKeys:
                     found += await snapshot.blocked(slice.projection.name, slice.generation.number)
         return found
 
-    async def replay(self, name: str, key: str) -> BlockedKey | None:
+    async def trace(self, blocked: BlockedKey) -> str:
+        """The stack trace that is kept with a blocked key; empty where there is none."""
+        of_name = self._projector.slices_of(blocked.name)
+        number = of_name[0].generation.number if of_name else 0
+        return await self._read_store.trace(blocked.name, number, blocked.key)
+
+    async def retries(self, name: str, key: str, limit: int) -> list[Retry]:
+        """Who had a key tried again and why, the latest first."""
+        return await self._read_store.retries(name, key, limit)
+
+    async def discards(self) -> list[Discard]:
+        """What the application's projections leave out, by projection, position and key."""
+        names = sorted({slice.projection.name for slice in self._projector.slices})
+        return [found for name in names for found in await self._read_store.discards(name)]
+
+    async def retry(self, name: str, key: str, *, actor: str, reason: str) -> BlockedKey | None:
         """Fold the waiting events of a key. None when it goes on; else what blocks it now.
 
         Args:
             name: the projection's name, "school.Seats".
             key: the key as a JSON array, as listed.
+            actor: who has it done; kept, whatever comes of it.
+            reason: why; kept likewise.
 
         Raises:
             ConfigurationError: no such projection, or the key is not blocked.
             Unavailable: other processes wrote meanwhile, more often than a named limit.
         """
-        return await self._retried(name, key, discard=False)
+        return await self._dealt_with(name, key, _Decision(actor, reason, discard=False))
 
-    async def discard(self, name: str, key: str) -> BlockedKey | None:
+    async def discard(self, name: str, key: str, *, actor: str, reason: str) -> BlockedKey | None:
         """Leave the event that blocks a key out of the key's row, for good (rebuilds do so too), and fold the rest.
 
-        Raises as `replay` does.
+        Raises as `retry` does.
         """
-        return await self._retried(name, key, discard=True)
+        return await self._dealt_with(name, key, _Decision(actor, reason, discard=True))
 
-    async def _retried(self, name: str, key: str, *, discard: bool) -> BlockedKey | None:
+    async def _dealt_with(self, name: str, key: str, decision: _Decision) -> BlockedKey | None:
         if not self._projector.slices_of(name):
             known = ", ".join(dict.fromkeys(slice.projection.name for slice in self._projector.slices))
             raise ConfigurationError(f"no projection is named {name!r}; there are {known}")
@@ -74,22 +105,44 @@ class BlockedKeys:
                     raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
                 slice, blocked = having[0], having[0].blocked[key]
                 steps, unreadable = await self._steps(slice, blocked)
-                if unreadable:
-                    return BlockedKey(name, key, blocked.position, unreadable)
-                write = await self._folded(slice, blocked, steps, discard=discard)
+                write = (
+                    self._in_vain(slice, blocked, unreadable, decision)
+                    if unreadable
+                    else await self._folded(slice, blocked, steps, decision)
+                )
                 (result,) = await self._read_store.write([write])
+                if not isinstance(result, Fenced | Written):
+                    refused = self._in_vain(slice, blocked, result.reason, decision)
+                    (result,) = await self._read_store.write([refused])
                 if isinstance(result, Fenced):
                     continue
-                if not isinstance(result, Written):
-                    return BlockedKey(name, key, blocked.position, result.reason)
                 await self._projector.loaded(slice)
                 return slice.blocked.get(key)
         raise Unavailable(f"{name} was written by others {REPLAY_ATTEMPTS_MAX} times meanwhile; try again")
 
-    async def _folded(self, slice: Slice, blocked: BlockedKey, steps: Sequence[Step], *, discard: bool) -> SliceWrite:
-        """What replaying a key writes: its row, and either the end of the blockade or the new one."""
+    def _in_vain(self, slice: Slice, blocked: BlockedKey, error: str, decision: _Decision) -> SliceWrite:
+        """What is written where nothing could be done: that it was tried, and why the key is blocked now."""
+        return SliceWrite(
+            generation=slice.generation,
+            checkpoint=slice.generation.checkpoint,
+            block=[msgspec.structs.replace(blocked, error=error, attempts=blocked.attempts + 1)],
+            retried=[self._retried(blocked, decision)],
+            stopped=slice.generation.stopped,
+            by_hand=True,
+        )
+
+    def _retried(self, blocked: BlockedKey, by: _Decision) -> Retry:
+        return Retry(blocked.name, blocked.key, blocked.position, by.actor, by.reason, self._clock.now())
+
+    def _discarded(self, blocked: BlockedKey, by: _Decision) -> Discard:
+        return Discard(blocked.name, blocked.key, blocked.position, by.actor, by.reason, self._clock.now())
+
+    async def _folded(
+        self, slice: Slice, blocked: BlockedKey, steps: Sequence[Step], decision: _Decision
+    ) -> SliceWrite:
+        """What trying a key again writes: its row, and either the end of the blockade or the new one."""
         name, number = slice.projection.name, slice.generation.number
-        discards = [Discard(name, blocked.key, blocked.position)] if discard else []
+        discards = [self._discarded(blocked, decision)] if decision.discard else []
         keys = list(dict.fromkeys(step.key for step in steps if step.key is not None))
         async with self._read_store.snapshot() as snapshot:
             loaded = await snapshot.get_many(name, keys, number) if keys else {}
@@ -103,9 +156,10 @@ class BlockedKeys:
             checkpoint=slice.generation.checkpoint,
             upserts=write.upserts,
             deletes=write.deletes,
-            block=write.block,
+            block=[_counted(found, blocked) for found in write.block],
             unblock=() if write.block else (blocked.key,),
             discard=discards,
+            retried=[] if decision.discard else [self._retried(blocked, decision)],
             by_hand=True,
         )
 
@@ -132,3 +186,10 @@ def _only(folded: FoldedBatch, key: str) -> FoldedBatch:
     """Without rows of other keys: a fold that creates rows tells their keys only afterwards."""
     rows = {found: row for found, row in folded.rows.items() if key_text(found) == key}
     return FoldedBatch(rows, [blocked for blocked in folded.block if blocked.key == key])
+
+
+def _counted(found: BlockedKey, before: BlockedKey) -> BlockedKey:
+    """A key that is blocked again, at the same event with the attempts of before."""
+    if found.position != before.position:
+        return found
+    return msgspec.structs.replace(found, attempts=before.attempts + found.attempts)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import enum
 import inspect
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
+from diptych import failures
 from diptych.errors import ConfigurationError, DiptychError
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.stored_query import stored_query
@@ -238,14 +238,8 @@ class Projection:
 
 
 def told(error: BaseException) -> str:
-    """An exception in one line, with its place in the code."""
-    if isinstance(error, RefusedRow):
-        return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    where = (
-        f" ({frames[-1].name}, line {frames[-1].lineno} of {frames[-1].filename.rpartition('/')[2]})" if frames else ""
-    )
-    return f"{type(error).__name__}: {error}{where}"
+    """An exception in one line, with its place in the code; what was refused tells its own."""
+    return str(error) if isinstance(error, RefusedRow) else failures.told(error)
 
 
 # ── compiling ────────────────────────────────────────────────────────────────

@@ -38,6 +38,7 @@ __all__ = [
     "Order",
     "ReadSnapshot",
     "ReadStore",
+    "Retry",
     "Row",
     "RowsAsked",
     "SliceWrite",
@@ -146,20 +147,47 @@ class BlockedKey(msgspec.Struct, frozen=True):
         key: the key's values as a JSON array.
         position: of the event that could not be folded.
         error: what the fold raised, with its place in the code.
+        attempts: how often folding it has failed.
+        trace: the stack trace. Kept with the key, and not read with the others: `ReadStore.trace` tells it.
     """
 
     name: str
     key: str
     position: Position
     error: str
+    attempts: int = 1
+    trace: str = ""
 
 
 class Discard(msgspec.Struct, frozen=True):
-    """A decision by hand that a key's fold leaves an event out; rebuilds honour it."""
+    """A decision by hand that a key's fold leaves an event out; rebuilds honour it.
+
+    Attributes:
+        name: the projection's name.
+        key: the key's values as a JSON array.
+        position: of the event.
+        actor: who decided; None where that was not kept.
+        reason: why.
+        at: when; None where that was not kept.
+    """
 
     name: str
     key: str
     position: Position
+    actor: str | None = None
+    reason: str = ""
+    at: dt.datetime | None = None
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """That somebody had the events of a blocked key folded again, whatever came of it. Attributes as of `Discard`."""
+
+    name: str
+    key: str
+    position: Position
+    actor: str
+    reason: str
+    at: dt.datetime
 
 
 class SliceWrite(msgspec.Struct, frozen=True):
@@ -172,7 +200,8 @@ class SliceWrite(msgspec.Struct, frozen=True):
         deletes: keys; one that has no row is no error. Disjoint from the upserts.
         block: newly blocked keys.
         unblock: keys (as JSON arrays) that are blocked no more.
-        discard: events to leave out from now on.
+        discard: events to leave out from now on; one that is left out already stays as it was decided first.
+        retried: what was tried again by hand; kept for good.
         stopped: the new reason why the slice cannot go on; empty where it can.
         by_hand: whether the epoch goes up, so that writers that do not know of this change are fenced.
         recorded_at: the new `Generation.recorded_at`; None leaves it as it is.
@@ -185,6 +214,7 @@ class SliceWrite(msgspec.Struct, frozen=True):
     block: Sequence[BlockedKey] = ()
     unblock: Sequence[str] = ()
     discard: Sequence[Discard] = ()
+    retried: Sequence[Retry] = ()
     stopped: str = ""
     by_hand: bool = False
     recorded_at: dt.datetime | None = None
@@ -438,7 +468,15 @@ class ReadStore(Protocol):
         ...
 
     async def discards(self, name: str) -> list[Discard]:
-        """The discards of a projection, by position, whatever the generation."""
+        """The discards of a projection, by position and key, whatever the generation."""
+        ...
+
+    async def retries(self, name: str, key: str, limit: int) -> list[Retry]:
+        """What was tried again by hand of one key of a projection, the latest first, whatever the generation."""
+        ...
+
+    async def trace(self, name: str, number: int, key: str) -> str:
+        """The stack trace that is kept with a blocked key of a generation; empty where there is none."""
         ...
 
     async def lease(self, worker: str, wanted: Collection[LeaseKey], ttl_s: float) -> Leased:

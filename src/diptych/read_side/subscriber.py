@@ -3,6 +3,9 @@
 What no pure fold can do (send a mail, feed another system) happens here. The checkpoint moves after the subscriber
 returned; a crash in between delivers the batch again. One process at a time delivers to a subscriber, whichever has
 it on lease.
+
+What fails is delivered again, event by event, without end, for the order is kept. An event that has failed often enough
+is noted with the subscriber's progress, so that somebody looks at it.
 """
 
 from __future__ import annotations
@@ -23,14 +26,15 @@ from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.stored_query import stored_query
+from diptych.failures import Branch, branch_of, trace_of
 from diptych.messages.annotations import Scope, parameter_types, unwrap
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.registry import EventTypes
 from diptych.read_side.leases import Leases
 from diptych.read_side.projection import told
-from diptych.read_side.read_store import Generation, LeaseKey, ReadStore, SliceWrite, Written
+from diptych.read_side.read_store import BlockedKey, Generation, LeaseKey, ReadStore, SliceWrite, Written
 
-__all__ = ["Subscriber", "SubscriberDeclaration", "Subscription", "compile_subscriber", "subscribed_events"]
+__all__ = ["NO_KEY", "Subscriber", "SubscriberDeclaration", "Subscription", "compile_subscriber", "subscribed_events"]
 
 BATCH_EVENTS_MAX = 100
 """Stored events delivered at once."""
@@ -38,6 +42,11 @@ IDLE_WAIT_S = 5.0
 """Seconds after which an idle subscription looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.1, 30.0
 """Seconds between deliveries of a batch that fails: doubled each time, up to the second."""
+DELIVERY_ATTEMPTS_MAX = 5
+"""Failures of one event after which it is listed as parked, and delivered again all the same. What is only not
+possible now (`Branch.NOT_NOW`) is not counted."""
+NO_KEY = "[]"
+"""What stands for the key of a row where a delivery is kept as blocked: a subscriber has no rows."""
 
 _log = logging.getLogger("diptych.subscriber")
 
@@ -133,6 +142,10 @@ class Subscription:
         self._generation: Generation | None = None
         self._forks = 0
         self._closing = False
+        self._stale = False
+        self._batch_max = BATCH_EVENTS_MAX
+        self._attempts = 0
+        self._parked = False
 
     @property
     def position(self) -> Position:
@@ -153,7 +166,9 @@ class Subscription:
         self._generation.checkpoint.check(
             self._store.history_id, None if place is None else place.event_id, f"the subscriber {self.subscriber.name}"
         )
-        self._forks = forks
+        async with self._read_store.snapshot() as snapshot:
+            self._parked = bool(await snapshot.blocked(self.subscriber.name, self._generation.number))
+        self._forks, self._stale = forks, False
 
     def start(self, leases: Leases) -> None:
         """Deliver from now on, in a task of its own, while it is held."""
@@ -189,7 +204,7 @@ class Subscription:
                 leases.ask()
                 return
             except Exception as error:  # noqa: BLE001  # the user's code failed: reported, and tried again
-                self.failure = told(error)
+                self.failure, self._stale = told(error), True  # meanwhile somebody may discard what fails
                 _log.error("subscriber %s tries again in %.1f s: %s", self.subscriber.name, backoff, self.failure)
                 await pause(backoff)
                 backoff = min(backoff * 2, BACKOFF_MAX_S)
@@ -200,7 +215,8 @@ class Subscription:
             await self.open()
             leases.ask()
         epoch = leases.epoch(self.lease_key)
-        if self._forks != self._store.forks or (epoch is not None and epoch > self._opened().epoch):
+        overtaken = epoch is not None and epoch > self._opened().epoch
+        if self._stale or overtaken or self._forks != self._store.forks:
             await self.open()
         return leases.epoch(self.lease_key) is not None  # it may have gone to another one meanwhile
 
@@ -222,19 +238,44 @@ class Subscription:
     async def _deliver_batch(self) -> bool:
         """Deliver the next events; False at the head."""
         generation = self._opened()
-        found = await self._store.read(self.subscriber.query, self.position, BATCH_EVENTS_MAX)
+        found = await self._store.read(self.subscriber.query, self.position, self._batch_max)
         if found.through == self.position:
             return False
-        events = self._decoded(found.events)
-        if events:
-            await self.subscriber.deliver(events)
+        if found.events:
+            await self._deliver(found.events)
         place = await self._store.place_at(found.through)
         if self._forks != self._store.forks:
             return True  # that place may be of another history than what was delivered
         assert place is not None, "the store said that this position was read"
-        (result,) = await self._read_store.write([SliceWrite(generation, place)])
+        (result,) = await self._read_store.write([SliceWrite(generation, place, unblock=self._unblocked())])
         if isinstance(result, Written):
-            self._generation = result.generation
+            self._generation, self._parked = result.generation, False
         else:
             await self.open()  # another process delivers as well: go on where it is, not with this batch for ever
         return True
+
+    def _unblocked(self) -> Sequence[str]:
+        return (NO_KEY,) if self._parked else ()
+
+    async def _deliver(self, events: Sequence[RecordedEvent]) -> None:
+        try:
+            decoded = self._decoded(events)
+            if decoded:
+                await self.subscriber.deliver(decoded)
+        except Exception as error:
+            if branch_of(error) is not Branch.NOT_NOW:
+                await self._count(events[0], error)
+            raise
+        self._attempts, self._batch_max = 0, min(self._batch_max * 2, BATCH_EVENTS_MAX)
+
+    async def _count(self, first: RecordedEvent, error: Exception) -> None:
+        """Find out which event fails, by delivering one by one; and note it where it has failed often enough."""
+        alone, self._batch_max = self._batch_max == 1, 1
+        self._attempts = self._attempts + 1 if alone else 1
+        if self._attempts < DELIVERY_ATTEMPTS_MAX:
+            return
+        failed = BlockedKey(self.subscriber.name, NO_KEY, first.position, told(error), self._attempts, trace_of(error))
+        generation = self._opened()
+        (result,) = await self._read_store.write([SliceWrite(generation, generation.checkpoint, block=[failed])])
+        if isinstance(result, Written):
+            self._generation, self._parked = result.generation, True

@@ -377,13 +377,13 @@ async def _decide(app: InMemoryApplication, setting: _Setting, wanted: _Wanted) 
 
 async def _shown(app: InMemoryApplication, facts: list[Fact]) -> dict[type, _Shown]:
     """What every projection shows, compared with what folding everything once more gives."""
-    parked = await app.parked()
+    blocked_keys = await app.partition().blocked_keys.all()
     stopped = {found.name: found.stopped for found in (await app.status()).projections}
     shown: dict[type, _Shown] = {}
     for projection in registration.projections(app.contexts, registration.event_types(app.contexts)):
         form = projection.form
         rows = {form.column_key_of(row): row for row in await app.rows(form.cls)}
-        blocked = {found.key: found.error for found in parked if found.name == projection.name}
+        blocked = {found.key: found.error for found in blocked_keys if found.name == projection.name}
         shown[form.cls] = _Shown(projection, rows, blocked, stopped.get(projection.name, ""))
         folded = {
             key: None if row is not None and form.has_expired(row, app.clock.now()) else row

@@ -126,10 +126,22 @@ class MemoryProcessStore:
     @staticmethod
     def _take_out(kept: _Kept, change: ProcessChange, item: Outgoing) -> None:
         dropped = item.kind == "timeout" and item.instance in change.dropped_timeouts
-        if dropped or item.instance in change.emptied or item.id in change.removed:
+        discarded = item.dead and item.id in change.discarded
+        if dropped or discarded or item.instance in change.emptied or item.id in change.removed:
             del kept.outgoing[item.id]
-        elif item.dead and item.instance in change.revived:
-            kept.outgoing[item.id] = _revived(item, change.revived_due_us)
+            return
+        resent = [found for found in change.resent if found.id == item.id]
+        if item.dead and (resent or item.instance in change.revived):
+            del kept.outgoing[item.id]
+            revived = _revived(item, change.revived_due_us)
+            for found in resent:
+                revived = msgspec.structs.replace(
+                    revived,
+                    id=found.as_id,
+                    data=item.data if found.data is None else found.data,
+                    metadata=item.metadata if found.metadata is None else found.metadata,
+                )
+            kept.outgoing[revived.id] = revived
 
     async def add(self, process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
         """Put in what is to go out; what is there stays."""
@@ -169,7 +181,14 @@ class MemoryProcessStore:
         return [kept.instances[wanted] for wanted in ids if wanted in kept.instances]
 
     async def page(
-        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
+        self,
+        process: str,
+        after: str | None,
+        limit: int,
+        *,
+        ended: bool = False,
+        stuck: bool = False,
+        blocked: bool = False,
     ) -> list[Instance]:
         """The first instances behind an id."""
         kept = self._of(process)
@@ -178,9 +197,16 @@ class MemoryProcessStore:
             instance
             for _, instance in sorted(kept.instances.items())
             if (after is None or instance.id > after)
-            and (_is_stuck(instance, dead) if stuck else ended or not instance.ended)
+            and (_is_stuck(instance, dead) if stuck or blocked else ended or not instance.ended)
+            and (not blocked or instance.blocked)
         ]
         return found[:limit]
+
+    async def dead(self, process: str, after: tuple[str, str] | None, limit: int) -> list[Outgoing]:
+        """The first dead commands and timeouts behind one."""
+        found = [item for item in self._of(process).outgoing.values() if item.dead]
+        behind = [item for item in found if after is None or (item.instance, item.id) > after]
+        return sorted(behind, key=lambda item: (item.instance, item.id))[:limit]
 
     async def count(self, process: str) -> InstanceCount:
         """How many instances there are."""
@@ -230,7 +256,7 @@ class MemoryProcessStore:
 
 
 def _revived(item: Outgoing, due_us: int) -> Outgoing:
-    return msgspec.structs.replace(item, dead=False, attempts=0, failure="", due_us=due_us, begun=False)
+    return msgspec.structs.replace(item, dead=False, attempts=0, failure="", trace="", due_us=due_us, begun=False)
 
 
 def _is_stuck(instance: Instance, dead: Collection[str]) -> bool:

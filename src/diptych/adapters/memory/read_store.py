@@ -46,6 +46,7 @@ from diptych.read_side.read_store import (
     Leased,
     LeaseKey,
     Order,
+    Retry,
     Row,
     RowsAsked,
     SliceWrite,
@@ -129,7 +130,8 @@ class MemoryReadStore:
         self._workers: dict[str, _Worker] = {}
         self._builds: dict[tuple[str, int], _Build] = {}
         self._last_numbers: dict[str, int] = {}
-        self._discards: set[tuple[str, int, str]] = set()
+        self._discards: dict[tuple[str, int, str], Discard] = {}
+        self._retries: list[Retry] = []
         self._snapshots: set[_Snapshot] = set()
         self._turns = SnapshotTurns()
         self._changes = ChangeCount(_URL)
@@ -226,9 +228,22 @@ class MemoryReadStore:
         return results
 
     async def discards(self, name: str) -> list[Discard]:
-        """The discards of a projection, by position."""
+        """The discards of a projection, by position and key."""
         self._check_open()
-        return [Discard(name, key, position) for of, position, key in sorted(self._discards) if of == name]  # type: ignore[arg-type]
+        return [discard for (of, _, _), discard in sorted(self._discards.items()) if of == name]
+
+    async def retries(self, name: str, key: str, limit: int) -> list[Retry]:
+        """What was tried again by hand of one key, the latest first."""
+        self._check_open()
+        found = (retry for retry in reversed(self._retries) if (retry.name, retry.key) == (name, key))
+        return list(itertools.islice(found, limit))
+
+    async def trace(self, name: str, number: int, key: str) -> str:
+        """The stack trace of a blocked key."""
+        self._check_open()
+        build = self._builds.get((name, number))
+        blocked = None if build is None else build.blocked.get(key)
+        return "" if blocked is None else blocked.trace
 
     def _write(self, write: SliceWrite) -> WriteResult:
         expected = write.generation
@@ -242,7 +257,9 @@ class MemoryReadStore:
                 return Failed(f"{stored.name}: {reason}")
         if stored.table is not None:
             self._change_rows(build, stored.table, write)
-        self._discards.update((discard.name, discard.position, discard.key) for discard in write.discard)
+        for discard in write.discard:
+            self._discards.setdefault((discard.name, discard.position, discard.key), discard)
+        self._retries += write.retried
         changed = replace(
             stored,
             checkpoint=write.checkpoint,
@@ -385,7 +402,8 @@ class _Snapshot:
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
         build = _live(self._builds, name) if number is None else self._builds.get((name, number))
-        return sorted(build.blocked.values(), key=lambda key: (key.position, key.key)) if build else []
+        found = sorted(build.blocked.values(), key=lambda key: (key.position, key.key)) if build else []
+        return [replace(blocked, trace="") for blocked in found]
 
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
         """The rows of these keys; keys without a row are left out."""

@@ -69,9 +69,21 @@ DROP INDEX {schema}.process_outgoing_dead;
 CREATE INDEX process_outgoing_dead ON {schema}.process_outgoing (process, id) INCLUDE (instance) WHERE dead;
 """
 
+_TRACES = """
+ALTER TABLE {schema}.process_instances
+    ADD COLUMN attempts integer NOT NULL DEFAULT 0,
+    ADD COLUMN trace text NOT NULL DEFAULT '';
+ALTER TABLE {schema}.process_outgoing ADD COLUMN trace text NOT NULL DEFAULT '';
+UPDATE {schema}.process_instances SET attempts = 1 WHERE blocked > 0;
+"""
+
 PROCESS_MIGRATIONS = Migrations(
     store="processes",
-    steps=(Migration(1, "tables of processes", _TABLES), Migration(7, "commands in time", _COMMANDS_IN_TIME)),
+    steps=(
+        Migration(1, "tables of processes", _TABLES),
+        Migration(7, "commands in time", _COMMANDS_IN_TIME),
+        Migration(8, "attempts and stack traces of processes", _TRACES),
+    ),
 )
 
 _SEEN, _CHANGED = "SELECT", "SELECT, INSERT, UPDATE, DELETE"

@@ -52,10 +52,11 @@ _BEGIN = (
     f"SET LOCAL idle_in_transaction_session_timeout = {round(TRANSACTION_IDLE_S_MAX * 1_000)}"
 )
 _PROCESS = "name, history_id, position, event_id, fingerprint, epoch"
-_INSTANCE = "id, state, started, started_at, last, last_at, ended, blocked, failure"
+_AGAIN = "dead = false, attempts = 0, failure = '', trace = '', begun = false"
+_INSTANCE = "id, state, started, started_at, last, last_at, ended, blocked, failure, attempts, trace"
 _OUTGOING = (
     "id, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead, "
-    "priority, expires, begun"
+    "priority, expires, begun, trace"
 )
 
 
@@ -187,12 +188,24 @@ class PostgresProcessStore:
         return [_instance_of(row) for row in await self._rows(self._sql.instances, process, list(ids))]
 
     async def page(
-        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
+        self,
+        process: str,
+        after: str | None,
+        limit: int,
+        *,
+        ended: bool = False,
+        stuck: bool = False,
+        blocked: bool = False,
     ) -> list[Instance]:
         """The first instances behind an id."""
-        statement = self._sql.page(ended=ended, stuck=stuck, first=after is None)
+        statement = self._sql.page(ended=ended, stuck=stuck, blocked=blocked, first=after is None)
         arguments = (process, limit) if after is None else (process, limit, after)
         return [_instance_of(row) for row in await self._rows(statement, *arguments)]
+
+    async def dead(self, process: str, after: tuple[str, str] | None, limit: int) -> list[Outgoing]:
+        """The first dead commands and timeouts behind one."""
+        statement = self._sql.dead(first=after is None)
+        return [_outgoing_of(row) for row in await self._rows(statement, process, limit, *(after or ()))]
 
     async def count(self, process: str) -> InstanceCount:
         """How many instances there are."""
@@ -309,13 +322,18 @@ class _Statements:
             "ORDER BY id LIMIT $2"
         )
 
-    def page(self, *, ended: bool, stuck: bool, first: bool) -> str:
+    def dead(self, *, first: bool) -> str:
+        """The dead behind one."""
+        behind = "" if first else "AND (instance, id) > ($3, $4) "
+        return f"SELECT {_OUTGOING} FROM {self._out} WHERE process = $1 AND dead {behind}ORDER BY instance, id LIMIT $2"
+
+    def page(self, *, ended: bool, stuck: bool, blocked: bool, first: bool) -> str:
         """Instances behind one."""
         those = (
             f"SELECT b.id FROM {self._instances} AS b WHERE b.process = $1 AND b.blocked > 0 "
             f"UNION SELECT d.instance FROM {self._out} AS d WHERE d.process = $1 AND d.dead"
         )
-        which = f"id IN ({those})" if stuck else "true" if ended else "NOT ended"
+        which = "blocked > 0" if blocked else f"id IN ({those})" if stuck else "true" if ended else "NOT ended"
         behind = "" if first else "AND id > $3 "
         return (
             f"SELECT {_INSTANCE} FROM {self._instances} WHERE process = $1 {behind}AND ({which}) ORDER BY id LIMIT $2"
@@ -327,13 +345,23 @@ class _Statements:
         delete = f"DELETE FROM {out} WHERE process = $1 AND "
         revive = f"{_revived(out)} AND instance = ANY($2::text[])"
         begin = f"UPDATE {out} SET begun = true WHERE process = $1 AND id = ANY($2::text[])"
+        resend = (
+            f"UPDATE {out} AS o SET {_AGAIN}, due = $6, id = r.as_id, data = coalesce(r.data, o.data), "
+            "metadata = coalesce(r.metadata, o.metadata) "
+            "FROM unnest($2::text[], $3::text[], $4::bytea[], $5::bytea[]) AS r (id, as_id, data, metadata) "
+            "WHERE o.process = $1 AND o.id = r.id AND o.dead"
+        )
+        resent = [(each.id, each.as_id, each.data, each.metadata) for each in change.resent]
         fail = (
             f"UPDATE {out} AS o SET attempts = f.attempts, failure = f.failure, dead = f.dead, due = f.due, "
-            "begun = f.begun "
-            "FROM unnest($2::text[], $3::integer[], $4::text[], $5::boolean[], $6::bigint[], $7::boolean[]) "
-            "AS f (id, attempts, failure, dead, due, begun) WHERE o.process = $1 AND o.id = f.id"
+            "begun = f.begun, trace = f.trace FROM unnest($2::text[], $3::integer[], $4::text[], $5::boolean[], "
+            "$6::bigint[], $7::boolean[], $8::text[]) AS f (id, attempts, failure, dead, due, begun, trace) "
+            "WHERE o.process = $1 AND o.id = f.id"
         )
-        failed = [(item.id, item.attempts, item.failure, item.dead, item.due_us, item.begun) for item in change.failed]
+        failed = [
+            (item.id, item.attempts, item.failure, item.dead, item.due_us, item.begun, item.trace)
+            for item in change.failed
+        ]
         found: list[tuple[Collection[Any], str, Sequence[Any]]] = [
             (change.emptied, delete + "instance = ANY($2::text[])", [list(change.emptied)]),
             (
@@ -341,6 +369,8 @@ class _Statements:
                 delete + "instance = ANY($2::text[]) AND kind = 'timeout'",
                 [list(change.dropped_timeouts)],
             ),
+            (change.discarded, delete + "id = ANY($2::text[]) AND dead", [list(change.discarded)]),
+            (resent, resend, [*_columns(resent), change.revived_due_us]),
             (change.revived, revive, [list(change.revived), change.revived_due_us]),
             (change.removed, delete + "id = ANY($2::text[])", [list(change.removed)]),
             (change.begun, begin, [list(change.begun)]),
@@ -354,7 +384,7 @@ class _Statements:
     def _upsert(self) -> str:
         given = (
             "unnest($2::text[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::boolean[], "
-            f"$9::bigint[], $10::text[]) AS u ({_INSTANCE})"
+            f"$9::bigint[], $10::text[], $11::integer[], $12::text[]) AS u ({_INSTANCE})"
         )
         changed = ", ".join(f"{name} = excluded.{name}" for name in _INSTANCE.split(", ")[1:])
         return (
@@ -367,7 +397,7 @@ class _Statements:
         given = (
             "unnest($2::text[], $3::text[], $4::text[], $5::bigint[], $6::integer[], $7::bigint[], $8::text[], "
             "$9::integer[], $10::bytea[], $11::text[], $12::bytea[], $13::integer[], $14::text[], $15::boolean[], "
-            "$16::integer[], $17::bigint[], $18::boolean[]) "
+            "$16::integer[], $17::bigint[], $18::boolean[], $19::text[]) "
             f"AS u ({_OUTGOING})"
         )
         # arrays of arrays are matrices to the server: tags come as the text of an array each
@@ -376,10 +406,7 @@ class _Statements:
 
 
 def _revived(out: str) -> str:
-    return (
-        f"UPDATE {out} SET dead = false, attempts = 0, failure = '', begun = false, due = $3 "
-        "WHERE process = $1 AND dead"
-    )
+    return f"UPDATE {out} SET {_AGAIN}, due = $3 WHERE process = $1 AND dead"
 
 
 def _held_back(out: str) -> str:
@@ -402,7 +429,7 @@ def _process_of(row: asyncpg.Record) -> StoredProcess:
 
 
 def _instance_of(row: asyncpg.Record) -> Instance:
-    found, state, started, started_at, last, last_at, ended, blocked, told = row
+    found, state, started, started_at, last, last_at, ended, blocked, told, attempts, trace = row
     return Instance(
         id=found,
         state=state,
@@ -413,17 +440,20 @@ def _instance_of(row: asyncpg.Record) -> Instance:
         ended=ended,
         blocked=blocked,
         failure=told,
+        attempts=attempts,
+        trace=trace,
     )
 
 
 def _instance_row(instance: Instance) -> tuple[Any, ...]:
     times = (instance.started, instance.started_at_us, instance.last, instance.last_at_us)
-    return (instance.id, instance.state, *times, instance.ended, instance.blocked, instance.failure)
+    blocked = (instance.blocked, instance.failure, instance.attempts, instance.trace)
+    return (instance.id, instance.state, *times, instance.ended, *blocked)
 
 
 def _outgoing_of(row: asyncpg.Record) -> Outgoing:
     found, instance, kind, position, ordinal, due, type, version, data, tags, metadata, *tried = row
-    attempts, told, dead, priority, expires, begun = tried
+    attempts, told, dead, priority, expires, begun, trace = tried
     return Outgoing(
         id=found,
         instance=instance,
@@ -442,13 +472,15 @@ def _outgoing_of(row: asyncpg.Record) -> Outgoing:
         priority=priority,
         expires_us=expires,
         begun=begun,
+        trace=trace,
     )
 
 
 def _outgoing_row(item: Outgoing) -> tuple[Any, ...]:
     made_by = (item.id, item.instance, item.kind, item.position, item.ordinal, item.due_us)
     what = (item.type, item.version, item.data, _array_text(item.tags), item.metadata)
-    return (*made_by, *what, item.attempts, item.failure, item.dead, item.priority, item.expires_us, item.begun)
+    tried = (item.attempts, item.failure, item.dead, item.priority, item.expires_us, item.begun, item.trace)
+    return (*made_by, *what, *tried)
 
 
 def _array_text(texts: Sequence[str]) -> str:

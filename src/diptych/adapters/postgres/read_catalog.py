@@ -112,13 +112,23 @@ class Catalog:
         self.live_tables_named_in = self.select_generations(
             "WHERE g.live AND g.slice = 0 AND g.form IS NOT NULL AND position(lower(g.table_name) IN lower($1)) > 0"
         )
-        blocked = f"SELECT b.key, b.position, b.error FROM {schema}.diptych_blocked_keys AS b"
+        blocked = f"SELECT b.key, b.position, b.error, b.attempts FROM {schema}.diptych_blocked_keys AS b"
         self.blocked = f"{blocked} WHERE b.name = $1 AND b.number = $2 ORDER BY b.position, b.key"
         self.live_blocked = (
             f"{blocked} JOIN {schema}.diptych_generations AS g USING (name, number) "
             "WHERE b.name = $1 AND g.live AND g.slice = 0 ORDER BY b.position, b.key"
         )
-        self.discards = f"SELECT key, position FROM {schema}.diptych_discards WHERE name = $1 ORDER BY position, key"
+        self.discards = (
+            f"SELECT key, position, actor, reason, decided_at FROM {schema}.diptych_discards WHERE name = $1 "
+            "ORDER BY position, key"
+        )
+        self.retries = (
+            f"SELECT position, actor, reason, decided_at FROM {schema}.diptych_retries "
+            "WHERE name = $1 AND key_hash = $2 ORDER BY number DESC LIMIT $3"
+        )
+        self.trace = (
+            f"SELECT trace FROM {schema}.diptych_blocked_keys WHERE name = $1 AND number = $2 AND key_hash = $3"
+        )
         self._table_maker = table_maker(schema)
         self.versions = f"SELECT name, number, slice, xmin::text FROM {schema}.diptych_generations"
 

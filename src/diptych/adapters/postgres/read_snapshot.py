@@ -350,7 +350,7 @@ class PostgresReadSnapshot:
             rows = await self._fetch(self._catalog.live_blocked, name)
         else:
             rows = await self._fetch(self._catalog.blocked, name, number)
-        return [BlockedKey(name, key, position, error) for key, position, error in rows]
+        return [BlockedKey(name, key, position, error, attempts) for key, position, error, attempts in rows]
 
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
         """The rows of these keys; keys without a row are left out.

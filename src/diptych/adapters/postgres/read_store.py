@@ -26,7 +26,14 @@ from diptych.adapters.postgres.connection import (
     parse_url,
     was_not_sent,
 )
-from diptych.adapters.postgres.read_catalog import TIDY_AGAIN_S, Catalog, begin, generation_of, write_settings
+from diptych.adapters.postgres.read_catalog import (
+    TIDY_AGAIN_S,
+    Catalog,
+    begin,
+    generation_of,
+    key_hash,
+    write_settings,
+)
 from diptych.adapters.postgres.read_changes import Changes
 from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.read_leases import lease, release
@@ -44,6 +51,7 @@ from diptych.read_side.read_store import (
     Key,
     Leased,
     LeaseKey,
+    Retry,
     Row,
     RowsAsked,
     SliceWrite,
@@ -225,10 +233,22 @@ class PostgresReadStore:
             raise
 
     async def discards(self, name: str) -> list[Discard]:
-        """The discards of a projection, by position."""
+        """The discards of a projection, by position and key."""
         self._check_open()
         rows = await self._rows(self._catalog.discards, name)
-        return [Discard(name, key, Position(position)) for key, position in rows]
+        return [Discard(name, key, Position(position), *decided) for key, position, *decided in rows]
+
+    async def retries(self, name: str, key: str, limit: int) -> list[Retry]:
+        """What was tried again by hand of one key, the latest first."""
+        self._check_open()
+        rows = await self._rows(self._catalog.retries, name, key_hash(key), limit)
+        return [Retry(name, key, Position(position), *decided) for position, *decided in rows]
+
+    async def trace(self, name: str, number: int, key: str) -> str:
+        """The stack trace of a blocked key."""
+        self._check_open()
+        rows = await self._rows(self._catalog.trace, name, number, key_hash(key))
+        return next((row["trace"] for row in rows), "")
 
     # ── leases ───────────────────────────────────────────────────────────────
 

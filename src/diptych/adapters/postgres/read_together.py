@@ -69,7 +69,8 @@ def results(plans: Sequence[Planned], moved: Sequence[asyncpg.Record]) -> tuple[
 
 def _is_usual(planned: Planned) -> bool:
     write = planned.write
-    return not (planned.reason or planned.deletes or write.block or write.unblock or write.discard or write.by_hand)
+    by_hand = write.unblock or write.discard or write.retried or write.by_hand
+    return not (planned.reason or planned.deletes or write.block or by_hand)
 
 
 def _statement(schema: str, tables: Sequence[StoredTable]) -> str:

@@ -233,7 +233,8 @@ async def _applied(
     if table is not None and planned.upserts:
         for rows in portions(table, planned.upserts):
             await link.execute(table.upsert, *(values[rows] for values in planned.upserts))
-    if planned.write.block or planned.write.unblock or planned.write.discard:
+    write = planned.write
+    if write.block or write.unblock or write.discard or write.retried:
         await _change_keys(link, catalog.schema, planned.write)
     live, _ = moved[planned.place]
     return result_of(planned, live)
@@ -279,16 +280,26 @@ async def _change_keys(link: Link, schema: str, write: SliceWrite) -> None:
         )
     if write.block:
         await link.executemany(
-            f"INSERT INTO {schema}.diptych_blocked_keys (name, number, key_hash, key, position, error) "
-            "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name, number, key_hash) "
-            "DO UPDATE SET position = excluded.position, error = excluded.error",
-            [(name, number, key_hash(b.key), b.key, b.position, _storable(b.error)) for b in write.block],
+            f"INSERT INTO {schema}.diptych_blocked_keys (name, number, key_hash, key, position, error, attempts, "
+            "trace) VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name, number, key_hash) "
+            "DO UPDATE SET position = excluded.position, error = excluded.error, attempts = excluded.attempts, "
+            "trace = excluded.trace",
+            [
+                (name, number, key_hash(b.key), b.key, b.position, _storable(b.error), b.attempts, _storable(b.trace))
+                for b in write.block
+            ],
         )
     if write.discard:
         await link.executemany(
-            f"INSERT INTO {schema}.diptych_discards (name, position, key_hash, key) VALUES ($1, $2, $3, $4) "
-            "ON CONFLICT DO NOTHING",
-            [(d.name, d.position, key_hash(d.key), d.key) for d in write.discard],
+            f"INSERT INTO {schema}.diptych_discards (name, position, key_hash, key, actor, reason, decided_at) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
+            [(d.name, d.position, key_hash(d.key), d.key, d.actor, d.reason, d.at) for d in write.discard],
+        )
+    if write.retried:
+        await link.executemany(
+            f"INSERT INTO {schema}.diptych_retries (name, position, key_hash, key, actor, reason, decided_at) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            [(r.name, r.position, key_hash(r.key), r.key, r.actor, r.reason, r.at) for r in write.retried],
         )
 
 

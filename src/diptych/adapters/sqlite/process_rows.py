@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["instance_of", "instance_row", "outgoing_of", "outgoing_row", "prepare", "process_of"]
 
-VERSION = 2
+VERSION = 3
 """Of these tables."""
 
 _OUTGOING = """
@@ -49,6 +49,11 @@ _OUTGOING_INDEXES = (
     "CREATE INDEX process_outgoing_of ON process_outgoing (process, instance, kind, position, ordinal, dead)",
     "CREATE INDEX process_outgoing_due ON process_outgoing (process, priority, due, position, ordinal) WHERE dead = 0",
     "CREATE INDEX process_outgoing_dead ON process_outgoing (process, id, instance) WHERE dead = 1",
+)
+_TRACES = (
+    "ALTER TABLE process_instances ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE process_instances ADD COLUMN trace TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE process_outgoing ADD COLUMN trace TEXT NOT NULL DEFAULT ''",
 )
 _SCHEMA = (
     "CREATE TABLE processes_format (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL)",
@@ -83,23 +88,30 @@ _SCHEMA = (
     "CREATE INDEX process_instances_blocked ON process_instances (process, id) WHERE blocked > 0",
     _OUTGOING,
     *_OUTGOING_INDEXES,
+    *_TRACES,
 )
 _OF_1 = (
     "id, process, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead"
 )
-_TO_2 = (  # ids are of a process, and there are priorities
-    "ALTER TABLE process_outgoing RENAME TO process_outgoing_1",
-    _OUTGOING,
-    f"INSERT INTO process_outgoing ({_OF_1}) SELECT {_OF_1} FROM process_outgoing_1",
-    "DROP TABLE process_outgoing_1",
-    *_OUTGOING_INDEXES,
-    "UPDATE processes_format SET version = 2",
-)
+_UPGRADES = {
+    1: (  # ids are of a process, and there are priorities
+        "ALTER TABLE process_outgoing RENAME TO process_outgoing_1",
+        _OUTGOING,
+        f"INSERT INTO process_outgoing ({_OF_1}) SELECT {_OF_1} FROM process_outgoing_1",
+        "DROP TABLE process_outgoing_1",
+        *_OUTGOING_INDEXES,
+    ),
+    2: (  # failures are kept with their stack traces
+        *_TRACES,
+        "UPDATE process_instances SET attempts = 1 WHERE blocked > 0",
+    ),
+}
+"""By version, what makes the next one of it."""
 _tags = msgspec.json.Decoder(tuple[str, ...])
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
-    """Make the tables, inside a write transaction, where they are missing; bring those of before up to date.
+    """Make the tables, inside a write transaction, where they are missing; those of an older version are upgraded.
 
     Raises:
         NewerStore: a newer Diptych made them.
@@ -112,9 +124,10 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     (found,) = connection.execute("SELECT version FROM processes_format").fetchone()
     if found > VERSION:
         raise NewerStore(f"the processes in {path}", found, VERSION)
-    if found < VERSION:
-        for statement in _TO_2:
+    for older in range(found, VERSION):
+        for statement in _UPGRADES[older]:
             connection.execute(statement)
+        connection.execute("UPDATE processes_format SET version = ?", (older + 1,))
 
 
 def process_of(name: str, history_id: bytes, position: int, event_id: bytes, fingerprint: str, epoch: int) -> Any:
@@ -124,7 +137,7 @@ def process_of(name: str, history_id: bytes, position: int, event_id: bytes, fin
 
 def instance_of(row: tuple[Any, ...]) -> Instance:
     """An instance of a row of `process_instances`, but for its process."""
-    found, state, started, started_at, last, last_at, ended, blocked, failure = row
+    found, state, started, started_at, last, last_at, ended, blocked, failure, attempts, trace = row
     return Instance(
         id=found,
         state=state,
@@ -135,19 +148,22 @@ def instance_of(row: tuple[Any, ...]) -> Instance:
         ended=bool(ended),
         blocked=blocked,
         failure=failure,
+        attempts=attempts,
+        trace=trace,
     )
 
 
 def instance_row(process: str, instance: Instance) -> tuple[Any, ...]:
     """A row of `process_instances`."""
     times = (instance.started, instance.started_at_us, instance.last, instance.last_at_us)
-    return (process, instance.id, instance.state, *times, instance.ended, instance.blocked, instance.failure)
+    blocked = (instance.blocked, instance.failure, instance.attempts, instance.trace)
+    return (process, instance.id, instance.state, *times, instance.ended, *blocked)
 
 
 def outgoing_of(row: tuple[Any, ...]) -> Outgoing:
     """What goes out, of a row of `process_outgoing`, but for its process."""
     found, instance, kind, position, ordinal, due, type, version, data, tags, metadata, *tried = row
-    attempts, failure, dead, priority, expires, begun = tried
+    attempts, failure, dead, priority, expires, begun, trace = tried
     return Outgoing(
         id=found,
         instance=instance,
@@ -166,6 +182,7 @@ def outgoing_of(row: tuple[Any, ...]) -> Outgoing:
         priority=priority,
         expires_us=expires,
         begun=bool(begun),
+        trace=trace,
     )
 
 
@@ -173,5 +190,5 @@ def outgoing_row(process: str, item: Outgoing) -> tuple[Any, ...]:
     """A row of `process_outgoing`."""
     what = (item.type, item.version, item.data, msgspec.json.encode(item.tags), item.metadata)
     made_by = (item.instance, item.kind, item.position, item.ordinal, item.due_us)
-    tried = (item.attempts, item.failure, item.dead, item.priority, item.expires_us, item.begun)
+    tried = (item.attempts, item.failure, item.dead, item.priority, item.expires_us, item.begun, item.trace)
     return (item.id, process, *made_by, *what, *tried)

@@ -40,18 +40,19 @@ __all__ = ["SqliteProcessStore", "connect"]
 T = TypeVar("T")
 
 _PROCESS = "name, history_id, position, event_id, fingerprint, epoch"
-_INSTANCE = "id, state, started, started_at, last, last_at, ended, blocked, failure"
+_INSTANCE = "id, state, started, started_at, last, last_at, ended, blocked, failure, attempts, trace"
 _OUTGOING = (
     "id, instance, kind, position, ordinal, due, type, version, data, tags, metadata, attempts, failure, dead, "
-    "priority, expires, begun"
+    "priority, expires, begun, trace"
 )
-_UPSERT = f"INSERT OR REPLACE INTO process_instances (process, {_INSTANCE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPSERT = f"INSERT OR REPLACE INTO process_instances (process, {_INSTANCE}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _ADD = (
     "INSERT INTO process_outgoing (id, process, instance, kind, position, ordinal, due, type, version, data, tags, "
-    "metadata, attempts, failure, dead, priority, expires, begun) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    "metadata, attempts, failure, dead, priority, expires, begun, trace) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
-_REVIVE = "UPDATE process_outgoing SET dead = 0, attempts = 0, failure = '', begun = 0, due = ? WHERE process = ? "
+_AGAIN = "dead = 0, attempts = 0, failure = '', trace = '', begun = 0"
+_REVIVE = f"UPDATE process_outgoing SET {_AGAIN}, due = ? WHERE process = ? "
 _HELD_BACK = (
     "SELECT 1 FROM process_outgoing AS e WHERE e.process = o.process AND e.instance = o.instance "
     "AND e.kind = 'command' AND (e.position, e.ordinal) < (o.position, o.ordinal) "
@@ -237,16 +238,32 @@ class SqliteProcessStore:
         return [instance_of(row) for row in self._rows(statement, (process, json.dumps(list(ids))))]
 
     async def page(
-        self, process: str, after: str | None, limit: int, *, ended: bool = False, stuck: bool = False
+        self,
+        process: str,
+        after: str | None,
+        limit: int,
+        *,
+        ended: bool = False,
+        stuck: bool = False,
+        blocked: bool = False,
     ) -> list[Instance]:
         """The first instances behind an id."""
-        which = _STUCK if stuck else "1" if ended else "ended = 0"
+        which = "blocked > 0" if blocked else _STUCK if stuck else "1" if ended else "ended = 0"
         behind = "" if after is None else "AND id > :after "
         statement = (
             f"SELECT {_INSTANCE} FROM process_instances "
             f"WHERE process = :process {behind}AND ({which}) ORDER BY id LIMIT :limit"
         )
         return [instance_of(row) for row in self._rows(statement, {"process": process, "after": after, "limit": limit})]
+
+    async def dead(self, process: str, after: tuple[str, str] | None, limit: int) -> list[Outgoing]:
+        """The first dead commands and timeouts behind one."""
+        behind = "" if after is None else "AND (instance, id) > (?, ?) "
+        statement = (
+            f"SELECT {_OUTGOING} FROM process_outgoing WHERE process = ? AND dead = 1 {behind}"
+            "ORDER BY instance, id LIMIT ?"
+        )
+        return [outgoing_of(row) for row in self._rows(statement, (process, *(after or ()), limit))]
 
     async def count(self, process: str) -> InstanceCount:
         """How many instances there are."""
@@ -323,20 +340,30 @@ def _statements(change: ProcessChange) -> list[tuple[str, list[tuple[Any, ...]]]
     """What goes, before what comes."""
     process = change.process
     delete = "DELETE FROM process_outgoing WHERE process = ? AND "
-    retry = f"{_REVIVE} AND instance = ? AND dead = 1"
+    revive = f"{_REVIVE} AND instance = ? AND dead = 1"
     begin = "UPDATE process_outgoing SET begun = 1 WHERE process = ? AND id = ?"
+    resend = (
+        f"UPDATE process_outgoing SET {_AGAIN}, due = ?, id = ?, data = coalesce(?, data), "
+        "metadata = coalesce(?, metadata) WHERE process = ? AND id = ? AND dead = 1"
+    )
+    due_us = change.revived_due_us
     fail = (
-        "UPDATE process_outgoing SET attempts = ?, failure = ?, dead = ?, due = ?, begun = ? "
+        "UPDATE process_outgoing SET attempts = ?, failure = ?, dead = ?, due = ?, begun = ?, trace = ? "
         "WHERE process = ? AND id = ?"
     )
-    failed = [(item.attempts, item.failure, item.dead, item.due_us, item.begun) for item in change.failed]
+    failed = [
+        (item.attempts, item.failure, item.dead, item.due_us, item.begun, item.trace, process, item.id)
+        for item in change.failed
+    ]
     return [
         (delete + "instance = ?", [(process, instance) for instance in change.emptied]),
         (delete + "instance = ? AND kind = 'timeout'", [(process, each) for each in change.dropped_timeouts]),
-        (retry, [(change.revived_due_us, process, instance) for instance in change.revived]),
+        (delete + "id = ? AND dead = 1", [(process, discarded) for discarded in change.discarded]),
+        (resend, [(due_us, each.as_id, each.data, each.metadata, process, each.id) for each in change.resent]),
+        (revive, [(due_us, process, instance) for instance in change.revived]),
         (delete + "id = ?", [(process, removed) for removed in change.removed]),
         (begin, [(process, begun) for begun in change.begun]),
-        (fail, [(*how, process, item.id) for how, item in zip(failed, change.failed, strict=True)]),
+        (fail, failed),
         (_UPSERT, [instance_row(process, instance) for instance in change.instances]),
         (_ADD, [outgoing_row(process, item) for item in change.added]),
     ]

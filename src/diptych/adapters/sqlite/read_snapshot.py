@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 _LIVE_SLICES = f"{SELECT_GENERATIONS} WHERE name = ? AND live = 1 ORDER BY slice"
 _NUMBERED_SLICES = f"{SELECT_GENERATIONS} WHERE name = ? AND number = ? ORDER BY slice"
-_BLOCKED = "SELECT key, position, error FROM diptych_blocked_keys WHERE name = ? AND number = "
+_BLOCKED = "SELECT key, position, error, attempts FROM diptych_blocked_keys WHERE name = ? AND number = "
 _LIVE_BLOCKED = f"""{_BLOCKED} (SELECT number FROM diptych_generations WHERE name = ? AND live = 1 AND slice = 0)
     ORDER BY position, key"""
 _NUMBERED_BLOCKED = f"{_BLOCKED} ? ORDER BY position, key"
@@ -402,7 +402,7 @@ class SqliteReadSnapshot:
             found = self.connection.execute(_LIVE_BLOCKED, (name, name))
         else:
             found = self.connection.execute(_NUMBERED_BLOCKED, (name, number))
-        return [BlockedKey(name, key, position, error) for key, position, error in found]
+        return [BlockedKey(name, key, position, error, attempts) for key, position, error, attempts in found]
 
     def _read_slices(self, name: str, number: int | None) -> Sequence[Generation]:
         if number is None:

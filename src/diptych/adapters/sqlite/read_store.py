@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite import read_writes
 from diptych.adapters.sqlite.connection import CommitFailed, Failures, Writer, data_version, open_reader
@@ -17,6 +17,7 @@ from diptych.adapters.sqlite.read_snapshot import Snapshots, SnapshotTurn
 from diptych.adapters.sqlite.read_tables import prepare_file, read_generations
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
+from diptych.event_store.timestamp import moment
 from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.read_store import (
     Discard,
@@ -24,6 +25,7 @@ from diptych.read_side.read_store import (
     Key,
     Leased,
     LeaseKey,
+    Retry,
     Row,
     RowsAsked,
     SliceWrite,
@@ -154,13 +156,37 @@ class SqliteReadStore:
         )
 
     async def discards(self, name: str) -> list[Discard]:
-        """The discards of a projection, by position."""
+        """The discards of a projection, by position and key."""
+        rows = await self._rows(
+            "SELECT key, position, actor, reason, decided_at FROM diptych_discards WHERE name = ? "
+            "ORDER BY position, key",
+            (name,),
+        )
+        return [
+            Discard(name, key, Position(position), actor, reason, None if at is None else moment(at))
+            for key, position, actor, reason, at in rows
+        ]
+
+    async def retries(self, name: str, key: str, limit: int) -> list[Retry]:
+        """What was tried again by hand of one key, the latest first."""
+        rows = await self._rows(
+            "SELECT position, actor, reason, decided_at FROM diptych_retries WHERE name = ? AND key = ? "
+            "ORDER BY number DESC LIMIT ?",
+            (name, key, limit),
+        )
+        return [Retry(name, key, Position(position), actor, reason, moment(at)) for position, actor, reason, at in rows]
+
+    async def trace(self, name: str, number: int, key: str) -> str:
+        """The stack trace of a blocked key."""
+        rows = await self._rows(
+            "SELECT trace FROM diptych_blocked_keys WHERE name = ? AND number = ? AND key = ?", (name, number, key)
+        )
+        return next((trace for (trace,) in rows), "")
+
+    async def _rows(self, statement: str, parameters: Sequence[object]) -> list[tuple[Any, ...]]:
         async with self.snapshot() as snapshot:
             with self._failures:
-                found = snapshot.connection.execute(
-                    "SELECT key, position FROM diptych_discards WHERE name = ? ORDER BY position, key", (name,)
-                ).fetchall()
-        return [Discard(name, key, Position(position)) for key, position in found]
+                return snapshot.connection.execute(statement, parameters).fetchall()
 
     # ── leases ───────────────────────────────────────────────────────────────
 

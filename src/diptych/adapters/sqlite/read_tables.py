@@ -36,7 +36,7 @@ __all__ = [
 
 APPLICATION_ID = 0x44507972
 """In the file's header: this is a read store of Diptych."""
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of the catalog; in the file's header."""
 SQLITE_VERSION_MIN = (3, 37, 0)
 """For STRICT tables."""
@@ -70,6 +70,19 @@ _GENERATIONS = """CREATE TABLE diptych_generations (
     ) STRICT, WITHOUT ROWID"""
 _ONE_IS_LIVE = "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1 AND slice = 0"
 
+_RETRIES = (
+    """CREATE TABLE diptych_retries (
+        number INTEGER PRIMARY KEY,
+        name TEXT NOT NULL,
+        key TEXT NOT NULL,
+        position INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        decided_at INTEGER NOT NULL
+    ) STRICT""",
+    "CREATE INDEX diptych_retries_of ON diptych_retries (name, key, number)",
+)
+
 _CATALOG = (
     """CREATE TABLE diptych_projections (
         name TEXT NOT NULL PRIMARY KEY,
@@ -83,14 +96,20 @@ _CATALOG = (
         key TEXT NOT NULL,
         position INTEGER NOT NULL,
         error TEXT NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 1,
+        trace TEXT NOT NULL DEFAULT '',
         PRIMARY KEY (name, number, key)
     ) STRICT, WITHOUT ROWID""",
     """CREATE TABLE diptych_discards (
         name TEXT NOT NULL,
         position INTEGER NOT NULL,
         key TEXT NOT NULL,
+        actor TEXT,
+        reason TEXT NOT NULL DEFAULT '',
+        decided_at INTEGER,
         PRIMARY KEY (name, position, key)
     ) STRICT, WITHOUT ROWID""",
+    *_RETRIES,
 )
 
 _UPGRADES = (
@@ -105,6 +124,14 @@ _UPGRADES = (
             recorded_at, NULL, 0, last_holder FROM diptych_whole_generations""",
         "DROP TABLE diptych_whole_generations",
         _ONE_IS_LIVE,
+    ),
+    (
+        "ALTER TABLE diptych_blocked_keys ADD COLUMN attempts INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE diptych_blocked_keys ADD COLUMN trace TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE diptych_discards ADD COLUMN actor TEXT",
+        "ALTER TABLE diptych_discards ADD COLUMN reason TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE diptych_discards ADD COLUMN decided_at INTEGER",
+        *_RETRIES,
     ),
 )
 """What makes a catalog of version 1 one of version 2, and so on."""

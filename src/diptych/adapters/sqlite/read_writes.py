@@ -78,7 +78,7 @@ def _apply(connection: sqlite3.Connection, write: SliceWrite, table: StoredTable
         if table is None:
             raise Unstorable("it has no table")
         _change_rows(connection, write, table)
-    if write.block or write.unblock or write.discard:
+    if write.block or write.unblock or write.discard or write.retried:
         _change_keys(connection, write)
     return Written(moved)
 
@@ -123,12 +123,27 @@ def _change_keys(connection: sqlite3.Connection, write: SliceWrite) -> None:
         [(name, number, key) for key in write.unblock],
     )
     connection.executemany(
-        "INSERT OR REPLACE INTO diptych_blocked_keys (name, number, key, position, error) VALUES (?, ?, ?, ?, ?)",
-        [(name, number, blocked.key, blocked.position, _storable(blocked.error)) for blocked in write.block],
+        "INSERT OR REPLACE INTO diptych_blocked_keys (name, number, key, position, error, attempts, trace) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (name, number, found.key, found.position, _storable(found.error), found.attempts, _storable(found.trace))
+            for found in write.block
+        ],
     )
     connection.executemany(
-        "INSERT OR IGNORE INTO diptych_discards (name, position, key) VALUES (?, ?, ?)",
-        [(discard.name, discard.position, discard.key) for discard in write.discard],
+        "INSERT OR IGNORE INTO diptych_discards (name, position, key, actor, reason, decided_at) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (found.name, found.position, found.key, found.actor, found.reason, encode_moment(found.at))
+            for found in write.discard
+        ],
+    )
+    connection.executemany(
+        "INSERT INTO diptych_retries (name, key, position, actor, reason, decided_at) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (found.name, found.key, found.position, found.actor, found.reason, encode_moment(found.at))
+            for found in write.retried
+        ],
     )
 
 

@@ -12,13 +12,13 @@ from typing import Any
 
 from cyclopts import App, CycloptsError
 
+from diptych.entrypoints.cli import parked as parked_items
 from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
 from diptych.entrypoints.cli.instances import close, list_instances, retry, show
 from diptych.entrypoints.cli.migrate import migrate
-from diptych.entrypoints.cli.parked import discard, list_parked, replay
 from diptych.entrypoints.cli.prune import prune
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.run import run
@@ -94,12 +94,32 @@ def command_line() -> App:
 
 
 def _parked() -> App:
-    parked = _group("parked", 5, "List, replay or discard keys whose events cannot be folded.")
-    _add(parked, 1, list_parked, "list", f"diptych parked list school:school {_STORE}", arguments="[APP...]")
-    for key, command in (2, replay), (3, discard):
+    parked = _group("parked", 5, "List, show, retry or discard what failed: events, process steps, commands.")
+    _add(
+        parked,
+        1,
+        parked_items.list_parked,
+        "list",
+        f"diptych parked list school:school {_STORE}",
+        arguments="[APP...]",
+    )
+    by_id: tuple[tuple[Callable[..., Any], str], ...] = (
+        (parked_items.show, ""),
+        (parked_items.retry, ' --reason "the library is mended"'),
+        (parked_items.discard, ' --reason "sold by hand"'),
+    )
+    for key, (command, reason) in enumerate(by_id, 2):
         name = command.__name__
-        example = f"diptych parked {name} Seats '\\[\"python\"]' school:school"
-        _add(parked, key, command, name, example, arguments="READ_MODEL KEY [APP...]")
+        example = f"diptych parked {name} event-17-9c3f01aa school:school{reason}"
+        _add(parked, key, command, name, example, arguments="ID [APP...]")
+    _add(
+        parked,
+        5,
+        parked_items.list_discarded,
+        "discarded",
+        f"diptych parked discarded school:school {_STORE}",
+        arguments="[APP...]",
+    )
     return parked
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from diptych.process_managers.processes import InstanceDetails, InstanceStatus, Processes, Waiting
 
-__all__ = ["close", "list_instances", "retry", "show"]
+__all__ = ["close", "list_instances", "operator", "retry", "show"]
 
 Json = Annotated[bool, Parameter(negative="", show_default=False)]
 ProcessName = Annotated[str, Parameter(name="PROCESS")]
@@ -141,7 +141,7 @@ def retry(
 
     async def retried() -> int:
         async with _opened(_settings(app, stores, partition, log)) as processes:
-            return await processes.retry(process, instance, reason=reason, actor=_operator())
+            return await processes.retry(process, instance, reason=reason, actor=operator())
 
     _say(run_async(retried), f"{process} {instance} is tried again")
 
@@ -172,7 +172,7 @@ def close(
 
     async def closed() -> int:
         async with _opened(_settings(app, stores, partition, log)) as processes:
-            return await processes.close(process, instance, reason=reason, actor=_operator())
+            return await processes.close(process, instance, reason=reason, actor=operator())
 
     _say(run_async(closed), f"{process} {instance} is closed")
 
@@ -200,7 +200,7 @@ async def _opened(settings: Settings) -> AsyncGenerator[Processes]:
         yield partition.processes
 
 
-def _operator() -> str:
+def operator() -> str:
     """Who is at the terminal, for the history."""
     try:
         return getpass.getuser()

@@ -1,14 +1,16 @@
-"""`diptych parked`: keys that wait behind an event which cannot be folded (G9)."""
+"""`diptych parked`: what failed and waits for somebody, in one place (G9, G10)."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from diptych.application.parked import PARKED_PAGE_MAX
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import FAILED, UsageError
+from diptych.entrypoints.cli.instances import operator
 from diptych.entrypoints.cli.options import (
     LOGS_UNSET,
     PARTITION_UNSET,
@@ -23,93 +25,181 @@ from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import decode, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from diptych.application.follower import Follower
-    from diptych.read_side.read_store import BlockedKey
+    from diptych.application.parked import ByHand, Dealt, Discards, Parked, ParkedDetails, ParkedItem, ParkedPage
 
-__all__ = ["discard", "list_parked", "replay"]
+__all__ = ["discard", "list_discarded", "list_parked", "retry", "show"]
 
 _REMEDY = (
-    "If the projection is wrong, mend it and restart the application, which builds the read model anew.\n"
-    "If something around it was, replay the key; if the event is, discard it."
+    "See one with diptych parked show ID. Where the code was wrong, mend it and start the application again.\n"
+    "Where something around it was, retry the item; where the item is, discard it."
 )
 
-ReadModelName = Annotated[str, Parameter(name="READ_MODEL")]
-KeyText = Annotated[str, Parameter(name="KEY")]
+ItemId = Annotated[str, Parameter(name="ID")]
+Json = Annotated[bool, Parameter(negative="", show_default=False)]
+After = Annotated[str, Parameter(show_default=False)]
 
 
 def list_parked(
     *app: AppNames,
-    json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    kind: Annotated[str | None, Parameter(show_default=False)] = None,
+    after: After = "",
+    limit: int = PARKED_PAGE_MAX,
+    json: Json = False,
     stores: StoreOptions = STORES_UNSET,
     partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
-    """List parked keys, each with the event that could not be folded, and why.
+    """List events, process steps and commands that failed and wait, each with its id and why.
 
     Args:
         app: whose.
-        json: Print one JSON object a line.
+        kind: Of this one alone: "event", "step", "command" or "timeout".
+        after: The cursor of the next page, as the page before tells it.
+        limit: At most so many, 1 to 100.
+        json: Print one JSON object a line; where there is a next page, its cursor on stderr.
         stores: which.
         partition: which.
         log: how.
     """
-    found = run_async(lambda: _listed(_settings(app, stores, partition, log)))
+
+    async def listed(parked: Parked) -> ParkedPage:
+        return await parked.list(kind=kind, after=after, limit=limit)
+
+    page = _run(_settings(app, stores, partition, log), listed)
     if json:
-        for blocked in found:
-            screen.write(encode(blocked))
-    elif found:
-        screen.output().print(_table(found))
+        for item in page.items:
+            screen.write(encode(item))
+    elif page.items:
+        screen.output().print(_table(page.items))
         screen.output().print(_REMEDY, style="dim")
     else:
         screen.output().print("Nothing is parked.")
+    _tell_more(page.next)
 
 
-def replay(
-    read_model: ReadModelName,
-    key: KeyText,
+def list_discarded(
+    *app: AppNames,
+    after: After = "",
+    limit: int = PARKED_PAGE_MAX,
+    json: Json = False,
+    stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """List what was discarded, with who did it and why.
+
+    Args:
+        app: whose.
+        after: The cursor of the next page, as the page before tells it.
+        limit: At most so many, 1 to 100.
+        json: Print one JSON object a line; where there is a next page, its cursor on stderr.
+        stores: which.
+        partition: which.
+        log: how.
+    """
+
+    async def listed(parked: Parked) -> Discards:
+        return await parked.discarded(after=after, limit=limit)
+
+    page = _run(_settings(app, stores, partition, log), listed)
+    if json:
+        for item in page.items:
+            screen.write(encode(item))
+    elif page.items:
+        table = screen.table("", "kind", "what", "of", "key", "position", "who, when and why")
+        for item in page.items:
+            table.add_row(item.kind, item.type, item.name, item.key, screen.count(item.position), _told(item.by))
+        screen.output().print(table)
+    else:
+        screen.output().print("Nothing was discarded.")
+    _tell_more(page.next)
+
+
+def show(
+    item_id: ItemId,
     /,
     *app: AppNames,
+    json: Json = False,
+    stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """Show a parked item: its fields, its error and stack trace, and who had it tried again.
+
+    Args:
+        item_id: As listed: "event-17-9c3f01aa".
+        app: whose.
+        json: Print one JSON object.
+        stores: which.
+        partition: which.
+        log: how.
+    """
+    found = _run(_settings(app, stores, partition, log), lambda parked: parked.show(item_id))
+    if json:
+        screen.write(encode(found))
+        return
+    output = screen.output()
+    output.print(_table([found]))
+    output.print(f"\nsince    {found.since:%Y-%m-%d %H:%M:%S}, attempts {screen.count(found.attempts)}")
+    output.print(f"fields   {encode(found.data).decode()}", soft_wrap=True)
+    for each in found.retries:
+        output.print(f"retried  {_told(each)}", soft_wrap=True)
+    if found.trace:
+        output.print(f"\n{found.trace.rstrip()}", soft_wrap=True)
+
+
+def retry(
+    item_id: ItemId,
+    /,
+    *app: AppNames,
+    reason: str,
+    fields: Annotated[str | None, Parameter(show_default=False)] = None,
     stores: StoreOptions = STORES_UNSET,
     partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> int:
-    """Fold the waiting events of a key, once the projection is mended.
+    """Try a parked item again, once the cause is mended; a command also with other fields.
 
-    The exit code is 1 where the key is still blocked.
+    The exit code is 1 where its key is still blocked. What is of a process is done by its worker soon after.
 
     Args:
-        read_model: "school.Seats" or "Seats".
-        key: The key as a JSON array, as listed.
+        item_id: As listed: "event-17-9c3f01aa".
         app: whose.
+        reason: Why; kept for good.
+        fields: The fields of a command that are others now, as a JSON object: '{"amount": 5}'.
         stores: which.
         partition: which.
         log: how.
     """
-    return run_async(
-        lambda: _dealt_with(_settings(app, stores, partition, log), read_model, key, discarding=False, ask=False)
-    )
+    edited = None if fields is None else _fields(fields)
+
+    async def retried(parked: Parked) -> Dealt:
+        return await parked.retry(item_id, actor=operator(), reason=reason, edited=edited)
+
+    return _say(_run(_settings(app, stores, partition, log), retried), "is tried again", "every event is folded")
 
 
 def discard(
-    read_model: ReadModelName,
-    key: KeyText,
+    item_id: ItemId,
     /,
     *app: AppNames,
+    reason: str,
     yes: Annotated[bool, Parameter(name=["--yes", "-y"], negative="", show_default=False)] = False,
     stores: StoreOptions = STORES_UNSET,
     partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> int:
-    """Leave the event that blocks a key out of its row, for good, and fold the others.
+    """Leave a parked item out for good: an event out of a row or of a process, a command unsent.
 
-    The event stays in the history; rebuilds leave it out too.
+    The event stays in the history; rebuilds leave it out of the row too.
 
     Args:
-        read_model: "school.Seats" or "Seats".
-        key: The key as a JSON array, as listed.
+        item_id: As listed: "event-17-9c3f01aa".
         app: whose.
+        reason: Why; kept for good.
         yes: Do not ask.
         stores: which.
         partition: which.
@@ -117,9 +207,17 @@ def discard(
     """
     if not yes and not sys.stdin.isatty():
         raise UsageError("a discard is for good: answer on a terminal, or give --yes")
-    return run_async(
-        lambda: _dealt_with(_settings(app, stores, partition, log), read_model, key, discarding=True, ask=not yes)
-    )
+
+    async def discarded(parked: Parked) -> Dealt | None:
+        if not (yes or _confirmed(await parked.show(item_id))):
+            return None
+        return await parked.discard(item_id, actor=operator(), reason=reason)
+
+    dealt = _run(_settings(app, stores, partition, log), discarded)
+    if dealt is None:
+        screen.output().print("Nothing was changed.")
+        return FAILED
+    return _say(dealt, "is discarded", "it is left out")
 
 
 def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
@@ -133,72 +231,79 @@ def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOpti
     )
 
 
-async def _listed(settings: Settings) -> list[BlockedKey]:
-    from diptych.entrypoints.cli.looking import opened_partition
+def _run(settings: Settings, work: Callable[[Parked], Awaitable[Any]]) -> Any:
+    """What comes of it, in the partition that is meant."""
 
-    async with opened_partition(settings) as partition:
-        return await partition.parked()
+    async def run() -> Any:
+        from diptych.entrypoints.cli.looking import opened_partition
+        from diptych.errors import ConfigurationError
+
+        async with opened_partition(settings) as partition:
+            try:
+                return await work(partition.parked)
+            except ConfigurationError as error:
+                hint = await _unbuilt(partition)
+                raise ConfigurationError(f"{error}{hint}") from error
+
+    return run_async(run)
 
 
-async def _dealt_with(settings: Settings, read_model: str, key: str, *, discarding: bool, ask: bool) -> int:
-    from diptych.entrypoints.cli.looking import opened_partition
-
-    canonical = _canonical(key)
-    async with opened_partition(settings) as partition:
-        blocked = await _blocked(partition, read_model, canonical)
-        if discarding and ask and not _confirmed(blocked):
-            screen.output().print("Nothing was changed.")
-            return FAILED
-        deal = partition.discard if discarding else partition.replay
-        still = await deal(blocked.name, blocked.key)
-    if still is None:
-        done = f"event {blocked.position} is left out" if discarding else "every event is folded"
-        screen.output().print(f"{blocked.name} {blocked.key} goes on: {done}.")
-        return 0
-    screen.errors().print(
-        f"{still.name} {still.key} is still blocked, at position {still.position}: {still.error}", soft_wrap=True
+async def _unbuilt(partition: Follower) -> str:
+    """A hint, where what is parked is not to be seen since the rows that it is of are not of this code."""
+    names = [found.name for found in (await partition.status()).projections if not found.live]
+    if not names:
+        return ""
+    return (
+        f". {' and '.join(names)} has no live rows of this code, whose keys could be parked: run the application, or "
+        f"diptych rebuild {names[0]}, and see what is still parked then"
     )
-    return FAILED
 
 
-def _canonical(key: str) -> str:
-    """The key as it is stored, however it is spaced."""
+def _fields(text: str) -> dict[str, Any]:
     from diptych.errors import InvalidMessage
 
     try:
-        return encode(decode(key.encode(), list[object])).decode()
+        return decode(text.encode(), dict[str, Any])
     except (InvalidMessage, UnicodeError) as error:
-        raise UsageError(f"{key!r} is no key: write it as a JSON array, as in diptych parked list") from error
+        raise UsageError(f"{text!r} are no fields: write a JSON object, as in --fields '{{\"amount\": 5}}'") from error
 
 
-async def _blocked(partition: Follower, read_model: str, key: str) -> BlockedKey:
-    from diptych.entrypoints.cli.looking import choose
-    from diptych.errors import ConfigurationError
-
-    known = {found.name: found for found in (await partition.status()).projections}
-    name = choose("read model", read_model, known)
-    if not known[name].live:
-        raise ConfigurationError(
-            f"{name} has no live rows of this code, whose keys could be parked: run the application, or "
-            f"diptych rebuild {name}, and see what is still parked then"
-        )
-    found = {blocked.key: blocked for blocked in await partition.parked() if blocked.name == name}
-    if key not in found:
-        listed = ", ".join(found) or "none"
-        raise ConfigurationError(f"{name} has no parked key {key}; parked are: {listed}")
-    return found[key]
-
-
-def _confirmed(blocked: BlockedKey) -> bool:
-    screen.output().print(_table([blocked]))
-    screen.output().print(
-        f"Leave event {blocked.position} out of {blocked.name} {blocked.key} for good? [y/N] ", end=""
-    )
+def _confirmed(item: ParkedDetails) -> bool:
+    screen.output().print(_table([item]))
+    screen.output().print(f"Leave {item.type} out of {item.name} {item.key} for good? [y/N] ", end="")
     return input().strip().lower() in {"y", "yes"}
 
 
-def _table(listed: Sequence[BlockedKey]) -> object:
-    table = screen.table("", "read model", "key", "position", "why")
-    for blocked in listed:
-        table.add_row(blocked.name, blocked.key, screen.count(blocked.position), blocked.error)
+def _say(dealt: Dealt, done: str, at_once: str) -> int:
+    if dealt.still is not None:
+        still = dealt.still
+        screen.errors().print(
+            f"{still.name} {still.key} is still blocked, at position {still.position} ({still.id}): {still.error}",
+            soft_wrap=True,
+        )
+        return FAILED
+    says = (
+        f"says the event at position {screen.count(dealt.position)}"
+        if dealt.position
+        else f"and its key goes on: {at_once}"
+    )
+    screen.output().print(f"{dealt.id} {done}, {says}.", soft_wrap=True)
+    return 0
+
+
+def _tell_more(cursor: str) -> None:
+    if cursor:
+        screen.errors().print(f"there is more: --after {cursor}", soft_wrap=True)
+
+
+def _told(by: ByHand) -> str:
+    who = by.actor or "somebody"
+    when = "" if by.at is None else f", {by.at:%Y-%m-%d %H:%M:%S}"
+    return f"{who}{when}: {by.reason or 'no reason was kept'}"
+
+
+def _table(listed: Sequence[ParkedItem]) -> object:
+    table = screen.table("", "id", "what", "of", "key", "why")
+    for item in listed:
+        table.add_row(item.id, item.type, item.name, item.key, item.error)
     return table

@@ -31,6 +31,7 @@ from diptych.process_managers.process_store import (
     Outgoing,
     ProcessChange,
     ProcessStore,
+    Resent,
     StoredProcess,
 )
 
@@ -291,7 +292,9 @@ class ProcessStoreContract(ABC):
     async def test_an_instance_is_replaced_as_a_whole(self) -> None:
         """The last one committed is the one that is there."""
         async with self.writing() as writing:
-            await writing.commit(1, instances=[instance("a", blocked=Position(1), failure="no"), instance("b")])
+            blocked = instance("a", blocked=Position(1), failure="no", attempts=2, trace="Traceback")
+            await writing.commit(1, instances=[blocked, instance("b")])
+            assert await writing.store.instances(SHIPPING, ["a"]) == [blocked]
             changed = instance("a", state=b"[]", started=Position(2), last=Position(3), last_at_us=4, ended=True)
             await writing.commit(2, instances=[changed])
             assert await writing.store.page(SHIPPING, None, 10, ended=True) == [changed, instance("b")]
@@ -300,7 +303,7 @@ class ProcessStoreContract(ABC):
         """And comes again when it is due; what is gone stays away."""
         async with self.writing() as writing:
             await writing.commit(1, added=[item("a"), item("b")])
-            failed = item("a", attempts=2, failure="no", due_us=50)
+            failed = item("a", attempts=2, failure="no", due_us=50, trace="Traceback")
             await writing.commit(2, removed=[item("b").id], failed=[failed, item("b", attempts=1)])
             assert await writing.due(49) == []
             assert await writing.due(50) == [failed]
@@ -308,7 +311,7 @@ class ProcessStoreContract(ABC):
     async def test_the_dead_are_revived_together(self) -> None:
         """All of an instance, as if never tried; what waits by itself, and other instances, are left."""
         async with self.writing() as writing:
-            dead: dict[str, Any] = {"dead": True, "attempts": 9, "failure": "no"}
+            dead: dict[str, Any] = {"dead": True, "attempts": 9, "failure": "no", "trace": "Traceback"}
             waits = item("a", 3, attempts=1, due_us=99)
             given = [item("a", 1, **dead), item("a", 2, 0, "timeout", **dead), waits, item("b", 1, **dead)]
             await writing.commit(1, added=given)
@@ -321,6 +324,50 @@ class ProcessStoreContract(ABC):
             assert await writing.store.outgoing(SHIPPING, "b") == [given[3]]
 
     # ── what is due ──────────────────────────────────────────────────────────
+
+    async def test_one_that_is_dead_is_due_again_alone(self) -> None:
+        """As it was under its id, or with other fields under another one; in its place, and as if never tried."""
+        async with self.writing() as writing:
+            first = item("a", dead=True, attempts=9, failure="no", trace="Traceback")
+            second, third = (item("a", 1, n, dead=True, attempts=9, failure="no", trace="Traceback") for n in (1, 2))
+            alive = item("a", 2, due_us=FAR_US)
+            await writing.commit(added=[first, second, third, alive])
+            edited = Resent(id=second.id, as_id=str(UUID(int=7)), data=b'{"order": "b"}', metadata=b'{"actor": "x"}')
+            late = Resent(id=alive.id, as_id=str(UUID(int=8)), data=b"{}")
+            gone = Resent(id=str(UUID(int=9)), as_id=str(UUID(int=10)))
+            again = [Resent(id=first.id, as_id=first.id), edited, late, gone]
+            await writing.commit(resent=again, revived_due_us=5)
+            anew = {"dead": False, "attempts": 0, "failure": "", "trace": "", "due_us": 5}
+            expected = [
+                msgspec.structs.replace(first, **anew),
+                msgspec.structs.replace(second, id=edited.as_id, data=edited.data, metadata=edited.metadata, **anew),
+                third,
+                alive,
+            ]
+            assert await writing.store.outgoing(SHIPPING, "a") == expected
+            assert [found.id for found in await writing.due(5)] == [first.id]
+
+    async def test_only_the_dead_are_discarded(self) -> None:
+        """One that waits to go out stays, and so does what is not named."""
+        async with self.writing() as writing:
+            dead, other, alive = item("a", dead=True), item("a", 2, dead=True), item("b")
+            await writing.commit(added=[dead, other, alive])
+            await writing.commit(discarded=[dead.id, alive.id, str(UUID(int=9))])
+            assert await writing.store.outgoing(SHIPPING, "a") == [other]
+            assert await writing.store.outgoing(SHIPPING, "b") == [alive]
+
+    async def test_the_dead_come_in_pages(self) -> None:
+        """By instance and id, whatever their number and kind; of one process alone."""
+        async with self.writing() as writing:
+            dead = [item(of, n, kind=kind, dead=True) for of in "ba" for n in (1, 2) for kind in ("command", "timeout")]
+            await writing.commit(added=[*dead, item("a", 9), item("c")])
+            await (await begun(writing.store, "shop.Other")).commit(added=[item("a", 7, dead=True)])
+            expected = sorted(dead, key=lambda found: (found.instance, found.id))
+            found: list[Outgoing] = []
+            while page := await writing.store.dead(SHIPPING, (found[-1].instance, found[-1].id) if found else None, 3):
+                assert len(page) <= 3
+                found += page
+            assert found == expected
 
     async def test_what_is_due_comes_in_its_order(self) -> None:
         """By time, position and ordinal, up to the limit; not what is due later, nor what is dead."""
@@ -509,6 +556,8 @@ class ProcessStoreContract(ABC):
             await writing.commit(1, instances=given, added=added)
             assert await writing.store.page(SHIPPING, None, 10, stuck=True) == given[:2]
             assert await writing.store.page(SHIPPING, "blocked", 10, stuck=True) == given[1:2]
+            assert await writing.store.page(SHIPPING, None, 10, blocked=True) == given[:1]
+            assert await writing.store.page(SHIPPING, "blocked", 10, blocked=True) == []
             expected = InstanceCount(running=2, blocked=1, waiting=2, dead=1)
             assert await writing.store.count(SHIPPING) == expected
 

@@ -12,6 +12,7 @@ Needs pytest with the anyio plugin on its asyncio backend.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ from diptych.read_side.read_store import (
     Generation,
     Order,
     ReadStore,
+    Retry,
     SliceWrite,
     Table,
 )
@@ -56,6 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReadStoreContract"]
 
+MOMENT = dt.datetime(2026, 11, 1, 12, 30, 0, 7, dt.UTC)
+"""When something was decided."""
 BUSY_WRITES = 50
 """Writes that go on while others read."""
 WAIT_S_MAX = 10.0
@@ -118,11 +122,13 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
     async def _is_fenced(self, store: ReadStore, stale: Generation, current: Generation) -> None:
         blocked = BlockedKey(NAME, '["a"]', Position(1), "boom")
         discard = Discard(NAME, '["a"]', Position(1))
-        bad = SliceWrite(stale, place(9), [("a", 99)], [("b",)], [blocked], (), [discard], by_hand=True)
+        retry = Retry(NAME, '["a"]', Position(1), "ann", "", MOMENT)
+        bad = SliceWrite(stale, place(9), [("a", 99)], [("b",)], [blocked], (), [discard], [retry], by_hand=True)
         assert await store.write([bad]) == [Fenced()]
         assert await stored_generation(store) == current
         assert await rows_of(store) == [("a", 1)]
         assert await store.discards(NAME) == []
+        assert await store.retries(NAME, '["a"]', 1) == []
         async with store.snapshot() as snapshot:
             assert await snapshot.blocked(NAME) == []
 
@@ -316,6 +322,43 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
         await store.drop_generation(NAME, generation.number)
         assert await store.discards(NAME) == wanted
         assert await store.discards("other") == []
+
+    async def test_a_discard_says_who_decided_it_first(self, store: ReadStore) -> None:
+        """With why and when; another decision about the same event changes nothing, and one may say nothing of it."""
+        first = Discard(NAME, '["a"]', Position(1), "ann", "by phone", MOMENT)
+        unsaid = Discard(NAME, '["b"]', Position(2))
+        generation = await write(store, await create(store, SEATS), discard=[first, unsaid], by_hand=True)
+        await write(store, generation, discard=[Discard(NAME, '["a"]', Position(1), "bob", "too late")], by_hand=True)
+        assert await store.discards(NAME) == [first, unsaid]
+
+    async def test_retries_are_kept_for_good(self, store: ReadStore) -> None:
+        """The latest first, of one key, at most so many; they stay when every generation is dropped."""
+        made = [Retry(NAME, '["a"]', Position(1), "ann", f"try {n}", MOMENT) for n in range(3)]
+        other = Retry(NAME, '["b"]', Position(1), "bob", "", MOMENT)
+        generation = await write(store, await create(store, SEATS), retried=[made[0], other], by_hand=True)
+        generation = await write(store, generation, retried=made[1:], by_hand=True)
+        await store.drop_generation(NAME, generation.number)
+        assert await store.retries(NAME, '["a"]', 10) == made[::-1]
+        assert await store.retries(NAME, '["a"]', 2) == [made[2], made[1]]
+        assert await store.retries(NAME, '["b"]', 10) == [other]
+        assert await store.retries("other", '["a"]', 10) == []
+
+    async def test_a_blocked_key_has_its_attempts_and_its_stack_trace(self, store: ReadStore) -> None:
+        """The trace is told by itself, of the generation that is asked for, and is that of the last failure."""
+        long = "Traceback\n" * 1_000
+        old = BlockedKey(NAME, '["a"]', Position(1), "boom", 2, long)
+        first, second = await create(store, SEATS), await create(store, SEATS, live=False)
+        first = await write(store, first, block=[old])
+        async with store.snapshot() as snapshot:
+            assert await snapshot.blocked(NAME) == [msgspec.structs.replace(old, trace="")]
+        assert await store.trace(NAME, first.number, '["a"]') == long
+        for elsewhere in ((NAME, second.number, '["a"]'), (NAME, first.number, '["b"]'), ("other", 1, '["a"]')):
+            assert await store.trace(*elsewhere) == ""
+        again = BlockedKey(NAME, '["a"]', Position(1), "boom again", 4, "Traceback 2")
+        await write(store, first, block=[again])
+        async with store.snapshot() as snapshot:
+            assert await snapshot.blocked(NAME) == [msgspec.structs.replace(again, trace="")]
+        assert await store.trace(NAME, first.number, '["a"]') == "Traceback 2"
 
     async def test_what_a_durable_store_keeps_survives_reopening(self, store: ReadStore, tmp_path: Path) -> None:
         """Rows, checkpoints, blocked keys, discards and numbers are there after closing and connecting anew."""

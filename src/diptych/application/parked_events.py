@@ -1,0 +1,136 @@
+"""Parked events: those that a projection cannot fold, each with the key that waits behind it (G9)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+from diptych.application.parked import (
+    ByHand,
+    Cursor,
+    Dealt,
+    Decision,
+    Discarded,
+    ParkedDetails,
+    ParkedItem,
+    at_hand,
+    parked_id,
+)
+from diptych.errors import ConfigurationError
+from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_store import EventLog
+from diptych.event_store.position import POSITION_MAX, Position
+from diptych.event_store.recorded_event import RecordedEvent
+from diptych.failures import line_of
+from diptych.messages.codec import decode
+from diptych.read_side.blocked_keys import BlockedKeys
+from diptych.read_side.read_store import BlockedKey, Discard
+
+__all__ = ["NEVER_EDITED", "ParkedEvents", "event_at"]
+
+NEVER_EDITED = (
+    "an event is a fact, and never edited: mend the code, or add an upcaster, and retry it; or discard it, and it is "
+    "left out"
+)
+"""What is said to whoever wants to edit an event."""
+
+
+class ParkedEvents:
+    """The blocked keys of the projections that follow a log. See `ParkedSource`.
+
+    Args:
+        blocked_keys: finds them, and helps them on.
+        log: has the events.
+    """
+
+    kinds: Collection[str] = ("event",)
+
+    def __init__(self, blocked_keys: BlockedKeys, log: EventLog) -> None:
+        self._blocked_keys = blocked_keys
+        self._log = log
+
+    async def page(self, kinds: Collection[str], after: Cursor, limit: int) -> Sequence[tuple[Cursor, ParkedItem]]:
+        """The next ones, by read model, position and key."""
+        del kinds
+        found = sorted(((_place(blocked), blocked) for blocked in await self._blocked_keys.all()), key=itemgetter(0))
+        behind = [(place, blocked) for place, blocked in found if not after or place > after][:limit]
+        return [(place, at_hand(await self._details(blocked))) for place, blocked in behind]
+
+    async def at(self, position: int) -> Sequence[ParkedDetails]:
+        """Those that wait behind the event at a position."""
+        found = [blocked for blocked in await self._blocked_keys.all() if blocked.position == position]
+        return [await self._details(blocked, trace=await self._blocked_keys.trace(blocked)) for blocked in found]
+
+    async def retries(self, item: ParkedDetails, limit: int) -> Sequence[ByHand]:
+        """The latest retries of a key by hand."""
+        found = await self._blocked_keys.retries(item.name, item.key, limit)
+        return [ByHand(actor=retry.actor, reason=retry.reason, at=retry.at) for retry in found]
+
+    async def retry(self, item: ParkedDetails, edited: Mapping[str, Any] | None, by: Decision) -> Dealt:
+        """Fold what waits behind the event, and the event."""
+        if edited is not None:
+            raise ConfigurationError(f"{item.id} is an event of {item.name}: {NEVER_EDITED}")
+        still = await self._blocked_keys.retry(item.name, item.key, actor=by.actor, reason=by.reason)
+        return await self._dealt(item, still)
+
+    async def discard(self, item: ParkedDetails, by: Decision) -> Dealt:
+        """Leave the event out of the row for good, and fold the others."""
+        still = await self._blocked_keys.discard(item.name, item.key, actor=by.actor, reason=by.reason)
+        return await self._dealt(item, still)
+
+    async def discarded(self, after: Cursor, limit: int) -> Sequence[tuple[Cursor, Discarded]]:
+        """What is left out of rows, by read model, position and key."""
+        found = ((_place(discard), discard) for discard in await self._blocked_keys.discards())
+        behind = sorted(((place, each) for place, each in found if not after or place > after), key=itemgetter(0))
+        return [
+            (
+                place,
+                Discarded(
+                    kind="event",
+                    type=(await event_at(self._log, discard.position)).type,
+                    name=discard.name,
+                    key=discard.key,
+                    position=discard.position,
+                    by=ByHand(actor=discard.actor, reason=discard.reason, at=discard.at),
+                ),
+            )
+            for place, discard in behind[:limit]
+        ]
+
+    async def _dealt(self, item: ParkedDetails, still: BlockedKey | None) -> Dealt:
+        return Dealt(id=item.id, still=None if still is None else at_hand(await self._details(still)))
+
+    async def _details(self, blocked: BlockedKey, *, trace: str = "") -> ParkedDetails:
+        recorded = await event_at(self._log, blocked.position)
+        return ParkedDetails(
+            id=parked_id("event", blocked.position, blocked.name, blocked.key),
+            kind="event",
+            type=recorded.type,
+            name=blocked.name,
+            key=blocked.key,
+            error=line_of(blocked.error),
+            attempts=blocked.attempts,
+            since=recorded.recorded_at,
+            position=blocked.position,
+            data=decode(recorded.data, dict[str, Any]),
+            trace=trace,
+        )
+
+
+async def event_at(log: EventLog, position: int) -> RecordedEvent:
+    """The event at a position.
+
+    Raises:
+        ConfigurationError: there is none, since the history ends before.
+    """
+    if 1 <= position <= POSITION_MAX:
+        found = await log.read(ALL_EVENTS, Position(position - 1), 1, until=Position(position))
+        if found.events:
+            return found.events[0]
+    raise ConfigurationError(f"there is no event at position {position}")
+
+
+def _place(found: BlockedKey | Discard) -> Cursor:
+    """Where something comes in the order of lists."""
+    return (found.name, f"{found.position:019}", found.key)
