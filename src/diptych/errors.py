@@ -23,13 +23,15 @@ DiptychError
 │   ├── OutcomeUnknown         the commit may or may not be durable: send the same command id again
 │   ├── NotFresh               the answer asked for is not there yet, and the wait is over
 │   ├── Blocked                the answer touches a key whose projection is blocked
-│   └── NewerHistory           newer code has stored an event: ask a process that runs it (an UnreadableEvent, too)
+│   ├── NewerHistory           newer code has stored an event: ask a process that runs it (an UnreadableEvent, too)
+│   └── Retagged               stored events are, or were, tagged anew under an open store (a HistoryError, too)
 ├── HistoryError             the stored history and this code, or this token, do not fit
 │   ├── HistoryDiverged        a token, checkpoint or cursor is of another history
 │   ├── NewerStore             the store was written by a newer Diptych
 │   ├── UnreadableEvent        a stored event has no class that can read it
 │   │   └── HistoryPruned      its data were dropped by `diptych prune`
 │   ├── UnreadableState        the kept state of a state-stored model does not fit its class
+│   ├── SchemaChanged          the code has another schema than a stored event type and version
 │   └── TagsChanged            the code would tag a stored event type otherwise
 ├── StoreClosed              used before it was opened, or after it was closed
 └── ConfigurationError       wrong in the code or the settings: found at start-up
@@ -69,6 +71,8 @@ __all__ = [
     "NotPure",
     "OutcomeUnknown",
     "Overloaded",
+    "Retagged",
+    "SchemaChanged",
     "SpansPartitions",
     "StoreClosed",
     "StoreUnavailable",
@@ -480,13 +484,35 @@ class UnreadableState(HistoryError):
         )
 
 
+class SchemaChanged(HistoryError):
+    """The code has an event type and version with another schema than the store, by which events of it are stored.
+
+    Attributes:
+        type: the stored name of the event type.
+        version: of it.
+        changes: what does not fit, each in words.
+        skeleton: the upcaster to be written for it, once the class has the next version.
+    """
+
+    def __init__(self, type: str, version: int, changes: Sequence[str], skeleton: str) -> None:
+        self.type = type
+        self.version = version
+        self.changes = tuple(changes)
+        self.skeleton = skeleton
+        super().__init__(
+            f"events of {type} (version {version}) are stored with another schema than the code's: "
+            f"{'; '.join(changes)}. Keep what was, or say version={version + 1} and write the upcaster that leads from "
+            f"one to the other (SchemaChanged.skeleton):\n{skeleton}"
+        )
+
+
 class TagsChanged(HistoryError):
     """The code would tag an event type otherwise than the events of that type in the store are tagged.
 
     Attributes:
         type: the stored name of the event type.
-        stored: the tag names in the store.
-        coded: the tag names that the code would give.
+        stored: the tag names in the store; where those are the same, the fields and the tags that they give.
+        coded: the tag names that the code would give; likewise.
         part: the stored name of the event that those have become in part; empty where they stay one event.
     """
 
@@ -502,5 +528,13 @@ class TagsChanged(HistoryError):
             if part
             else f"stored events of {type} (version {version}) are tagged {list(stored)}, the code would tag them "
             f"{list(coded)}: decisions over old events would miss some. Keep what the fields' identities were "
-            "(Identity tag=, formerly=, Untagged); a stored history cannot be tagged anew yet"
+            "(Identity tag=, formerly=, Untagged); or stop what writes to the store, and tag the stored events anew: "
+            "diptych retag"
         )
+
+
+class Retagged(HistoryError, Unavailable):
+    """The events of a store are being tagged anew, or were since it was opened: nothing was judged or appended.
+
+    Whoever has it open decides by tags that are no longer those of the stored events.
+    """

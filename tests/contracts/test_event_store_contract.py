@@ -498,7 +498,7 @@ class HalfAPart(MemoryEventStore):
 
     async def restore(self, part: HistoryPart) -> None:
         await super().restore(msgspec.structs.replace(part, outcomes=()))
-        await super().restore(HistoryPart(part.end, outcomes=part.outcomes))
+        await super().restore(HistoryPart(part.end, outcomes=part.outcomes, tagging=part.tagging))
 
 
 class LastOutcomeWins(MemoryEventStore):

@@ -21,13 +21,16 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     EventStore,
+    StoredType,
 )
 from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import NewEvent
+from diptych.event_store.tagging import UNTOUCHED
 from diptych.testing.contracts.event_store import EventStoreContract
-from diptych.testing.contracts.event_store_case import SettableClock, history_of, opened
+from diptych.testing.contracts.event_store_case import SettableClock, append_one, event, history_of, opened
 from diptych.testing.contracts.event_store_copies import CopyContract, original
 from diptych.testing.contracts.event_store_pruning import PruningContract
+from diptych.testing.contracts.event_store_taggings import TaggingContract
 from tests.postgres_pooler import pooled
 from tests.postgres_server import as_role, new_granted_store, new_store
 
@@ -59,8 +62,8 @@ class TestPostgresEventStoreAsWriter(EventStoreContract):
         yield lambda: connect(url, clock)
 
 
-OWNERS_TESTS = [name for part in (CopyContract, PruningContract) for name in vars(part) if name.startswith("test_")]
-for name in OWNERS_TESTS:
+OWNERS = (CopyContract, PruningContract, TaggingContract)
+for name in [name for owned in OWNERS for name in vars(owned) if name.startswith("test_")]:
     setattr(TestPostgresEventStoreAsWriter, name, None)
 
 
@@ -76,6 +79,24 @@ async def test_a_writer_neither_restores_nor_prunes_a_history() -> None:
             await store.prune("A", START, START, 1)
     finally:
         await store.close()
+
+
+@pytest.mark.anyio
+async def test_a_writer_cannot_tag_events_anew() -> None:
+    """What is stored is changed by its owner alone: not begun, not done, and not ended by anybody else."""
+    store = connect(as_role(await new_granted_store(), "writer"), SystemClock())
+    async with opened(store):
+        await append_one(store, event("A", "x:1"))
+        (found,) = await history_of(store)
+        for step in (
+            lambda: store.begin_retag([("A", 1)], UNTOUCHED),
+            lambda: store.write_tags(UNTOUCHED, [(found, ("y:1",))]),
+            lambda: store.end_retag(UNTOUCHED, [StoredType("A", 1, ("y",))], []),
+        ):
+            with pytest.raises(NotGranted, match="this is the owner's to do"):
+                await step()
+        assert await history_of(store) == [found]
+        assert await store.tagging() == UNTOUCHED
 
 
 # ── the same answers as in memory ────────────────────────────────────────────

@@ -6,18 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from diptych import Application, NotFresh
+from diptych import Application, BoundedContext, Event, NotFresh
 from diptych.adapters.connect import default_read_store
 from diptych.adapters.postgres.connection import parse_url
 from diptych.adapters.postgres.deployment import migrate
 from diptych.adapters.postgres.event_store import connect
 from diptych.adapters.postgres.grants import Role, role_name
+from diptych.application.registration import event_types
 from diptych.clock import SystemClock
-from diptych.errors import ConfigurationError, NotGranted
+from diptych.errors import ConfigurationError, NotGranted, SchemaChanged
 from diptych.event_store.event_store import StoredType
+from diptych.event_store.history import History
+from diptych.messages.message import MessageMeta
 from diptych.testing.contracts.event_store_case import append_one, event, opened
 from tests.cli_project import Project, project_in
 from tests.faults.counting import Count, CounterId, CountOf, Increment, counting
@@ -145,6 +149,44 @@ async def test_types_are_registered_when_they_are_new_or_changed(url: str) -> No
             await reader.register_types([StoredType("D", 1, ("d",))])  # stored by whoever did not register it
         await writer.register_types([StoredType("D", 1, ("d",))])
         assert (await writer.stored_types())[1] == StoredType("D", 1, ("d",))
+
+
+async def test_who_may_not_write_compares_schemas_and_keeps_none(url: str) -> None:
+    """A reader opens on what a writer has yet to tell of: facts that are not known, and a schema that is new."""
+
+    def counters(**more: str | None) -> BoundedContext:
+        fields = {"counter": CounterId, **dict.fromkeys(more, str)}
+        defaults = {name: default for name, default in more.items() if default is not None}
+        namespace = {"__module__": __name__, "__annotations__": fields, **defaults}
+        made: Any = MessageMeta("Counted", (Event,), namespace)
+        return BoundedContext("tally", events=[made])
+
+    async def stored(role: Role, context: BoundedContext) -> list[StoredType]:
+        store = connect(as_role(url, role), SystemClock())
+        async with opened(store):
+            await History(event_types([context])).register(store, ["tally"])
+            return await store.stored_types()
+
+    assert await stored("writer", counters()) == []
+    writer = connect(as_role(url, "writer"), SystemClock())
+    async with opened(writer):
+        assert await stored("reader", counters(note="")) == []  # no event is stored: nothing to keep to
+        await append_one(writer, event("tally.Counted", "counter:a"))
+    schema = parse_url(url).quoted_schema
+    await run(url, f"UPDATE {schema}.event_versions SET facts = NULL")
+    read_only: tuple[Role, Role] = ("reader", "projector")
+    for role in read_only:
+        assert [type.facts for type in await stored(role, counters())] == [None]
+    (known,) = [type.facts for type in await stored("writer", counters())]
+    assert known is not None
+    for role in read_only:
+        assert [type.facts for type in await stored(role, counters(note=""))] == [known]
+        with pytest.raises(SchemaChanged, match="note is new and has no default"):
+            await stored(role, counters(note=None))
+    (joined,) = [type.facts for type in await stored("writer", counters(note=""))]
+    assert joined is not None
+    assert len(joined.schemas) == 2
+    assert [type.facts for type in await stored("reader", counters())] == [joined]
 
 
 # ── in the wrong role ────────────────────────────────────────────────────────

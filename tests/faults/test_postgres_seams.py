@@ -16,6 +16,7 @@ from diptych.clock import SystemClock
 from diptych.errors import HistoryDiverged
 from diptych.event_store import copying
 from diptych.event_store.event_store import HistoryPart
+from diptych.event_store.tagging import UNTOUCHED
 from tests.faults.counting import Count, CounterId, CountOf, Increment, counting
 from tests.faults.failing_over import LOST, SHARED, caught_up, fail_over, increments, sent
 from tests.faults.incrementing import WAIT_S
@@ -125,7 +126,7 @@ async def test_an_application_that_was_open_on_an_empty_store_writes_nothing_to_
         async with Application(counting, store=target_url, projecting=False) as waiting:
             at = await copying.copied_up_to(source, target)
             await target.restore(HistoryPart(at))
-            await copying._copy_events(source, target, at, await source.head(), lambda *_: None)
+            await copying._copy_events(source, target, at, await source.head(), UNTOUCHED, lambda *_: None)
             for _ in range(2):
                 with pytest.raises(HistoryDiverged, match="another history id"):
                     await waiting.execute(Increment(counter=A), command_id="n4")

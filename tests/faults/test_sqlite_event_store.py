@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,8 +25,17 @@ from diptych.errors import (
     StoreUnavailable,
 )
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import Appended, Conflicting, Duplicate, EventStore, KeptState, ModelState
+from diptych.event_store.event_store import (
+    Appended,
+    Conflicting,
+    Duplicate,
+    EventStore,
+    KeptState,
+    ModelState,
+    StoredType,
+)
 from diptych.event_store.position import Position
+from diptych.event_store.tagging import UNTOUCHED
 from diptych.testing.contracts.event_store_case import append_one, commit, condition, event, expect, history_of
 
 if TYPE_CHECKING:
@@ -254,17 +263,16 @@ async def test_a_newer_file_is_left_alone(path: Path, store: SqliteEventStore) -
     shell.close()
 
 
-@pytest.mark.parametrize(("version", "lacks"), [(1, ("model_states", "horizons")), (2, ("horizons",))])
-async def test_an_older_file_is_upgraded(
-    path: Path, store: SqliteEventStore, version: int, lacks: Sequence[str]
-) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+async def test_an_older_file_is_upgraded(path: Path, store: SqliteEventStore, version: int) -> None:
     """It gets the tables that it lacks, of states and of horizons, and keeps what it has."""
     await append_one(store, event("A"))
     await store.close()
     shell = by_hand(path)
-    for table in lacks:
-        shell.execute(f"DROP TABLE {table}")
-    shell.execute(f"PRAGMA user_version = {version}")
+    as_version_2(shell)
+    if version == 1:
+        shell.execute("DROP TABLE model_states")
+        shell.execute("PRAGMA user_version = 1")
     await store.open()
     (result,) = await store.append([commit(event("B"), states=[ModelState("shop.Product", "1", "a", b"{}")])])
     assert expect(Appended, result).place.position == 2
@@ -273,6 +281,34 @@ async def test_an_older_file_is_upgraded(
     assert shell.execute("PRAGMA user_version").fetchone() == (EVENT_STORE_FORMAT.version,)
     assert [recorded.type for recorded in await history_of(store)] == ["A", "B"]
     shell.close()
+
+
+async def test_a_file_of_before_schemas_were_kept_is_upgraded(path: Path, store: SqliteEventStore) -> None:
+    """What it has stays; what was not known of its types is still not known, and its events can be tagged anew."""
+    await store.register_types([StoredType("A", 1, ("x",))])
+    await append_one(store, event("A", "x:1"))
+    await store.close()
+    shell = by_hand(path)
+    as_version_2(shell)
+    await store.open()
+    assert shell.execute("PRAGMA user_version").fetchone() == (EVENT_STORE_FORMAT.version,)
+    assert await store.stored_types() == [StoredType("A", 1, ("x",), None)]
+    assert await store.tagging() == UNTOUCHED
+    await append_one(store, event("A", "x:2"))
+    begun = await store.begin_retag([("A", 1)], UNTOUCHED)
+    await store.write_tags(begun, [((await history_of(store))[0], ("y:1",))])
+    await store.end_retag(begun, [StoredType("A", 1, ("y",))], [])
+    assert await store.stored_types() == [StoredType("A", 1, ("y",), None)]
+    assert [recorded.tags for recorded in await history_of(store)] == [("y:1",), ("x:2",)]
+    shell.close()
+
+
+def as_version_2(shell: sqlite3.Connection) -> None:
+    """Make of a file what Diptych made before it kept schemas and horizons."""
+    for table, column in ("history", "tagging"), ("history", "unfinished"), ("event_versions", "facts"):
+        shell.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    shell.execute("DROP TABLE horizons")
+    shell.execute("PRAGMA user_version = 2")
 
 
 async def test_another_applications_file_is_left_alone(path: Path) -> None:

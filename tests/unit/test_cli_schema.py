@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from diptych import SyncApplication
 from tests.cli_project import STORE, Project, project_in
+
+_LATER = itertools.count()
 
 
 @pytest.fixture
@@ -25,7 +28,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project
 
 def later(project: Project, old: str, new: str) -> str:
     """The project's context as a later release has it; its name for the command line."""
-    name = f"{project.module}_later"
+    name = f"{project.module}_later{next(_LATER)}"
     source = (project.folder / f"{project.module}.py").read_text()
     assert old in source
     (project.folder / f"{name}.py").write_text(source.replace(old, new))
@@ -39,9 +42,12 @@ def test_show_lists_what_the_store_holds(project: Project) -> None:
     lines = [line.split() for line in out.splitlines()]
     assert ["school.Audited", "course", "1", "1", "3", "3"] in lines
     assert ["school.Enrolled", "course", "1", "2", "1", "2"] in lines
-    assert [json.loads(line) for line in project.run("schema", "show", "--json").out.splitlines()] == [
-        {"type": "school.Audited", "version": 1, "events": 1, "first": 3, "last": 3, "tags": ["course"]},
-        {"type": "school.Enrolled", "version": 1, "events": 2, "first": 1, "last": 2, "tags": ["course"]},
+    listed = [json.loads(line) for line in project.run("schema", "show", "--json").out.splitlines()]
+    (fingerprint,) = {each.pop("fingerprint") for each in listed}  # their fields are the same
+    assert len(fingerprint) == 32
+    assert listed == [
+        {"type": "school.Audited", "version": 1, "events": 1, "first": 3, "last": 3, "tags": ["course"], "since": 0},
+        {"type": "school.Enrolled", "version": 1, "events": 2, "first": 1, "last": 2, "tags": ["course"], "since": 0},
     ]
 
 
@@ -92,6 +98,21 @@ def test_check_fails_with_what_breaks_and_what_to_write(project: Project) -> Non
     assert out.endswith("3 events of 2 types and versions: 2 cannot be read\n")
     (found,) = json.loads(project.run("schema", "check", changed, "--json").out)["breaks"]
     assert (found["type"], found["version"], found["events"], found["position"]) == ("school.Enrolled", 1, 2, 1)
+
+
+def test_check_fails_where_the_schema_is_another_one(project: Project) -> None:
+    """Though every event can be decoded: what is stored would be lost without a word."""
+    with_note = importlib.import_module(
+        later(project, "class Audited(Event):", "class Audited(Event):\n    note: str = ''").partition(":")[0]
+    )
+    with SyncApplication(with_note.school, store=STORE) as app:
+        app.execute(with_note.Audit(course="ruby"))
+    renamed = later(project, "class Audited(Event):", "class Audited(Event):\n    remark: str = ''")
+    code, out, err = project.run("schema", "check", renamed)
+    assert (code, err) == (1, "")
+    assert "school.Audited (version 1): 2 events cannot be read, from position 3 on\n" in out
+    assert "the field note is gone, and remark is new: is that what it is called now?" in out
+    assert "\n@school.upcaster(Audited, from_version=1)\ndef audited_from_1(" in out
 
 
 def test_check_tells_of_a_field_that_nothing_reads(project: Project) -> None:

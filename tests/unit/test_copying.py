@@ -18,6 +18,7 @@ from diptych.event_store.digest import Moved, digest
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, KeptState, ModelState, StoredType
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.tagging import UNTOUCHED
 from diptych.testing.contracts.event_store_case import SettableClock, append_one, commit, event, history_of
 from diptych.testing.contracts.event_store_copies import original, whole
 
@@ -51,6 +52,46 @@ async def holding(part: HistoryPart) -> MemoryEventStore:
     store = await opened_store()
     await store.restore(part)
     return store
+
+
+# ── the tags ─────────────────────────────────────────────────────────────────
+
+
+async def test_a_source_that_is_being_tagged_anew_is_not_copied() -> None:
+    """Some of its events have other tags than the rest. Nothing is written."""
+    source, target = await holding(original()), await opened_store()
+    await source.begin_retag([("A", 1)], UNTOUCHED)
+    with pytest.raises(HistoryDiverged, match="being tagged anew"):
+        await copy_history(source, target, quietly)
+    assert (await target.head()).position == 0
+
+
+async def test_a_source_that_was_tagged_anew_meanwhile_is_copied_from_the_beginning() -> None:
+    """What was copied before may have the old tags: the copy says so, and does not go on."""
+    source, target = await holding(original()), await opened_store()
+    tagging = UNTOUCHED
+
+    async def tag_anew() -> None:
+        nonlocal tagging
+        tagging = await source.begin_retag([("A", 1)], tagging)
+        await source.end_retag(tagging, [], [])
+
+    class TaggedMeanwhile(WatchedStore):
+        async def restore(self, part: HistoryPart) -> None:
+            await super().restore(part)
+            if part.outcomes:
+                await tag_anew()
+
+    target = TaggedMeanwhile(SettableClock())
+    await target.open()
+    with pytest.raises(HistoryDiverged, match="were while they were copied"):
+        await copy_history(source, target, quietly)
+    assert (await target.head()).position == 5
+    with pytest.raises(HistoryDiverged, match="not tagged alike.*Begin again with an empty store"):
+        await copy_history(source, target, quietly)
+    fresh = await opened_store()
+    await copy_history(source, fresh, quietly)
+    assert (await fresh.tagging()).id == tagging.id
 
 
 # ── the target ───────────────────────────────────────────────────────────────

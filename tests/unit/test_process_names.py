@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -126,7 +127,7 @@ class Overdue(Timeout, formerly=["NotArrived"]):
     parcel: ParcelId
 
 
-class SearchRejected(Event, stored_as="post.Tracking.SearchRejected"):
+class SearchRejected(Event, stored_as="post.Tracking.SearchRejected", version=2):
     """What is left of a command that there is no more."""
 
     instance: ParcelId
@@ -143,6 +144,10 @@ def _parcels_now() -> BoundedContext:
 
     context = BoundedContext("post", events=[Traced])
     context.process_manager(Tracking)
+
+    @context.upcaster(SearchRejected, from_version=1)
+    def without_its_command(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"instance": stored["instance"], "code": stored["code"]}
 
     @context.command_handler
     def dispatch(command: Dispatch) -> Dispatched:

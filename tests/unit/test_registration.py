@@ -381,7 +381,7 @@ async def test_changed_tags_are_refused_when_the_store_opens(tmp_path: Path, cha
     assert tags.value.type == "school.Happened"
     assert tags.value.stored == ("course",)
     assert tags.value.coded != ("course",)
-    assert "cannot be tagged anew yet" in str(tags.value)
+    assert "diptych retag" in str(tags.value)
 
 
 async def test_tags_of_a_type_without_events_may_change(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
 from diptych.event_store.pages import event_bytes, event_pages, outcome_pages, state_pages
 from diptych.event_store.position import NOWHERE, START, Place
 from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.tagging import Tagging
 
 __all__ = ["Comparison", "Progress", "compare", "copied_up_to", "copy_history"]
 
@@ -91,15 +92,18 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
     """
     at = await copied_up_to(source, target)
     await source.outcomes("", 1)  # whoever may not read them is told before anything is written
-    await target.restore(HistoryPart(at))
+    tagging = await source.tagging()
+    _check_tagged(tagging, tagging)
+    await target.restore(HistoryPart(at, tagging=tagging.id))
     head = await source.head()
     for _ in range(PASSES_MAX):
         with progress("Copying events") as moved:
-            at = await _copy_events(source, target, at, head, moved)
+            at = await _copy_events(source, target, at, head, tagging, moved)
         with progress("Copying outcomes") as moved:
-            await _copy_outcomes(source, target, at, moved)
+            await _copy_outcomes(source, target, at, tagging, moved)
         with progress("Copying states of models") as moved:
             await _copy_states(source, target, at, moved)
+        _check_tagged(tagging, await source.tagging())
         found = await source.head()
         if found == head:
             break
@@ -108,12 +112,24 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
     return at
 
 
-async def _copy_events(source: EventStore, target: EventStore, at: Place, head: Place, moved: Moved) -> Place:
+def _check_tagged(before: Tagging, now: Tagging) -> None:
+    """Make sure that all that was read is tagged alike."""
+    if now.unfinished or now.id != before.id:
+        raise HistoryDiverged(
+            "the source",
+            "its events are being tagged anew (diptych retag), or were while they were copied. Wait until that is "
+            "done, and begin again, with an empty store where something was copied",
+        )
+
+
+async def _copy_events(
+    source: EventStore, target: EventStore, at: Place, head: Place, tagging: Tagging, moved: Moved
+) -> Place:
     begin, types = at.position, _Types(source)
     moved(0, head.position - begin)
     async for page in event_pages(source, at.position, head.position):
         for events in _batches(page):
-            part = HistoryPart(at, events, await types.of(events))
+            part = HistoryPart(at, events, await types.of(events), tagging=tagging.id)
             await target.restore(part)
             at = part.end
             _log.info("copied up to position %s", at.position)
@@ -146,12 +162,12 @@ class _Types:
         return [self._known[key] for key in sorted(wanted)]
 
 
-async def _copy_outcomes(source: EventStore, target: EventStore, at: Place, moved: Moved) -> None:
+async def _copy_outcomes(source: EventStore, target: EventStore, at: Place, tagging: Tagging, moved: Moved) -> None:
     """All of them: which ones are new, only their command ids would tell."""
     done = 0
     async for page in outcome_pages(source, at.position):
         if page:
-            await target.restore(HistoryPart(at, outcomes=page))
+            await target.restore(HistoryPart(at, outcomes=page, tagging=tagging.id))
         done += len(page)
         moved(done, None)
     _log.info("copied %s outcomes", done)

@@ -6,8 +6,8 @@ true of it, goes through `append`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
@@ -15,6 +15,7 @@ from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.position import START, Place, Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
+from diptych.event_store.tagging import Tagging
 from diptych.event_store.timestamp import to_microseconds
 
 __all__ = [
@@ -33,8 +34,11 @@ __all__ = [
     "Pruned",
     "ReadResult",
     "Refused",
+    "StoredSchema",
     "StoredState",
     "StoredType",
+    "Taggable",
+    "TypeFacts",
 ]
 
 COMMIT_EVENTS_MAX = 1_000
@@ -184,12 +188,41 @@ class ReadResult(msgspec.Struct, frozen=True):
     more: bool
 
 
+class StoredSchema(msgspec.Struct, frozen=True):
+    """One schema by which events of a type and version are stored.
+
+    Attributes:
+        schema: plain JSON, see `messages/schema.py`.
+        since: the head when it came; 0 where it was there before the first event of them.
+    """
+
+    schema: Any
+    since: Position
+
+
+class TypeFacts(msgspec.Struct, frozen=True):
+    """What is stored of an event type and version beside its tag names.
+
+    Attributes:
+        schemas: by which events may be stored, each once, in the order in which they came.
+        tag_fields: which places of the last one give which tags, sorted: "lines[].sku: sku".
+    """
+
+    schemas: tuple[StoredSchema, ...]
+    tag_fields: tuple[str, ...]
+
+
 class StoredType(msgspec.Struct, frozen=True):
-    """An event type as the store knows it: its tag names are facts that code must keep (TagsChanged)."""
+    """An event type as the store knows it: its tag names are facts that code must keep (TagsChanged).
+
+    Attributes:
+        facts: its schemas and places of tags; None where it was stored before these were kept.
+    """
 
     name: str
     version: int
     tag_names: tuple[str, ...]
+    facts: TypeFacts | None = None
 
 
 class Pruned(msgspec.Struct, frozen=True):
@@ -211,6 +244,7 @@ class HistoryPart(msgspec.Struct, frozen=True):
         after: the place that the copy has come to; position 0 begins one.
         events: the next ones in order, without gaps; may be empty.
         types: as the original knows them, of at least every type and version of the events.
+        tagging: the id of the tagging of the original's events.
         outcomes: kept at places up to the last of the events, in any order; some may be in the copy already.
     """
 
@@ -218,6 +252,7 @@ class HistoryPart(msgspec.Struct, frozen=True):
     events: Sequence[RecordedEvent] = ()
     types: Sequence[StoredType] = ()
     outcomes: Sequence[KeptOutcome] = ()
+    tagging: bytes = b""
 
     @property
     def end(self) -> Place:
@@ -288,7 +323,50 @@ class EventLog(Protocol):
         ...
 
 
-class EventStore(EventLog, Protocol):
+class Taggable(Protocol):
+    """Stored events can be tagged anew; nothing else of a history ever changes.
+
+    Every implementation guarantees that whatever is changed by one call is durable when it returns, or not done.
+    """
+
+    async def tagging(self) -> Tagging:
+        """How events are tagged now, which need not be as they were when this was opened."""
+        ...
+
+    async def begin_retag(self, types: Sequence[tuple[str, int]], instead_of: Tagging) -> Tagging:
+        """Keep everyone who has the store open from appending, and applications from opening.
+
+        Args:
+            types: the types and versions, at least one, whose events will be tagged anew.
+            instead_of: how they are tagged, as far as the caller knows.
+
+        Raises:
+            Retagged: they are tagged otherwise by now.
+            NotGranted: this role may not.
+        """
+        ...
+
+    async def write_tags(self, tagging: Tagging, changes: Sequence[tuple[RecordedEvent, tuple[str, ...]]]) -> None:
+        """Give events, as they are stored, other tags.
+
+        Raises:
+            Retagged: somebody else has begun meanwhile; nothing was written.
+        """
+        ...
+
+    async def end_retag(self, tagging: Tagging, types: Sequence[StoredType], unaffected: Collection[str]) -> None:
+        """Make the tag names and facts of types true, and let applications open again.
+
+        Kept states of decision models are dropped, since they may be of other events now; but for those of the models
+        named as unaffected.
+
+        Raises:
+            Retagged: somebody else has begun meanwhile; nothing was changed.
+        """
+        ...
+
+
+class EventStore(EventLog, Taggable, Protocol):
     """Keeps one history.
 
     Every implementation guarantees
@@ -334,6 +412,7 @@ class EventStore(EventLog, Protocol):
             OutcomeUnknown: the connection or disk failed while committing; sending the same commits again tells.
             HistoryDiverged: this is not the history any more that this instance knew when it was called. Nothing was
                 judged or done.
+            Retagged: events were tagged anew since it was opened, or are being. Nothing was judged or done.
         """
         ...
 
@@ -383,7 +462,18 @@ class EventStore(EventLog, Protocol):
         ...
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
-        """Remember the tag names of types; replaces those of types that no event is stored of."""
+        """Remember the tag names and facts of types; replaces those of types that no event is stored of.
+
+        Where events are stored of a type, tag names that were never registered are filled in, and facts are not.
+        """
+        ...
+
+    async def keep_facts(self, before: Sequence[StoredType], after: Sequence[TypeFacts]) -> None:
+        """Replace the facts of types, each where they are still those of before; others are left as they are.
+
+        Raises:
+            NotGranted: this role adds nothing to the history.
+        """
         ...
 
     async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
@@ -408,9 +498,9 @@ class EventStore(EventLog, Protocol):
         """Write a part of another store's history as it is, ids, positions and times included; durable, or not at all.
 
         For copies, never for commands: nothing is decided or judged here. A store that is empty (neither events nor
-        outcomes) takes the history id of the part that begins at position 0; from then on, and only if nothing was
-        appended to it meanwhile, it takes what follows. Types of the part are facts afterwards. Outcomes that are
-        kept already, and are equal, are left as they are.
+        outcomes) takes the history id and tagging of the part that begins at position 0; from then on, and only if
+        nothing was appended to it meanwhile, it takes what follows. Types of the part are facts afterwards. Outcomes
+        that are kept already, and are equal, are left as they are.
 
         Raises:
             HistoryDiverged: the part does not go on where the store ends, or contradicts it or itself; nothing of

@@ -8,10 +8,12 @@ from typing import Any
 from msgspec.structs import replace
 
 from diptych.errors import ConfigurationError, HistoryPruned, InvalidMessage, NewerHistory, TagsChanged, UnreadableEvent
+from diptych.event_store.coded_schemas import CodedSchemas
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import START
 from diptych.event_store.recorded_event import RecordedEvent
+from diptych.event_store.tagging import retagged
 from diptych.messages.codec import decode, encode
 from diptych.messages.envelope import Envelope, event_context
 from diptych.messages.event import Event, EventContext
@@ -79,25 +81,43 @@ class History:
 
         return is_meant
 
-    def tags_of_parts(self, recorded: RecordedEvent) -> set[str]:
-        """The tags that an event needs to have, to be found by those of all that it has become.
+    def tags(self, recorded: RecordedEvent) -> tuple[str, ...]:
+        """The tags that code of now gives a recorded event, whatever it is tagged with: those of all its parts.
 
         Raises:
             UnreadableEvent: see `event`.
         """
         found = self._splitting(recorded)
-        parts = [self.event(recorded)] if found is None else self._split(found, recorded)
-        return {tag for event in parts for tag in self.types.of(type(event)).tags(event)}
+        parts = [self.event(recorded, tagged_alike=False)] if found is None else self._split(found, recorded)
+        return tuple(dict.fromkeys(tag for event in parts for tag in self.types.of(type(event)).tags(event)))
+
+    def check_tagged(self, recorded: RecordedEvent, event: Event) -> None:
+        """Make sure that a recorded event, which is read as one, is tagged as this code would tag it.
+
+        Raises:
+            UnreadableEvent: it was tagged anew since this process opened the store.
+        """
+        tags = self.types.of(type(event)).tags(event)
+        if self.types.tags_now(recorded.tags) != set(tags):
+            raise self._unreadable(
+                recorded,
+                f"it is tagged {list(recorded.tags)}, and this code would tag it {list(tags)}: it was tagged anew "
+                "(diptych retag). Start the process again, with the code that tags it so",
+            )
 
     def _splitting(self, recorded: RecordedEvent) -> EventType | None:
         """Its type, where an event of its version may be several now, or none."""
         found = self.types.stored_as(recorded.type) if recorded.type in self.types.splitting else None
         return None if found is None or found.upcasters.split(recorded.version) is None else found
 
-    def event(self, recorded: RecordedEvent) -> Event:
+    def event(self, recorded: RecordedEvent, *, tagged_alike: bool = True) -> Event:
         """The event as an instance of its class, upcast where it was stored as an older version.
 
         One that may be several now, or none, is read by `parts`.
+
+        Args:
+            recorded: as it is stored.
+            tagged_alike: whether what is upcast has to have the tags that are stored.
 
         Raises:
             UnreadableEvent: no class is stored under that name, nothing upcasts that version, an upcaster fails or
@@ -114,7 +134,7 @@ class History:
                 f'"{recorded.type}"; if it was removed, bring it back',
             )
         if found.version != recorded.version:
-            return self._upcast(found, recorded)
+            return self._upcast(found, recorded, tagged_alike=tagged_alike)
         try:
             event: Event = found.codec.decode(recorded.data)
         except InvalidMessage as error:
@@ -128,7 +148,7 @@ class History:
             ) from error
         return event
 
-    def _upcast(self, found: EventType, recorded: RecordedEvent) -> Event:
+    def _upcast(self, found: EventType, recorded: RecordedEvent, *, tagged_alike: bool) -> Event:
         _check_whole(recorded)
         name = found.cls.__name__
         is_here = f"{name} is version {found.version} here"
@@ -156,7 +176,7 @@ class History:
         except InvalidMessage as error:
             names = _names(found, recorded.version)
             raise self._unreadable(recorded, f"{is_here}, and what {names} made of it is none: {error}") from error
-        if self.types.tags_now(recorded.tags) != set(tags):  # decisions on the identity that it names would miss it
+        if tagged_alike and self.types.tags_now(recorded.tags) != set(tags):  # decisions on what it names would miss it
             raise self._unreadable(
                 recorded,
                 f"it is tagged {list(recorded.tags)}, and upcast it would be tagged {list(tags)}: let the upcaster "
@@ -239,12 +259,17 @@ class History:
 
         Raises:
             TagsChanged: events are stored of a type that the code would tag otherwise.
+            SchemaChanged: events are stored of a type and version whose schema is another one in the code.
+            NewerHistory: newer code has stored them, with a schema that this one does not read.
+            Retagged: stored events are being tagged anew.
             UnreadableEvent: events are stored of a type of these contexts that the code does not know. A fold would
                 leave them out silently.
             ConfigurationError: an event is only folded here, and stored by a context that is not here. So would that.
         """
-        coded = [StoredType(found.name, found.version, found.tag_names) for found in self.types]
-        await store.register_types(coded)  # first: it fills in what a failover has lost, and no more
+        if (await store.tagging()).unfinished:
+            raise retagged()
+        schemas = CodedSchemas(self.types)
+        await store.register_types(schemas.as_stored())  # first: it fills in what a failover has lost, and no more
         held = await store.stored_types()
         self._check_owners({stored.name for stored in held})
         for stored in held:
@@ -255,6 +280,7 @@ class History:
             elif known.upcasters.missing(stored.version) is not None:
                 await self._refuse(store, stored)
             self.check_tags(stored)
+        await schemas.settle(store, held)
 
     def _check_owners(self, held: Collection[str]) -> None:
         """Make sure that an event that no context here publishes has not been stored by another one.
@@ -274,7 +300,7 @@ class History:
                 )
 
     def check_tags(self, stored: StoredType) -> None:
-        """Make sure that the code tags events of a stored type as those of it that are stored.
+        """Make sure that the code gives events of a stored type tags of the same names as those that are stored.
 
         Where they are several now, that it tags none of the parts with what they are not found by.
 

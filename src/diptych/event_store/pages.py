@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from diptych.event_store.event_query import ALL_EVENTS
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome, StoredState
 from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -23,11 +23,13 @@ PAGE_BYTES_MAX = 8 << 20
 """Bytes that a page should have: behind one that has more, the next is shorter."""
 
 
-async def event_pages(store: EventStore, after: Position, until: Position) -> AsyncIterator[Sequence[RecordedEvent]]:
-    """The events in (after, until], in order, in pages that are not empty."""
+async def event_pages(
+    store: EventStore, after: Position, until: Position, query: EventQuery = ALL_EVENTS
+) -> AsyncIterator[Sequence[RecordedEvent]]:
+    """The events in (after, until] that match, in order, in pages that are not empty."""
     limit = FIRST_PAGE_EVENTS
     while after < until:
-        events = (await store.read(ALL_EVENTS, after, limit, until=until)).events
+        events = (await store.read(query, after, limit, until=until)).events
         if not events:
             return
         yield events

@@ -12,24 +12,31 @@ from itertools import pairwise
 from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import HistoryPart, KeptOutcome
 from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.tagging import Tagging
 from diptych.event_store.timestamp import to_microseconds
 
 __all__ = ["check_folded", "check_outcomes", "check_part", "check_places", "refused"]
 
 
-def check_part(part: HistoryPart, head: Place, recorded_at_us: int, *, empty: bool) -> None:
+def check_part(part: HistoryPart, head: Place, recorded_at_us: int, tagging: Tagging, *, empty: bool) -> None:
     """What every store checks before it takes a part; `check_places` and `check_outcomes` come beside it.
 
     Args:
         part: what is to be taken.
         head: of the store.
         recorded_at_us: when the last event of the store was recorded; 0 without events.
+        tagging: of the store's events.
         empty: whether the store has neither events nor outcomes: only then may it come to be another history.
 
     Raises:
         HistoryDiverged: the part does not go on where the store ends, or contradicts itself.
     """
     _check_follows(part, head, empty=empty)
+    if tagging.unfinished or (tagging.id != part.tagging and not (empty and part.after.position == START)):
+        raise refused(
+            "the events here and those of the part are not tagged alike: one of them was tagged anew (diptych retag). "
+            "Begin again with an empty store"
+        )
     _check_events(part, recorded_at_us)
     earlier = part.earlier_places()
     for outcome in part.outcomes:

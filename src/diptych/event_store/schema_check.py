@@ -1,4 +1,7 @@
-"""What the store holds of which event type, and whether the code reads it: every event is decoded, none guessed at."""
+"""What the store holds of which event type, and whether the code reads it: every event is decoded, none guessed at.
+
+The schemas that the store keeps are compared as well, as they are when an application opens.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from typing import Any
 
 import msgspec
 
-from diptych.errors import HistoryPruned, InvalidMessage, TagsChanged, UnreadableEvent
+from diptych.errors import HistoryPruned, InvalidMessage, NewerHistory, SchemaChanged, TagsChanged, UnreadableEvent
+from diptych.event_store.coded_schemas import CodedSchemas
 from diptych.event_store.digest import Moved
-from diptych.event_store.event_store import EventStore
+from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.history import History
 from diptych.event_store.pages import event_pages
 from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.codec import decode
+from diptych.messages.schema import schema_fingerprint
 
 __all__ = ["Break", "CheckedSchema", "HeldType", "IgnoredField", "SplitType", "check_schema", "held_types"]
 
@@ -28,6 +33,8 @@ class HeldType(msgspec.Struct, frozen=True):
         first: the position of the first one.
         last: that of the last one.
         tags: the tag names that it was registered with.
+        fingerprint: of its last schema and the places that give tags; empty where none is kept.
+        since: the position from which on it is that schema's; None where none is kept.
     """
 
     type: str
@@ -36,6 +43,8 @@ class HeldType(msgspec.Struct, frozen=True):
     first: Position
     last: Position
     tags: tuple[str, ...] = ()
+    fingerprint: str = ""
+    since: Position | None = None
 
 
 class Break(msgspec.Struct, frozen=True):
@@ -102,7 +111,7 @@ class CheckedSchema(msgspec.Struct, frozen=True):
 
 async def held_types(store: EventStore, moved: Moved) -> list[HeldType]:
     """Every type and version that events are stored of, by name and version. Reads the whole history."""
-    tags = {(type.name, type.version): type.tag_names for type in await store.stored_types()}
+    types = {(type.name, type.version): type for type in await store.stored_types()}
     found: dict[tuple[str, int], HeldType] = {}
     end = (await store.head()).position
     async for page in event_pages(store, START, end):
@@ -110,9 +119,17 @@ async def held_types(store: EventStore, moved: Moved) -> list[HeldType]:
             key, at = (event.type, event.version), event.position
             before = found.get(key)
             first, events = (at, 0) if before is None else (before.first, before.events)
-            found[key] = HeldType(event.type, event.version, events + 1, first, at, tags.get(key, ()))
+            found[key] = HeldType(event.type, event.version, events + 1, first, at)
         moved(page[-1].position, end)
-    return [found[key] for key in sorted(found)]
+    return [_with_facts(found[key], types.get(key)) for key in sorted(found)]
+
+
+def _with_facts(held: HeldType, stored: StoredType | None) -> HeldType:
+    if stored is None or stored.facts is None:
+        return held if stored is None else msgspec.structs.replace(held, tags=stored.tag_names)
+    last = stored.facts.schemas[-1]
+    fingerprint = schema_fingerprint(last.schema, stored.facts.tag_fields)
+    return msgspec.structs.replace(held, tags=stored.tag_names, fingerprint=fingerprint, since=last.since)
 
 
 async def check_schema(store: EventStore, history: History, contexts: Collection[str], moved: Moved) -> CheckedSchema:
@@ -124,13 +141,16 @@ async def check_schema(store: EventStore, history: History, contexts: Collection
         contexts: whose events the code has to know; those of others are none of its business.
         moved: told how far it is.
     """
-    check = _Check(history, contexts)
+    check, schemas = _Check(history, contexts), CodedSchemas(history.types)
     end = (await store.head()).position
     for stored in await store.stored_types():
         try:
             history.check_tags(stored)
-        except TagsChanged as error:
-            check.tags_changed[stored.name, stored.version] = str(error)
+            schemas.check(stored)
+        except (TagsChanged, NewerHistory) as error:
+            check.changed[stored.name, stored.version] = (str(error), "")
+        except SchemaChanged as error:
+            check.changed[stored.name, stored.version] = (str(error).partition("\n")[0], error.skeleton)
     async for page in event_pages(store, START, end):
         for event in page:
             check.look_at(event)
@@ -148,11 +168,12 @@ class _Check:
     """What was found so far.
 
     Attributes:
-        tags_changed: why the code would tag a type and version otherwise, where it would.
+        changed: why the code does not fit what is stored of a type and version, where it does not; and the skeleton of
+            the upcaster.
     """
 
     def __init__(self, history: History, contexts: Collection[str]) -> None:
-        self.tags_changed: dict[tuple[str, int], str] = {}
+        self.changed: dict[tuple[str, int], tuple[str, str]] = {}
         self.seen: set[tuple[str, int]] = set()
         self.breaks: dict[tuple[str, int, str], Break] = {}
         self.ignored: dict[tuple[str, int, str], IgnoredField] = {}
@@ -172,9 +193,9 @@ class _Check:
         except UnreadableEvent as error:
             self._breaks(recorded, error.reason, error.skeleton)
             return
-        changed = self.tags_changed.get((recorded.type, recorded.version))
+        changed = self.changed.get((recorded.type, recorded.version))
         if changed is not None:
-            self._breaks(recorded, changed)
+            self._breaks(recorded, *changed)
             return
         if self._history.splits(recorded):
             self._note_split(recorded, [self._history.types.of(type(event)).name for event in parts])

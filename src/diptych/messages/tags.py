@@ -16,7 +16,7 @@ from diptych.messages.annotations import members, unwrap
 from diptych.messages.identity import UNTAGGED, Identity, tag_name
 from diptych.messages.message import field_types
 
-__all__ = ["TagReader", "tag", "tag_reader"]
+__all__ = ["TagReader", "is_struct", "tag", "tag_reader", "types_of_fields"]
 
 Collect = Callable[[Any], Iterable[str]]
 _Get = Callable[[Any], Any]
@@ -95,7 +95,7 @@ def _of_struct(cls: Any, names: list[str], known: dict[Any, list[tuple[_Get, Col
     return of_struct
 
 
-def _is_struct(cls: Any) -> bool:
+def is_struct(cls: Any) -> bool:
     """Whether a class has fields of its own: a struct, or one of the other kinds that msgspec knows."""
     origin = typing.get_origin(cls) or cls
     if not isinstance(origin, type):
@@ -106,6 +106,11 @@ def _is_struct(cls: Any) -> bool:
         or typing.is_typeddict(origin)
         or (issubclass(origin, tuple) and hasattr(origin, "_fields"))
     )
+
+
+def types_of_fields(cls: Any) -> dict[str, Any]:
+    """The type of each field of a class with fields, in order."""
+    return {name: annotation for name, (_, annotation) in _fields(cls).items()}
 
 
 def _fields(cls: Any) -> dict[str, tuple[_Get, Any]]:
@@ -142,7 +147,7 @@ def _of_type(annotation: Any, names: list[str], known: dict[Any, Any], owner: st
     if _is_identity(bare):
         names.append(tag_name(bare))
         return _of_identity(f"{tag_name(bare)}:")
-    if _is_struct(bare):
+    if is_struct(bare):
         return _of_struct(bare, names, known)
     if not isinstance(origin, type) or not arguments:
         return None
@@ -167,7 +172,7 @@ def _of_union(alternatives: list[Any], names: list[str], known: dict[Any, Any], 
     if len(alternatives) == 1:
         only = tagged[0][1]
         return lambda value: () if value is None else only(value)
-    structs = {typing.get_origin(member) or member: collect for member, collect in tagged if _is_struct(member)}
+    structs = {typing.get_origin(member) or member: collect for member, collect in tagged if is_struct(member)}
     if len(structs) < len(tagged):
         raise ConfigurationError(
             f"{owner}: a union of an identity with other types cannot be told apart at run time; "

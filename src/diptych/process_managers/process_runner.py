@@ -310,7 +310,9 @@ class ProcessRunner:
         return found.through, found.more
 
     def _given(self, recorded: RecordedEvent) -> Given:
-        return Given(recorded, self._history.event(recorded), self._history.context(recorded))
+        event = self._history.event(recorded)
+        self._history.check_tagged(recorded, event)  # by its tags it found its instances, and missed none
+        return Given(recorded, event, self._history.context(recorded))
 
     async def _go_on_with_new_code(self) -> None:
         """Instances keep their states; those that are blocked are tried again, for the code may be mended."""

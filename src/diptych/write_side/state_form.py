@@ -24,13 +24,13 @@ from diptych.messages.fingerprint import fingerprint
 from diptych.messages.message import field_types, held_types, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from diptych.event_store.event_query import EventQuery
     from diptych.messages.event import Event
     from diptych.messages.registry import EventTypes
 
-__all__ = ["StateForm", "key_of", "state_form"]
+__all__ = ["StateForm", "key_of", "state_form", "state_name"]
 
 STATE_STORED = "state-stored"
 """Stands for the fold where the state is the source: whichever code has folded it."""
@@ -98,6 +98,11 @@ def key_of(ids: tuple[str, ...]) -> str:
     return msgspec.json.encode(ids).decode()
 
 
+def state_name(cls: type[Any], events: Iterable[type[Event]], types: EventTypes) -> str:
+    """The name under which the states of a decision model of these events are kept."""
+    return f"{min(types.of(event).context for event in events)}.{cls.__name__}"
+
+
 def state_form(
     cls: type[Any],
     events: Sequence[type[Event]],
@@ -133,7 +138,7 @@ def state_form(
             f"{cls.__name__}.evolve takes the EventContext, which an event has only once it is appended; its state is "
             "kept in the same commit: drop state_stored or snapshot_every, or put what it needs into the event"
         )
-    model = f"{min(types.of(event).context for event in events)}.{cls.__name__}"
+    model = state_name(cls, events, types)
     form = StateForm(cls, model, every, STATE_STORED)
     if every is not None:
         form.fold = _fingerprint(cls, events, types, query, initial())

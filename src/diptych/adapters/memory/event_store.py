@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import heapq
 import time
-from bisect import bisect_right
+from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -33,6 +33,7 @@ from diptych.event_store.event_store import (
     Refused,
     StoredState,
     StoredType,
+    TypeFacts,
 )
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.pending_positions import PendingPositions
@@ -40,6 +41,7 @@ from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
 from diptych.event_store.restoring import check_folded, check_outcomes, check_part, check_places, refused
+from diptych.event_store.tagging import UNTOUCHED, Tagging, check_tagging
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.messages.unique_id import unique_bytes
 
@@ -74,6 +76,9 @@ class MemoryEventStore:
         self._states: dict[tuple[str, str], KeptState] = {}
         self._horizons: dict[str, Position] = {}
         self._tag_names: dict[tuple[str, int], tuple[str, ...]] = {}
+        self._facts: dict[tuple[str, int], TypeFacts | None] = {}
+        self._tagging = UNTOUCHED
+        self._opened_under = b""
         self._held_types: set[tuple[str, int]] = set()
         self._watch = HeadWatch()
 
@@ -100,6 +105,8 @@ class MemoryEventStore:
 
     async def open(self) -> None:
         """Take calls from now on."""
+        if not self._open:
+            self._opened_under = self._tagging.id
         self._open = True
 
     async def close(self) -> None:
@@ -112,6 +119,7 @@ class MemoryEventStore:
     async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
         """Judge and append commits one after the other."""
         self._check_open()
+        check_tagging(self._tagging.id, self._opened_under)
         self._recorded_at_us = max(self._recorded_at_us, to_microseconds(self._clock.now()))
         pending = PendingPositions(len(self._events), base)
         results: list[AppendResult] = []
@@ -178,13 +186,16 @@ class MemoryEventStore:
         """Write a part of another store's history as it is, or raise and do nothing."""
         self._check_open()
         last_us = to_microseconds(self._events[-1].recorded_at) if self._events else 0
-        check_part(part, self._place(len(self._events)), last_us, empty=not self._events and not self._outcomes)
+        empty = not self._events and not self._outcomes
+        check_part(part, self._place(len(self._events)), last_us, self._tagging, empty=empty)
         check_places(part, {position: self._place(position).event_id for position in part.earlier_places()})
         missing = check_outcomes(part, self._outcomes)
         for event in part.events:
             if event.event_id in self._event_ids:
                 raise refused(f"an event with the id {event.event_id.hex()} is stored already")
         self._history_id = part.after.history_id
+        self._tagging = Tagging(part.tagging)
+        self._opened_under = part.tagging
         self._recorded_at_us = max(self._recorded_at_us, part.recorded_at_us)
         await self.register_types(part.types)
         for event in part.events:
@@ -314,16 +325,60 @@ class MemoryEventStore:
     async def stored_types(self) -> list[StoredType]:
         """Types and versions that events are stored of, by name and version."""
         self._check_open()
-        return [StoredType(*held, self._tag_names.get(held, ())) for held in sorted(self._held_types)]
+        held = sorted(self._held_types)
+        return [StoredType(*each, self._tag_names.get(each, ()), self._facts.get(each)) for each in held]
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
-        """Remember tag names; what is known of a type that events are stored of stays."""
+        """Remember tag names and facts; what is known of a type that events are stored of stays."""
         self._check_open()
         for type in types:
             if (type.name, type.version) in self._held_types:
                 self._tag_names.setdefault((type.name, type.version), type.tag_names)
             else:
                 self._tag_names[type.name, type.version] = type.tag_names
+                self._facts[type.name, type.version] = type.facts
+
+    async def keep_facts(self, before: Sequence[StoredType], after: Sequence[TypeFacts]) -> None:
+        """Replace the facts of types that are still as before."""
+        self._check_open()
+        for type, facts in zip(before, after, strict=True):
+            if self._facts.get((type.name, type.version)) == type.facts:
+                self._facts[type.name, type.version] = facts
+
+    # ── tags anew ────────────────────────────────────────────────────────────
+
+    async def tagging(self) -> Tagging:
+        """How events are tagged now."""
+        self._check_open()
+        return self._tagging
+
+    async def begin_retag(self, types: Sequence[tuple[str, int]], instead_of: Tagging) -> Tagging:
+        """Keep this store from appending until it is opened again, and applications from opening."""
+        self._check_open()
+        check_tagging(self._tagging.id, instead_of.id)
+        self._tagging = Tagging(unique_bytes(), tuple(types))
+        return self._tagging
+
+    async def write_tags(self, tagging: Tagging, changes: Sequence[tuple[RecordedEvent, tuple[str, ...]]]) -> None:
+        """Give events other tags."""
+        self._check_open()
+        check_tagging(self._tagging.id, tagging.id)
+        for event, tags in changes:
+            for gone in set(event.tags) - set(tags):
+                self._by_tag[gone].remove(event.position)
+            for new in set(tags) - set(event.tags):
+                insort(self._by_tag[new], event.position)
+            self._events[event.position - 1] = msgspec.structs.replace(event, tags=tags)
+
+    async def end_retag(self, tagging: Tagging, types: Sequence[StoredType], unaffected: Collection[str]) -> None:
+        """Make tag names and facts true, and drop kept states but for those of the models named."""
+        self._check_open()
+        check_tagging(self._tagging.id, tagging.id)
+        for type in types:
+            self._tag_names[type.name, type.version] = type.tag_names
+            self._facts[type.name, type.version] = type.facts
+        self._states = {key: state for key, state in self._states.items() if key[0] in unaffected}
+        self._tagging = Tagging(tagging.id)
 
     def _place(self, position: int) -> Place:
         event_id = self._events[position - 1].event_id if position else NOWHERE

@@ -26,7 +26,8 @@ were not appended, less. The plans are made once: a plan for each call took long
 
 It answers with the head and time at which it judged and, unless all commits were appended, an answer for each commit
 (its code, and `details`: of a conflict the position, with the item in `items`; of a repetition the commit repeated),
-and with the kept outcomes that it met. Where the caller knows another history it has `diverged`: nothing was judged.
+and with the kept outcomes that it met. Where the caller knows another history, or one that is tagged otherwise, it has
+`diverged`: nothing was judged.
 
 It runs as its owner, for callers who may write by hand what they send. So it refuses a batch whose numbers do not fit
 together: every event that it writes comes to be behind the head that it found, without gaps, and nothing else does.
@@ -44,6 +45,7 @@ __all__ = [
     "APPEND_FUNCTION",
     "APPEND_FUNCTION_CHECKED",
     "APPEND_FUNCTION_IN_FEWER_STEPS",
+    "APPEND_FUNCTION_TAGGED_ALIKE",
     "BROKEN",
     "CONFLICT",
     "CONTRADICTORY",
@@ -150,7 +152,7 @@ _BEGIN = """
     ELSE
         SELECT e.event_id INTO known_found FROM {schema}.events AS e WHERE e.position = known_position;
     END IF;
-    IF history_id <> known_history OR (known_position > 0 AND known_found IS DISTINCT FROM known_event) THEN
+    IF {HISTORY} <> known_history OR (known_position > 0 AND known_found IS DISTINCT FROM known_event) THEN
         diverged := true;
         RETURN;
     END IF;
@@ -420,6 +422,7 @@ _AS_IT_CAME: Mapping[str, str] = {
     "IDS_MAY_BE_KEPT": "cardinality(command_ids) > 0",
     "BASE_WILL_DO": "base = head OR (base IS NULL AND greatest_after <= head)",
     "DECLARE_IGNORED": "",
+    "HISTORY": "history_id",
 }
 """How it does what it does, by the place in the function."""
 
@@ -435,6 +438,7 @@ _IN_FEWER_STEPS: Mapping[str, str] = {
     )""",
     "BASE_WILL_DO": "base = head OR greatest_after <= least(base, head)",
     "DECLARE_IGNORED": "    ignored text;\n",
+    "HISTORY": "history_id",
 }
 """The same in fewer and cheaper statements: an assignment is no query, and names and ids are mostly what one look finds
 them to be: known, and new. That others have written is no reason to look at each commit, where nothing of it matches
@@ -551,3 +555,6 @@ APPEND_FUNCTION_CHECKED = _append_function(*_AS_OWNER, _AS_IT_CAME)
 """The section alone, as its owner, who may call it left as it is; it believes no batch."""
 APPEND_FUNCTION_IN_FEWER_STEPS = _append_function(*_AS_OWNER, _IN_FEWER_STEPS)
 """The same; what it does nearly always costs it less."""
+_TAGGED_ALIKE: Mapping[str, str] = {**_IN_FEWER_STEPS, "HISTORY": "(history_id || held.tagging)"}
+APPEND_FUNCTION_TAGGED_ALIKE = _append_function(*_AS_OWNER, _TAGGED_ALIKE)
+"""The same, for those alone who know how the events are tagged: `known_history` ends with the id of the tagging."""

@@ -136,6 +136,7 @@ class Batch:
     def arguments(
         self,
         known: Place,
+        tagging: bytes,
         held: set[tuple[str, int]],
         *,
         now_us: int | None,
@@ -147,6 +148,7 @@ class Batch:
 
         Args:
             known: the last place in the history that this process knows to be there.
+            tagging: the id of the tagging that it goes by.
             held: types and versions that this process knows events to be stored of.
             now_us: microseconds since 1970; None takes the server's time.
             closely: whether to look every event id up beforehand.
@@ -156,7 +158,7 @@ class Batch:
         told = {
             "known_position": known.position,
             "known_event": known.event_id,
-            "known_history": known.history_id,
+            "known_history": known.history_id + tagging,
             "now_us": now_us,
             "closely": closely,
             "lock_wait_ms": max(1, round(lock_wait_s * 1_000)),

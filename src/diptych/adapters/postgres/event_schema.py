@@ -13,6 +13,7 @@ from diptych.adapters.postgres.append_function import (
     APPEND_FUNCTION,
     APPEND_FUNCTION_CHECKED,
     APPEND_FUNCTION_IN_FEWER_STEPS,
+    APPEND_FUNCTION_TAGGED_ALIKE,
 )
 from diptych.adapters.postgres.grants import Grants, Role
 from diptych.adapters.postgres.migrations import Migration, Migrations
@@ -101,6 +102,32 @@ ALTER FUNCTION {schema}.register_types SECURITY DEFINER SET search_path = pg_cat
 REVOKE ALL ON FUNCTION {schema}.append, {schema}.register_types FROM PUBLIC;
 """
 
+_FACTS = """
+ALTER TABLE {schema}.history ADD COLUMN tagging bytea NOT NULL DEFAULT '';  -- another when events are tagged anew
+ALTER TABLE {schema}.history ADD COLUMN unfinished bytea;      -- JSON: types and versions that are being tagged anew
+ALTER TABLE {schema}.event_versions ADD COLUMN facts bytea;    -- JSON: schemas and places of tags; null: not known
+
+CREATE FUNCTION {schema}.keep_facts(
+    names text[], versions integer[], all_before bytea[], all_after bytea[], lock_wait_ms integer
+)
+RETURNS void
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $keep$
+BEGIN
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    PERFORM set_config('lock_timeout', lock_wait_ms::text, true);
+    PERFORM FROM {schema}.history AS h WHERE h.one = 1 FOR NO KEY UPDATE;
+    UPDATE {schema}.event_versions AS v SET facts = u.after
+    FROM unnest(names, versions, all_before, all_after) AS u (name, version, before, after)
+    JOIN {schema}.event_types AS t ON t.name = u.name
+    WHERE v.type = t.id AND v.version = u.version AND (NOT v.held OR v.facts IS NOT DISTINCT FROM u.before);
+END
+$keep$;
+REVOKE ALL ON FUNCTION {schema}.keep_facts FROM PUBLIC;
+"""
+
 EVENT_STORE_MIGRATIONS = Migrations(
     store="event store",
     steps=(
@@ -111,6 +138,7 @@ EVENT_STORE_MIGRATIONS = Migrations(
         Migration(5, "append section in fewer steps", APPEND_FUNCTION_IN_FEWER_STEPS),
         Migration(6, "states of decision models", _MODEL_STATES),
         Migration(7, "horizons of pruning", _HORIZONS),
+        Migration(8, "schemas and tags of event types", _FACTS + APPEND_FUNCTION_TAGGED_ALIKE),
     ),
 )
 
@@ -130,5 +158,5 @@ EVENT_STORE_GRANTS = Grants(
         "model_states": {"writer": "SELECT, INSERT, UPDATE"},
         "horizons": _SEEN_BY_ALL,
     },
-    functions={"append": ("writer",), "register_types": ("writer",)},
+    functions={"append": ("writer",), "register_types": ("writer",), "keep_facts": ("writer",)},
 )

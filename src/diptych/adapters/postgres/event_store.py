@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -27,21 +27,21 @@ from diptych.adapters.postgres.connection import (
     was_not_sent,
 )
 from diptych.adapters.postgres.culprits import find_culprits
-from diptych.adapters.postgres.event_rows import EventRows, decode_tags
+from diptych.adapters.postgres.event_rows import EventRows
 from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.event_watch import EventWatch
 from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcome, select_page
 from diptych.adapters.postgres.known_history import Known, KnownHistory
-from diptych.adapters.postgres.known_types import not_registrable, register_statement, select_known, unknown
+from diptych.adapters.postgres.known_types import TypeRegister
 from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.read_ahead import ReadAhead
 from diptych.adapters.postgres.restoring import restore
+from diptych.adapters.postgres.retagging import Retagging
 from diptych.adapters.postgres.transactions import Lanes
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
     HistoryDiverged,
-    NotGranted,
     OutcomeUnknown,
     StoreClosed,
     StoreUnavailable,
@@ -59,10 +59,12 @@ from diptych.event_store.event_store import (
     Refused,
     StoredState,
     StoredType,
+    TypeFacts,
 )
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
+from diptych.event_store.tagging import Tagging, retagged
 from diptych.event_store.timestamp import to_microseconds
 from diptych.event_store.transactions import Lending, Work
 
@@ -116,9 +118,11 @@ class PostgresEventStore:
         self._lanes = Lanes(url, self._verify_writer)
         self._append_statement = append_statement(self._schema)
         self._append_and_keep_statement = append_and_keep_statement(self._schema)
-        self._select_known = select_known(self._schema)
+        self._types = TypeRegister(url, self._fetch, self._writing, lock_wait_s)
+        self._retagging = Retagging(url, self._writing, lock_wait_s)
         self._known = KnownHistory(url.shown)
         self._held: set[tuple[str, int]] = set()
+        self._opened_under = b""
         self._is_open = False
         self._under_way = UnderWay()
         self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._is_ours)
@@ -160,7 +164,7 @@ class PostgresEventStore:
         self._held.clear()
         self._reading.open()
         try:
-            await self._look_at_head()
+            await self._look_at_head(opening=True)
         except BaseException:
             await self._reading.close()
             raise
@@ -277,11 +281,13 @@ class PostgresEventStore:
 
         Raises:
             HistoryDiverged: it is not the history that was known; nothing was judged.
+            Retagged: its events are not tagged as they were when this was opened; nothing was judged.
         """
         if answer["diverged"]:
             head = Place(answer["history_id"], Position(answer["head"]), answer["head_event"])
             difference = self._compare(known, head, answer["known_found"])
-            assert difference is not None, "the section compares the same"
+            if difference is None:  # the section compares the same, and the tagging
+                raise retagged()
             raise difference
         return batch.results(answer)
 
@@ -296,6 +302,7 @@ class PostgresEventStore:
         """The statement that appends a batch, and its arguments."""
         arguments = batch.arguments(
             known.place,
+            self._opened_under,
             self._held,
             now_us=None if self._clock is None else to_microseconds(self._clock.now()),
             closely=closely,
@@ -386,6 +393,7 @@ class PostgresEventStore:
         except DRIVER_ERRORS as error:
             raise (failure(self._url, error, denied=OWNERS) or error) from error
         self._known.forget()  # an empty store has taken the name of what it is a copy of
+        self._opened_under = part.tagging
         self._known.learn(part.end, self._known.forks)
         self._watch.wake()
 
@@ -473,10 +481,12 @@ class PostgresEventStore:
         self._check_open()
         return await self._look_at_head()
 
-    async def _look_at_head(self) -> Place:
-        statement = f"SELECT history_id, position, event_id FROM {self._schema}.history WHERE one = 1"
+    async def _look_at_head(self, *, opening: bool = False) -> Place:
+        statement = f"SELECT history_id, position, event_id, tagging FROM {self._schema}.history WHERE one = 1"
         forks = self.forks
-        ((history_id, position, event_id),) = await self._fetch(statement)
+        ((history_id, position, event_id, tagging),) = await self._fetch(statement)
+        if opening:
+            self._opened_under = tagging
         place = Place(history_id, Position(position), event_id)
         self._known.learn(place, forks)
         return place
@@ -563,19 +573,15 @@ class PostgresEventStore:
         self._check_open()
         return await self._watch.wait(after, timeout_s, self._check_open)
 
-    # ── types ────────────────────────────────────────────────────────────────
+    # ── types, and tags anew ─────────────────────────────────────────────────
 
     async def stored_types(self) -> list[StoredType]:
         """Types and versions that events are stored of, by name and version."""
         self._check_open()
-        rows = await self._fetch(
-            f"SELECT t.name, v.version, v.tag_names FROM {self._schema}.event_versions AS v "
-            f"JOIN {self._schema}.event_types AS t ON t.id = v.type WHERE v.held ORDER BY t.name, v.version"
-        )
-        return [StoredType(name, version, decode_tags(tags) if tags else ()) for name, version, tags in rows]
+        return await self._types.stored()
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
-        """Remember tag names; what is known of a type that events are stored of stays.
+        """Remember tag names and facts; what is known of a type that events are stored of stays.
 
         Where all are known nothing is written, so that whoever may only read can open an application.
 
@@ -583,19 +589,36 @@ class PostgresEventStore:
             NotGranted: some are new, and this role adds nothing to the history.
         """
         self._check_open()
-        new = unknown(types, await self._fetch(self._select_known, [type.name for type in types]))
-        if not new:
-            return
-        names = [type.name for type in new]
-        versions = [type.version for type in new]
-        tag_names = [msgspec.json.encode(type.tag_names) for type in new]
-        try:
-            async with self._writing.connection() as link:
-                arguments = (names, versions, tag_names, round(self._lock_wait_s * 1_000))
-                await self._writing.rows_on(link, register_statement(self._schema), arguments)
-        except DRIVER_ERRORS as error:
-            failed = failure(self._url, error) or error
-            raise (not_registrable(failed, new) if isinstance(failed, NotGranted) else failed) from error
+        await self._types.register(types)
+
+    async def keep_facts(self, before: Sequence[StoredType], after: Sequence[TypeFacts]) -> None:
+        """Replace the facts of types that are still as before.
+
+        Raises:
+            NotGranted: this role adds nothing to the history.
+        """
+        self._check_open()
+        await self._types.keep(before, after)
+
+    async def tagging(self) -> Tagging:
+        """How events are tagged now."""
+        self._check_open()
+        return await self._retagging.tagging(self._fetch)
+
+    async def begin_retag(self, types: Sequence[tuple[str, int]], instead_of: Tagging) -> Tagging:
+        """Keep everyone who has the store open from appending, and applications from opening."""
+        self._check_open()
+        return await self._retagging.begin(types, instead_of)
+
+    async def write_tags(self, tagging: Tagging, changes: Sequence[tuple[RecordedEvent, tuple[str, ...]]]) -> None:
+        """Give events other tags."""
+        self._check_open()
+        await self._retagging.write_tags(tagging, changes)
+
+    async def end_retag(self, tagging: Tagging, types: Sequence[StoredType], unaffected: Collection[str]) -> None:
+        """Make tag names and facts true, and drop kept states but for those of the models named."""
+        self._check_open()
+        await self._retagging.end(tagging, types, unaffected)
 
     def _check_open(self) -> None:
         if not self._is_open:

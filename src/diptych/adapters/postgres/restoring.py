@@ -15,7 +15,8 @@ import msgspec
 
 from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl
 from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcomes
-from diptych.adapters.postgres.known_types import register_statement
+from diptych.adapters.postgres.known_types import keep_statement, kept_first, register_statement
+from diptych.adapters.postgres.retagging import decode_tagging
 from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import Place, Position
@@ -89,12 +90,13 @@ class _Restoring:
         await self._copy("outcomes", _OUTCOME_COLUMNS, map(_outcome_row, missing))
         await self._link.execute(
             f"UPDATE {schema}.history SET history_id = $1, position = $2, event_id = $3, "
-            "recorded_at = greatest(recorded_at, $4), tag_count = $5 WHERE one = 1",
+            "recorded_at = greatest(recorded_at, $4), tag_count = $5, tagging = $6 WHERE one = 1",
             part.after.history_id,
             part.end.position,
             part.end.event_id,
             part.recorded_at_us,
             tag_count,
+            part.tagging,
         )
         await self._link.execute("SELECT pg_notify($1, '')", channel)
 
@@ -102,14 +104,15 @@ class _Restoring:
         """Lock the row of the history, and make sure that the part goes on there. How many tags there are."""
         schema, part = self._schema, self._part
         head = await self._link.fetchrow(
-            "SELECT history_id, position, event_id, recorded_at, tag_count "
+            "SELECT history_id, position, event_id, recorded_at, tag_count, tagging, unfinished "
             f"FROM {schema}.history WHERE one = 1 FOR NO KEY UPDATE"
         )
         assert head is not None, "the schema has no row of history: the store is damaged"
         place = Place(head["history_id"], Position(head["position"]), head["event_id"])
         has_outcomes = f"SELECT EXISTS (SELECT 1 FROM {schema}.outcomes)"
         empty = place.position == 0 and not await self._link.fetchval(has_outcomes)
-        check_part(part, place, head["recorded_at"], empty=empty)
+        tagging = decode_tagging(head["tagging"], head["unfinished"])
+        check_part(part, place, head["recorded_at"], tagging, empty=empty)
         if earlier := part.earlier_places():
             statement = (
                 "SELECT e.position, e.event_id FROM unnest($1::bigint[]) AS u (position) CROSS JOIN LATERAL "
@@ -135,6 +138,9 @@ class _Restoring:
                 [type.version for type in types],
                 [msgspec.json.encode(type.tag_names) for type in types],
                 max(1, round(lock_wait_s * 1_000)),
+            )
+            await self._link.execute(
+                keep_statement(self._schema), *kept_first(types), max(1, round(lock_wait_s * 1_000))
             )
 
     async def _write_events(self, events: Sequence[RecordedEvent], tag_count: int) -> int:

@@ -32,6 +32,7 @@ from diptych.event_store.event_store import (
 from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import NewEvent
+from diptych.event_store.tagging import check_tagging
 
 if TYPE_CHECKING:
     import sqlite3
@@ -69,9 +70,10 @@ _encode_tags = msgspec.json.Encoder().encode
 class AppendSection:
     """What the writer knows from one batch to the next; none of it is trusted before the head was read again."""
 
-    def __init__(self, history_id: bytes) -> None:
-        """Know nothing yet of what is in the file."""
+    def __init__(self, history_id: bytes, tagging: bytes) -> None:
+        """Know nothing yet of what is in the file, but how its events are tagged."""
         self._history_id = history_id
+        self._tagging = tagging
         self._names: NameIds | None = None
         self._held: set[tuple[str, int]] = set()
         self._known = Place(history_id, Position(0), NOWHERE)
@@ -101,6 +103,7 @@ class AppendSection:
         Raises:
             sqlite3.IntegrityError: one of them is in the store already: run again, closely.
             HistoryDiverged: the file's content is no longer what was written to it.
+            Retagged: its events were tagged anew, or are being.
         """
         if self._names is None:
             self._names = NameIds(connection)
@@ -113,9 +116,11 @@ class AppendSection:
 
     def _look_at_head(self, connection: sqlite3.Connection) -> tuple[Place, int]:
         row = connection.execute(
-            "SELECT position, event_id, recorded_at FROM events ORDER BY position DESC LIMIT 1"
+            "SELECT h.tagging, e.position, e.event_id, e.recorded_at FROM history AS h "
+            "LEFT JOIN events AS e ON e.position = (SELECT max(position) FROM events)"
         ).fetchone()
-        position, event_id, recorded_at_us = row or (0, NOWHERE, 0)
+        check_tagging(row[0], self._tagging)
+        position, event_id, recorded_at_us = row[1:] if row[1] else (0, NOWHERE, 0)
         head = Place(self._history_id, Position(position), event_id)
         written, self._written = self._written, None
         if written is not None and written.head == head:

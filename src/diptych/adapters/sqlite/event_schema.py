@@ -27,13 +27,25 @@ _HORIZONS = """
         position INTEGER NOT NULL      -- up to which its events have no data
     ) WITHOUT ROWID
 """
+_FACTS = (
+    "ALTER TABLE history ADD COLUMN tagging BLOB NOT NULL DEFAULT x''",
+    "ALTER TABLE history ADD COLUMN unfinished BLOB",
+    "ALTER TABLE event_versions ADD COLUMN facts BLOB",
+)
 
 EVENT_STORE_FORMAT = FileFormat(
     name="event store",
     application_id=0x44507465,  # "DPte"
     version=3,
     schema=(
-        "CREATE TABLE history (one INTEGER PRIMARY KEY CHECK (one = 1), history_id BLOB NOT NULL)",
+        """
+        CREATE TABLE history (
+            one INTEGER PRIMARY KEY CHECK (one = 1),
+            history_id BLOB NOT NULL,
+            tagging BLOB NOT NULL DEFAULT x'',  -- another whenever events are begun to be tagged anew
+            unfinished BLOB                -- JSON: types and versions whose events are being tagged anew
+        )
+        """,
         """
         CREATE TABLE events (
             position INTEGER PRIMARY KEY,
@@ -55,6 +67,7 @@ EVENT_STORE_FORMAT = FileFormat(
             version INTEGER NOT NULL,
             tag_names BLOB,                -- JSON array of text; null: never registered
             held INTEGER NOT NULL,         -- 1 once an event of it is stored
+            facts BLOB,                    -- JSON: schemas, and which places give which tags; null: not known
             PRIMARY KEY (type, version)
         ) WITHOUT ROWID
         """,
@@ -79,5 +92,5 @@ EVENT_STORE_FORMAT = FileFormat(
         _MODEL_STATES,
         _HORIZONS,
     ),
-    upgrades={1: (_MODEL_STATES,), 2: (_HORIZONS,)},
+    upgrades={1: (_MODEL_STATES,), 2: (_HORIZONS, *_FACTS)},
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from diptych.adapters.sqlite import model_states
+from diptych.adapters.sqlite import model_states, retagging
 from diptych.adapters.sqlite.append_section import AppendSection
 from diptych.adapters.sqlite.connection import (
     LOCK_WAIT_S,
@@ -39,11 +39,13 @@ from diptych.event_store.event_store import (
     ReadResult,
     StoredState,
     StoredType,
+    TypeFacts,
 )
 from diptych.event_store.head_watch import HeadWatch
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
+from diptych.event_store.tagging import Tagging
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.event_store.transactions import Lending, Work
 from diptych.messages.unique_id import unique_bytes
@@ -140,12 +142,12 @@ class SqliteEventStore:
             return
         await asyncio.to_thread(self._writer.open)
         try:
-            self._history_id = await self._writer.run(self._prepare)
+            self._history_id, tagged = await self._writer.run(self._prepare)
             reader = open_reader(self._path)
         except BaseException:
             await self._writer.close()
             raise
-        self._section = AppendSection(self._history_id)
+        self._section = AppendSection(self._history_id, tagged)
         self._reading = _Reading(reader, self._history_id)
 
     async def close(self) -> None:
@@ -159,11 +161,11 @@ class SqliteEventStore:
         await self._writer.close()  # last, so that it copies the write-ahead log into the file and removes it
         self._watch.wake()
 
-    def _prepare(self, connection: sqlite3.Connection) -> bytes:
+    def _prepare(self, connection: sqlite3.Connection) -> tuple[bytes, bytes]:
         if EVENT_STORE_FORMAT.prepare(connection, self._path, beside_tables=self._beside_tables):
             connection.execute("INSERT INTO history (one, history_id) VALUES (1, ?)", (unique_bytes(),))
-        (history_id,) = connection.execute("SELECT history_id FROM history").fetchone()
-        return bytes(history_id)
+        history_id, tagged = connection.execute("SELECT history_id, tagging FROM history").fetchone()
+        return bytes(history_id), bytes(tagged)
 
     # ── append ───────────────────────────────────────────────────────────────
 
@@ -242,16 +244,17 @@ class SqliteEventStore:
         """
         self._open_reading()
         try:
-            await self._writer.run(lambda connection: restore(connection, part), lambda _: self._become(part.after))
+            await self._writer.run(lambda connection: restore(connection, part), lambda _: self._become(part))
         except CommitFailed as error:
             raise StoreUnavailable(f"{error}; whether the part was written shows when it is opened again") from error
 
-    def _become(self, after: Place) -> None:
+    def _become(self, part: HistoryPart) -> None:
         """Go on as a copy of that history."""
-        if after.history_id != self._history_id and self._reading is not None:
-            self._history_id = after.history_id
-            self._section = AppendSection(after.history_id)
-            self._reading.history_id = after.history_id
+        history_id = part.after.history_id
+        if history_id != self._history_id and self._reading is not None:
+            self._history_id = history_id
+            self._section = AppendSection(history_id, part.tagging)
+            self._reading.history_id = history_id
         self._watch.wake()
 
     # ── read ─────────────────────────────────────────────────────────────────
@@ -394,12 +397,38 @@ class SqliteEventStore:
         """Types and versions that events are stored of, by name and version."""
         reading = self._open_reading()
         with self._failures:
-            return reading.stored_types()
+            return retagging.stored_types(reading.connection)
 
     async def register_types(self, types: Sequence[StoredType]) -> None:
-        """Remember tag names; what is known of a type that events are stored of stays."""
+        """Remember tag names and facts; what is known of a type that events are stored of stays."""
         self._open_reading()
         await self._writer.run(lambda connection: register(connection, types))
+
+    async def keep_facts(self, before: Sequence[StoredType], after: Sequence[TypeFacts]) -> None:
+        """Replace the facts of types that are still as before."""
+        self._open_reading()
+        await self._writer.run(lambda connection: retagging.keep_facts(connection, before, after))
+
+    async def tagging(self) -> Tagging:
+        """How events are tagged now."""
+        reading = self._open_reading()
+        with self._failures:
+            return retagging.tagging(reading.connection)
+
+    async def begin_retag(self, types: Sequence[tuple[str, int]], instead_of: Tagging) -> Tagging:
+        """Keep everyone who has the file open from appending, and applications from opening."""
+        self._open_reading()
+        return await self._writer.run(lambda connection: retagging.begin_retag(connection, types, instead_of))
+
+    async def write_tags(self, tagging: Tagging, changes: Sequence[tuple[RecordedEvent, tuple[str, ...]]]) -> None:
+        """Give events other tags."""
+        self._open_reading()
+        await self._writer.run(lambda connection: retagging.write_tags(connection, tagging, changes))
+
+    async def end_retag(self, tagging: Tagging, types: Sequence[StoredType], unaffected: Collection[str]) -> None:
+        """Make tag names and facts true, and drop kept states but for those of the models named."""
+        self._open_reading()
+        await self._writer.run(lambda connection: retagging.end_retag(connection, tagging, types, unaffected))
 
     def _open_reading(self) -> _Reading:
         if self._reading is None:
@@ -452,13 +481,6 @@ class _Reading:
             self._tag_lists.clear()
         decoded = self._tag_lists[tags] = _tags_decoder.decode(tags)
         return decoded
-
-    def stored_types(self) -> list[StoredType]:
-        rows = self.connection.execute(
-            "SELECT t.name, v.version, v.tag_names FROM event_versions AS v "
-            "JOIN event_types AS t ON t.id = v.type WHERE v.held = 1 ORDER BY t.name, v.version"
-        ).fetchall()
-        return [StoredType(name, version, _tags_decoder.decode(tags) if tags else ()) for name, version, tags in rows]
 
 
 _tags_decoder = msgspec.json.Decoder(tuple[str, ...])

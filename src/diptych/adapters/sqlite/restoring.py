@@ -22,24 +22,27 @@ from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.restoring import check_outcomes, check_part, check_places, refused
+from diptych.event_store.stored_facts import encode_facts
+from diptych.event_store.tagging import Tagging
 from diptych.event_store.timestamp import to_microseconds
 
 if TYPE_CHECKING:
     import sqlite3
 
-__all__ = ["register", "restore"]
+__all__ = ["register", "restore", "tag_ids", "type_id"]
 
 _encode_tags = msgspec.json.Encoder().encode
 
 
 def register(connection: sqlite3.Connection, types: Sequence[StoredType]) -> None:
-    """Remember the tag names of types; what is known of a type that events are stored of stays."""
+    """Remember the tag names and facts of types; what is known of a type that events are stored of stays."""
     for type in types:
+        facts = encode_facts(type.facts)
         connection.execute(
-            "INSERT INTO event_versions (type, version, tag_names, held) VALUES (?, ?, ?, 0) "
-            "ON CONFLICT (type, version) DO UPDATE SET tag_names = excluded.tag_names "
-            "WHERE held = 0 OR tag_names IS NULL",
-            (_type_id(connection, type.name), type.version, msgspec.json.encode(type.tag_names)),
+            "INSERT INTO event_versions (type, version, tag_names, held, facts) VALUES (?, ?, ?, 0, ?) "
+            "ON CONFLICT (type, version) DO UPDATE SET tag_names = excluded.tag_names, "
+            "facts = iif(held = 0, excluded.facts, facts) WHERE held = 0 OR tag_names IS NULL",
+            (type_id(connection, type.name), type.version, msgspec.json.encode(type.tag_names), facts),
         )
 
 
@@ -51,7 +54,7 @@ def restore(connection: sqlite3.Connection, part: HistoryPart) -> None:
     """
     _check(connection, part)
     missing = check_outcomes(part, _kept(connection, part))
-    connection.execute("UPDATE history SET history_id = ?", (part.after.history_id,))
+    connection.execute("UPDATE history SET history_id = ?, tagging = ?", (part.after.history_id, part.tagging))
     register(connection, part.types)
     _write_events(connection, part.events)
     connection.executemany(
@@ -61,13 +64,16 @@ def restore(connection: sqlite3.Connection, part: HistoryPart) -> None:
 
 
 def _check(connection: sqlite3.Connection, part: HistoryPart) -> None:
-    (history_id,) = connection.execute("SELECT history_id FROM history").fetchone()
+    history_id, tagging, unfinished = connection.execute(
+        "SELECT history_id, tagging, unfinished FROM history"
+    ).fetchone()
     last = connection.execute(
         "SELECT position, event_id, recorded_at FROM events ORDER BY position DESC LIMIT 1"
     ).fetchone()
     position, event_id, recorded_at_us = last or (0, NOWHERE, 0)
     empty = last is None and connection.execute("SELECT 1 FROM outcomes LIMIT 1").fetchone() is None
-    check_part(part, Place(history_id, Position(position), event_id), recorded_at_us, empty=empty)
+    tagged = Tagging(tagging, msgspec.json.decode(unfinished, type=tuple[tuple[str, int], ...]) if unfinished else ())
+    check_part(part, Place(history_id, Position(position), event_id), recorded_at_us, tagged, empty=empty)
     found: dict[Position, bytes] = {}
     for earlier in part.earlier_places():
         row = connection.execute("SELECT event_id FROM events WHERE position = ?", (earlier,)).fetchone()
@@ -86,8 +92,8 @@ def _kept(connection: sqlite3.Connection, part: HistoryPart) -> dict[str, KeptOu
 
 def _write_events(connection: sqlite3.Connection, events: Sequence[RecordedEvent]) -> None:
     versions = {(event.type, event.version) for event in events}
-    types = {name: _type_id(connection, name) for name, _ in versions}
-    tags = _tag_ids(connection, (tag for event in events for tag in event.tags))
+    types = {name: type_id(connection, name) for name, _ in versions}
+    tags = tag_ids(connection, (tag for event in events for tag in event.tags))
     connection.executemany(HOLD_VERSION, [(types[name], version) for name, version in versions])
     connection.executemany(
         INSERT_EVENT,
@@ -111,12 +117,13 @@ def _write_events(connection: sqlite3.Connection, events: Sequence[RecordedEvent
     )
 
 
-def _type_id(connection: sqlite3.Connection, name: str) -> int:
+def type_id(connection: sqlite3.Connection, name: str) -> int:
+    """The id of an event type, made where it is missing."""
     row = connection.execute("SELECT id FROM event_types WHERE name = ?", (name,)).fetchone()
     return add_type(connection, name) if row is None else int(row[0])
 
 
-def _tag_ids(connection: sqlite3.Connection, tags: Iterable[str]) -> dict[str, int]:
+def tag_ids(connection: sqlite3.Connection, tags: Iterable[str]) -> dict[str, int]:
     """The id of each tag, made where it is missing."""
     (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM tags").fetchone()
     ids: dict[str, int] = {}

@@ -21,6 +21,7 @@ from diptych.entrypoints.cli.instances import close, list_instances, retry, show
 from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.prune import prune
 from diptych.entrypoints.cli.rebuild import rebuild
+from diptych.entrypoints.cli.retag import retag
 from diptych.entrypoints.cli.run import run
 from diptych.entrypoints.cli.scheduled import cancel, list_scheduled
 from diptych.entrypoints.cli.scheduled import retry as retry_scheduled
@@ -89,7 +90,9 @@ def command_line() -> App:
     _add(app, 10, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     app.command(_schema())
     example = f"diptych prune PriceSeen school:school {_STORE} --older-than-days 90 --dry-run"
-    _add(app, 11, prune, "prune", example, arguments="EVENT [APP...]")
+    _add(app, 12, prune, "prune", example, arguments="EVENT [APP...]")
+    retag_one = f"diptych retag school:school {_STORE} --type Enrolled --yes"
+    _add(app, 11, retag, "retag", f"diptych retag school:school {_STORE} --dry-run", retag_one, arguments="[APP...]")
     return app
 
 

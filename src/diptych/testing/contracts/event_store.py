@@ -19,6 +19,7 @@ from diptych.errors import StoreClosed
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore, StoredType
 from diptych.event_store.position import NOWHERE, Position
+from diptych.event_store.tagging import UNTOUCHED
 from diptych.testing.contracts.event_store_appends import AppendContract
 from diptych.testing.contracts.event_store_case import (
     SettableClock,
@@ -34,6 +35,7 @@ from diptych.testing.contracts.event_store_copies import CopyContract, original
 from diptych.testing.contracts.event_store_pruning import PruningContract
 from diptych.testing.contracts.event_store_queries import QueryContract
 from diptych.testing.contracts.event_store_states import StateContract
+from diptych.testing.contracts.event_store_taggings import FactsContract, TaggingContract
 
 __all__ = ["EventStoreContract"]
 
@@ -41,7 +43,16 @@ WAIT_S = 20.0
 """How long a test waits for what has to happen."""
 
 
-class EventStoreContract(QueryContract, AppendContract, ChainContract, StateContract, PruningContract, CopyContract):
+class EventStoreContract(
+    QueryContract,
+    AppendContract,
+    ChainContract,
+    StateContract,
+    PruningContract,
+    CopyContract,
+    FactsContract,
+    TaggingContract,
+):
     """Everything that an event store guarantees. Derive from it, and give it histories."""
 
     async def test_the_head_is_the_place_of_the_last_event(self) -> None:
@@ -179,6 +190,11 @@ async def check_closed(store: EventStore) -> None:
     await expect_closed(lambda: store.wait_for_events(nowhere, 0.0))
     await expect_closed(store.stored_types)
     await expect_closed(lambda: store.register_types([]))
+    await expect_closed(lambda: store.keep_facts([], []))
+    await expect_closed(store.tagging)
+    await expect_closed(lambda: store.begin_retag([("A", 1)], UNTOUCHED))
+    await expect_closed(lambda: store.write_tags(UNTOUCHED, []))
+    await expect_closed(lambda: store.end_retag(UNTOUCHED, [], []))
 
 
 async def expect_closed(call: Callable[[], Awaitable[object]]) -> None:

@@ -1,0 +1,142 @@
+"""The schemas of the code beside those by which events are stored (rule 20).
+
+The store keeps, for each type and version, every schema that came, in order. So three things can be told apart: code
+that is as new as what is stored; newer code, whose schema reads all of them and joins them; and older code that runs
+beside newer code, whose schema is among them and not the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from diptych.errors import NewerHistory, NotGranted, SchemaChanged, TagsChanged
+from diptych.event_store.event_store import EventStore, StoredSchema, StoredType, TypeFacts
+from diptych.event_store.position import START
+from diptych.messages.codec import encode
+from diptych.messages.registry import EventType, EventTypes
+from diptych.messages.schema import Described, described, differences
+from diptych.messages.upcaster import skeleton
+
+__all__ = ["CodedSchemas"]
+
+SCHEMAS_MAX = 64
+"""Schemas that are kept of one type and version; the oldest are forgotten, and code that has those is refused."""
+SETTLE_ATTEMPTS_MAX = 10
+"""How often facts are compared with the code again because another process replaced them meanwhile."""
+
+
+class CodedSchemas:
+    """What the event classes of an application are by their code."""
+
+    def __init__(self, types: EventTypes) -> None:
+        self._types = types
+        self._described: dict[type, Described] = {}
+
+    def as_stored(self) -> list[StoredType]:
+        """Every type and version, as it is registered before its first event."""
+        return [
+            StoredType(found.name, found.version, found.tag_names, self._first_facts(found)) for found in self._types
+        ]
+
+    async def settle(self, store: EventStore, held: Sequence[StoredType]) -> None:
+        """Compare the code with what is stored of its types, and make known to the store what is new.
+
+        Of types that were stored before there were facts, the code's become theirs, as from now on. Whoever may not
+        write leaves that to others.
+
+        Raises:
+            SchemaChanged: one does not fit.
+            NewerHistory: it is of newer code, and this one does not read it.
+            TagsChanged: other fields give the tags.
+        """
+        for _ in range(SETTLE_ATTEMPTS_MAX):
+            found = [(stored, self.check(stored)) for stored in held]
+            changes = [(stored, facts) for stored, facts in found if facts is not None]
+            if not changes:
+                return
+            since = (await store.head()).position
+            try:
+                await store.keep_facts(
+                    [stored for stored, _ in changes], [_as_from(since, facts) for _, facts in changes]
+                )
+            except NotGranted:
+                return
+            held = await store.stored_types()
+
+    def check(self, stored: StoredType) -> TypeFacts | None:
+        """Compare one type and version with the code; what its facts come to be, None where they stay.
+
+        Raises:
+            SchemaChanged: it does not fit.
+            NewerHistory: it is of newer code, and this one does not read it.
+            TagsChanged: other fields give the tags.
+        """
+        known = self._types.stored_as(stored.name)
+        if known is None or known.version != stored.version:
+            return None
+        if stored.facts is None:
+            return self._first_facts(known)
+        coded = self._of(known)
+        schemas = [found.schema for found in stored.facts.schemas]
+        is_known = coded.schema in schemas
+        if is_known:
+            self._check_newer(known, stored, stored.facts.schemas[schemas.index(coded.schema) + 1 :])
+        else:
+            self._check_older(known, stored)
+        if self._places_now(stored.facts.tag_fields) != coded.tag_fields:
+            raise TagsChanged(stored.name, stored.version, stored.facts.tag_fields, coded.tag_fields)
+        if is_known:
+            return None
+        after = (*stored.facts.schemas, StoredSchema(coded.schema, START))
+        return TypeFacts(after[-SCHEMAS_MAX:], stored.facts.tag_fields)
+
+    def tagged_now(self, stored: StoredType) -> StoredType:
+        """A type and version whose events were tagged anew with this code."""
+        known = self._types.stored_as(stored.name)
+        assert known is not None, "its events were read"
+        facts = stored.facts and replace(stored.facts, tag_fields=self._of(known).tag_fields)
+        return StoredType(stored.name, stored.version, known.tag_names, facts)
+
+    def _of(self, known: EventType) -> Described:
+        if known.cls not in self._described:
+            self._described[known.cls] = described(known.cls)
+        return self._described[known.cls]
+
+    def _first_facts(self, known: EventType) -> TypeFacts:
+        coded = self._of(known)
+        return TypeFacts((StoredSchema(coded.schema, START),), coded.tag_fields)
+
+    def _check_older(self, known: EventType, stored: StoredType) -> None:
+        """Make sure that the code's schema, a new one, reads what is stored with the last one, which reads the rest."""
+        assert stored.facts is not None
+        last = stored.facts.schemas[-1].schema
+        changes = differences(self._of(known).schema, last)
+        if changes:
+            written = skeleton(known.cls, known.context, known.version, encode(dict.fromkeys(last["fields"])))
+            raise SchemaChanged(stored.name, stored.version, changes, written)
+
+    def _check_newer(self, known: EventType, stored: StoredType, newer: Iterable[StoredSchema]) -> None:
+        """Make sure that the code's schema, which newer ones follow, reads what is stored with them."""
+        schema = self._of(known).schema
+        for later in newer:
+            changes = differences(schema, later.schema, loses=True)
+            if changes:
+                raise NewerHistory(
+                    stored.name,
+                    stored.version,
+                    later.since,
+                    f"newer code stores it so that this one does not read it ({'; '.join(changes)}): run that one",
+                )
+
+    def _places_now(self, places: Iterable[str]) -> tuple[str, ...]:
+        """Places of tags, each with the name that the identity has now."""
+        split = [place.rpartition(": ") for place in places]
+        return tuple(sorted(f"{path}: {self._types.tag_names_now([name])[0]}" for path, _, name in split))
+
+
+def _as_from(since: int, facts: TypeFacts) -> TypeFacts:
+    """With the last schema as from this position on."""
+    *before, last = facts.schemas
+    return replace(facts, schemas=(*before, replace(last, since=since)))
