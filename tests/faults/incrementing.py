@@ -52,6 +52,8 @@ __all__ = [
 ]
 
 WAIT_S = 60.0
+WELL_LOOK_S = 0.1
+"""After which those who were held up are asked again whether they are well."""
 CALLERS = 8
 """Of each application."""
 COMMANDS = 40
@@ -214,7 +216,10 @@ class Calls:
             assert row is not None
             assert row.events >= events
         assert (await self.worker.health()).ready
-        assert (await self.worker.health()).impaired == ()
+        async with asyncio.timeout(WAIT_S):
+            while (await self.worker.health()).impaired:  # until the schedulers have tried again, too
+                log = followers_of(self.worker)[0].log
+                await log.wait_for_events((await log.head()).position, WELL_LOOK_S)
         for follower in followers_of(self.worker):
             for slice in follower.projector.slices:
                 assert await follower.rebuilds.verify(slice.projection.name) is None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from diptych.errors import CommandIdReused, ConfigurationError, Forbidden, Inval
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.process_managers import scheduled_commands, scheduler, sender
 from diptych.process_managers.process_store import PRIORITY_MAX, PRIORITY_MIN
+from diptych.process_managers.process_worker import ScheduledStatus
 from diptych.process_managers.scheduled_commands import CommandStatus
 from diptych.security import Actor
 from diptych.testing import InMemoryApplication, ManualClock
@@ -409,6 +413,50 @@ async def test_a_store_that_fails_says_so_to_everybody_who_waits(monkeypatch: py
         await app.schedule(Remind(note=TWO))
         await at_rest(app)
         assert await happened(app) == ["two"]
+
+
+async def test_while_its_store_fails_the_scheduler_says_so(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Health and status tell why nothing is executed; afterwards it goes on by itself."""
+    monkeypatch.setattr(sender, "STORE_BACKOFF_S", 0.01)
+    async with application(store_url) as app:
+        await at_rest(app)
+        store = app.partition().scheduled._store
+        with monkeypatch.context() as patched:
+            tried = asyncio.Event()
+
+            async def fails(*_: object) -> None:
+                tried.set()
+                raise StoreUnavailable("the disk is gone")
+
+            patched.setattr(store, "due", fails)
+            await app.schedule(Remind(note=ONE))
+            await tried.wait()
+            await at_rest(app)
+            health = await app.health()
+            assert health.ready  # for all else
+            assert "scheduled commands are not executed: StoreUnavailable: the disk is gone" in health.impaired[0]
+            assert "the disk is gone" in (await app.status()).scheduled.stopped
+        while (await app.status()).scheduled != ScheduledStatus():
+            await app.partition().process_worker._scheduler.sender.rest(1.0)
+        assert ((await app.health()).impaired, await happened(app)) == ((), ["one"])
+
+
+async def test_what_was_scheduled_in_another_history_is_not_executed(tmp_path: Path) -> None:
+    """Events and what waits were restored from two backups: their outcomes are not here."""
+    path = tmp_path / "events.db"
+    async with application(f"sqlite:{path}") as app:
+        await app.schedule(Remind(note=ONE), after=timedelta(milliseconds=1))
+        await app.schedule(Remind(note=TWO), after=HOUR)
+        await at_rest(app)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE processes SET history_id = zeroblob(16)")
+        connection.execute("UPDATE process_outgoing SET due = 0")
+        connection.commit()
+    async with application(f"sqlite:{path}") as app:
+        before = await happened(app)
+        await at_rest(app)
+        assert "HistoryDiverged: what was scheduled" in (await app.status()).scheduled.stopped
+        assert await happened(app) == before
 
 
 # ── who may ──────────────────────────────────────────────────────────────────

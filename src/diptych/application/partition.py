@@ -62,14 +62,13 @@ class Partition(Follower):
         try:
             failure = await self.process_worker.failure() if self.projecting else ""
             stuck = await self.process_worker.stuck()
-            given_up = await self.process_worker.given_up()
+            scheduled = await self.process_worker.wrong_with_scheduled()
         except DiptychError as error:
             return Health(ready=False, reason=str(error))
         if failure:
             return Health(ready=False, reason=f"processes have stopped: {failure}")
         told = [f"process {name}: instances are stuck, the first is {first!r}" for name, first in stuck]
-        told += [f"scheduled commands were given up, the first is {given_up!r}"] if given_up else []
-        return replace(found, impaired=(*found.impaired, *told))
+        return replace(found, impaired=(*found.impaired, *told, *scheduled))
 
     async def close(self) -> None:
         """Stop in the order of the data: processes and commands first, the stores last."""

@@ -164,7 +164,7 @@ class ProcessWorker:
         stored = await self._checkpoints() if any(runner.stopped for runner in self._working) else {}
         found = ((runner.process.name, _stopped(runner, stored)) for runner in self._working)
         failures = (f"process {name}: {failure}" for name, failure in found if failure)
-        return next(failures, self._scheduler.sender.failure or self._leases.failure if self._running else "")
+        return next(failures, self._leases.failure if self._running and self._working else "")
 
     async def _checkpoints(self) -> Mapping[str, Position]:
         return {found.name: found.checkpoint.position for found in await self._store.processes()}
@@ -177,10 +177,14 @@ class ProcessWorker:
         ]
         return [(name, page[0].id) for name, page in found if page]
 
-    async def given_up(self) -> str:
-        """The id of a scheduled command that was given up; empty where none was."""
-        found = await self._store.waiting(SCHEDULED, None, 1, dead=True)
-        return found[0].id if found else ""
+    async def wrong_with_scheduled(self) -> list[str]:
+        """What is wrong with scheduled commands: that none is executed here, or that some were given up."""
+        failure = (self._scheduler.sender.failure or self._leases.failure) if self._running else ""
+        given_up = await self._store.waiting(SCHEDULED, None, 1, dead=True)
+        return [
+            *([f"scheduled commands are not executed: {failure}"] if failure else []),
+            *(f"scheduled commands were given up, the first is {found.id!r}" for found in given_up),
+        ]
 
     async def scheduled(self) -> ScheduledStatus:
         """How many commands are scheduled."""
