@@ -87,3 +87,44 @@ def test_an_instance_is_retried_and_closed(bank: Project) -> None:
     assert getpass.getuser() in bank.run("events", "--json").out
     listed = [json.loads(line) for line in bank.run("processes", "list", "--ended", "--json").out.splitlines()]
     assert [(each["id"], each["failure"]) for each in listed if each["ended"]] == [("fine", "closed by hand: by phone")]
+
+
+def test_an_instance_is_given_a_command_by_hand(bank: Project) -> None:
+    """It sends it as if it had reacted with it, and the event says who had it do so, and why."""
+    fields = '{"transfer": "fine", "because": "by phone"}'
+    code, out, err = bank.run("processes", "send", "Transferring", "fine", "Refund", fields, "--reason", "goodwill")
+    assert (code, err) == (0, "")
+    assert "Transferring fine sends Refund, says the event at position 4." in out
+    assert asyncio.run(react())[3:] == ["bank.Transferring.CommandGiven", "bank.Refunded"]
+    given = json.loads(bank.run("events", "--json", "--after", "3", "--limit", "1").out)
+    assert (given["data"]["reason"], given["metadata"]["actor"]) == ("goodwill", getpass.getuser())
+
+
+@pytest.mark.parametrize(
+    ("command", "fields", "told"),
+    [
+        ("Refunds", "{}", "Refund"),
+        ("Refund", "{", "JSON"),
+        ("Refund", '{"transfer": 5, "because": "x"}', "transfer"),
+        ("Refund", '{"transfer": "fine"}', "because"),
+    ],
+)
+def test_a_command_that_is_none_is_told_what_is_wrong(bank: Project, command: str, fields: str, told: str) -> None:
+    """And nothing is stored."""
+    code, out, err = bank.run("processes", "send", "Transferring", "fine", command, fields)
+    assert (code, out) == (2 if told == "JSON" else 1, "")
+    assert told in err
+    assert len(asyncio.run(react())) == 3
+
+
+def test_instances_come_in_pages(bank: Project) -> None:
+    """Each page goes on behind the last one of the page before."""
+
+    async def pages() -> list[str]:
+        async with Application(banking(), store=STORE, clock=ManualClock(), projecting=False) as app:
+            found = [await app.processes.list(limit=1)]
+            while page := await app.processes.list(limit=1, after=found[-1][-1]):
+                found.append(page)
+            return [each.id for page in found for each in page]
+
+    assert asyncio.run(pages()) == ["fine", "stuck"]

@@ -29,12 +29,18 @@ class SyncProcesses:
         self._find = find
 
     def list(
-        self, process: str | None = None, *, ended: bool = False, stuck: bool = False, limit: int = LIST_INSTANCES_MAX
+        self,
+        process: str | None = None,
+        *,
+        ended: bool = False,
+        stuck: bool = False,
+        after: InstanceStatus | None = None,
+        limit: int = LIST_INSTANCES_MAX,
     ) -> Sequence[InstanceStatus]:
         """See `Processes.list`."""
 
         async def listed() -> Sequence[InstanceStatus]:
-            return await self._find().list(process, ended=ended, stuck=stuck, limit=limit)
+            return await self._find().list(process, ended=ended, stuck=stuck, after=after, limit=limit)
 
         return self._call(listed())
 

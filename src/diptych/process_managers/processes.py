@@ -128,25 +128,33 @@ class Processes:
     # ── what is known ────────────────────────────────────────────────────────
 
     async def list(
-        self, process: str | None = None, *, ended: bool = False, stuck: bool = False, limit: int = LIST_INSTANCES_MAX
+        self,
+        process: str | None = None,
+        *,
+        ended: bool = False,
+        stuck: bool = False,
+        after: InstanceStatus | None = None,
+        limit: int = LIST_INSTANCES_MAX,
     ) -> Sequence[InstanceStatus]:
-        """Instances, by process and id.
+        """A page of instances, by process and id.
 
         Args:
             process: of this one alone; its name, with or without that of its context.
             ended: those that have ended as well.
             stuck: only those that are blocked, or have a command or timeout that was given up.
+            after: the last one of the page before; None for the first page.
             limit: at most so many, up to `LIST_INSTANCES_MAX`.
 
         Raises:
             ConfigurationError: there is no such process.
         """
         found: list[InstanceStatus] = []
-        left = min(limit, LIST_INSTANCES_MAX)
-        for runner in self._runners if process is None else [self._runner(process)]:
-            name = runner.process.name
-            if left > len(found):
-                page = await self._store.page(name, None, left - len(found), ended=ended, stuck=stuck)
+        room = min(limit, LIST_INSTANCES_MAX)
+        names = sorted(each.process.name for each in (self._runners if process is None else [self._runner(process)]))
+        for name in names:
+            if room > len(found) and (after is None or name >= after.process):
+                behind = after.id if after is not None and name == after.process else None
+                page = await self._store.page(name, behind, room - len(found), ended=ended, stuck=stuck)
                 found += [self._status(name, instance) for instance in page]
         return found
 

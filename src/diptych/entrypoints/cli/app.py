@@ -17,7 +17,7 @@ from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
-from diptych.entrypoints.cli.instances import close, list_instances, retry, show
+from diptych.entrypoints.cli.instances import close, list_instances, retry, send, show
 from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.prune import prune
 from diptych.entrypoints.cli.rebuild import rebuild
@@ -134,6 +134,8 @@ def _processes() -> App:
         reason = "" if helping is show else ' --reason "by phone"'
         example = f"diptych processes {helping.__name__} Transferring t1 bank:bank{reason}"
         _add(processes, key, helping, helping.__name__, example, arguments="PROCESS INSTANCE [APP...]")
+    example = 'diptych processes send Transferring t1 Refund \'\\{"transfer": "t1"}\' bank:bank'
+    _add(processes, 5, send, "send", example, arguments="PROCESS INSTANCE COMMAND FIELDS [APP...]")
     return processes
 
 

@@ -17,18 +17,20 @@ from diptych.entrypoints.cli.options import (
     LogOptions,
     PartitionOptions,
     StoreOptions,
+    fields_of,
 )
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
-from diptych.messages.codec import encode
+from diptych.messages.codec import Codec, encode
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from datetime import timedelta
 
+    from diptych.messages.command import Command
     from diptych.process_managers.processes import InstanceDetails, InstanceStatus, Processes, Waiting
 
-__all__ = ["close", "list_instances", "operator", "retry", "show"]
+__all__ = ["close", "list_instances", "operator", "retry", "send", "show"]
 
 Json = Annotated[bool, Parameter(negative="", show_default=False)]
 ProcessName = Annotated[str, Parameter(name="PROCESS")]
@@ -175,6 +177,57 @@ def close(
             return await processes.close(process, instance, reason=reason, actor=operator())
 
     _say(run_async(closed), f"{process} {instance} is closed")
+
+
+def send(
+    process: ProcessName,
+    instance: InstanceName,
+    command: Annotated[str, Parameter(name="COMMAND")],
+    fields: Annotated[str, Parameter(name="FIELDS")],
+    /,
+    *app: AppNames,
+    reason: str = "",
+    stores: StoreOptions = STORES_UNSET,
+    partition: PartitionOptions = PARTITION_UNSET,
+    log: LogOptions = LOGS_UNSET,
+) -> None:
+    """Have an instance send a command, as if it had reacted with it; its rejection comes back to it.
+
+    The worker that has the process does so soon after.
+
+    Args:
+        process: "bank.Transferring" or "Transferring".
+        instance: The identity of the instance.
+        command: "bank.Refund" or "Refund".
+        fields: Its fields as a JSON object: '{"transfer": "t1"}'.
+        app: whose.
+        reason: Why; kept in the history.
+        stores: which.
+        partition: which.
+        log: how.
+    """
+    settings = _settings(app, stores, partition, log)
+
+    async def sent() -> int:
+        given = _command(settings, command, fields)
+        async with _opened(settings) as processes:
+            return await processes.send(process, instance, given, reason=reason, actor=operator())
+
+    _say(run_async(sent), f"{process} {instance} sends {command}")
+
+
+def _command(settings: Settings, name: str, fields: str) -> Command:
+    """A command of the contexts, by its name."""
+    from diptych.application.registration import handled_commands
+    from diptych.entrypoints.cli.contexts import load_contexts
+    from diptych.messages.registry import MessageTypes
+
+    contexts = load_contexts(settings.app)
+    for context in contexts:
+        context.load()
+    cls = MessageTypes("command", handled_commands(contexts)).find(name)
+    command: Command = Codec(cls).decode(encode(fields_of(fields)))
+    return command
 
 
 def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from diptych.entrypoints.cli.failures import UsageError
 from diptych.entrypoints.cli.settings import (
     DEFAULT_HOST,
     DEFAULT_LOG_FORMAT,
@@ -37,6 +38,7 @@ __all__ = [
     "ServeOptions",
     "StoreOptions",
     "at_least",
+    "fields_of",
     "in_range",
 ]
 
@@ -221,3 +223,18 @@ PARTITION_UNSET = PartitionOptions()
 ADDRESS_UNSET = ServeOptions()
 CALLERS_UNSET = CallerOptions()
 LOGS_UNSET = LogOptions()
+
+
+def fields_of(text: str) -> dict[str, Any]:
+    """Fields of a message, as they are written on the command line.
+
+    Raises:
+        UsageError: they are no JSON object.
+    """
+    from diptych.errors import InvalidMessage
+    from diptych.messages.codec import decode
+
+    try:
+        return decode(text.encode(), dict[str, Any])
+    except (InvalidMessage, UnicodeError) as error:
+        raise UsageError(f"{text!r} are no fields: write a JSON object, as in '{{\"amount\": 5}}'") from error

@@ -19,10 +19,11 @@ from diptych.entrypoints.cli.options import (
     LogOptions,
     PartitionOptions,
     StoreOptions,
+    fields_of,
 )
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
-from diptych.messages.codec import decode, encode
+from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -174,7 +175,7 @@ def retry(
         partition: which.
         log: how.
     """
-    edited = None if fields is None else _fields(fields)
+    edited = None if fields is None else fields_of(fields)
 
     async def retried(parked: Parked) -> Dealt:
         return await parked.retry(item_id, actor=operator(), reason=reason, edited=edited)
@@ -257,15 +258,6 @@ async def _unbuilt(partition: Follower) -> str:
         f". {' and '.join(names)} has no live rows of this code, whose keys could be parked: run the application, or "
         f"diptych rebuild {names[0]}, and see what is still parked then"
     )
-
-
-def _fields(text: str) -> dict[str, Any]:
-    from diptych.errors import InvalidMessage
-
-    try:
-        return decode(text.encode(), dict[str, Any])
-    except (InvalidMessage, UnicodeError) as error:
-        raise UsageError(f"{text!r} are no fields: write a JSON object, as in --fields '{{\"amount\": 5}}'") from error
 
 
 def _confirmed(item: ParkedDetails) -> bool:
