@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import NamedTuple
 
@@ -142,6 +143,12 @@ class Project:
             for course in courses:
                 app.execute(school.Enrol(course=course))
             app.projected()
+
+    def schedule(self, course: str) -> None:
+        """Have a course enrolled tomorrow."""
+        school = importlib.import_module(self.module)
+        with SyncApplication(school.school, store=STORE) as app:
+            app.schedule(school.Enrol(course=course), after=timedelta(days=1))
 
     def audit(self, course: str) -> None:
         """Append an event of another type."""

@@ -1,10 +1,11 @@
-"""`diptych copy`: the history of one store, moved to another as it is."""
+"""`diptych copy`: the history of one store, and what its processes keep, moved to another as it is."""
 
 from __future__ import annotations
 
 import time
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 from cyclopts import Parameter
@@ -15,6 +16,11 @@ from diptych.entrypoints.cli.options import LOGS_UNSET, LogOptions
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import Terminated, run_async
 from diptych.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from diptych.process_managers.process_store import ProcessStore
 
 __all__ = ["CopyReport", "copy"]
 
@@ -30,7 +36,7 @@ def copy(
     json: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
-    """Copy an event store to another, empty one: the same history, compared by digest at the end.
+    """Copy an event store to another, empty one: the same history, compared by digest at the end; and its processes.
 
     Stopped at any point, it goes on when it is run again. The source may be in use while it runs. Before the last run,
     stop whatever runs commands on it; once commands run on the target, never run one on the source again.
@@ -114,14 +120,17 @@ def _where(url: str) -> str:
 
 
 async def _run(source_url: str, target_url: str, *, verify: bool) -> CopyReport:
-    from diptych.adapters.connect import whereabouts, without_password
+    from diptych.adapters.connect import connect_process_store, whereabouts, without_password
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.copying import compare, copied_up_to, copy_history
+    from diptych.process_managers.copying import copy_processes, differing_process
 
     began = time.perf_counter()
     async with (
         opened_store(Settings(store=source_url)) as source,
         opened_store(Settings(store=target_url), or_new=not verify) as target,
+        _opened(connect_process_store(source_url)) as processes,
+        _opened(connect_process_store(target_url)) as copied_processes,
     ):
         if await whereabouts(source_url) == await whereabouts(target_url):
             raise UsageError(_SAME)
@@ -130,8 +139,11 @@ async def _run(source_url: str, target_url: str, *, verify: bool) -> CopyReport:
             at = before = await source.head()
         else:
             at = await copy_history(source, target, screen.progress)
+            with screen.progress("Copying processes") as moved:
+                await copy_processes(processes, copied_processes, at, moved)
         copied = time.perf_counter()
         compared = await compare(source, target, at, screen.progress)
+        difference = compared.difference or await differing_process(processes, copied_processes, at)
         return CopyReport(
             source=without_password(source_url),
             target=without_password(target_url),
@@ -142,10 +154,19 @@ async def _run(source_url: str, target_url: str, *, verify: bool) -> CopyReport:
             outcomes=compared.source.outcomes,
             source_digest=compared.source.sha256,
             target_digest=compared.target.sha256,
-            difference=compared.difference,
+            difference=difference,
             took_s=time.perf_counter() - began,
             copy_s=copied - began,
         )
+
+
+@asynccontextmanager
+async def _opened(store: ProcessStore) -> AsyncGenerator[ProcessStore]:
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
 
 
 def _show(report: CopyReport, *, verify: bool) -> None:
