@@ -17,11 +17,13 @@ run <<'SQL'
 \getenv queries QUERIES_PASSWORD
 \getenv worker WORKER_PASSWORD
 
-SELECT format('CREATE ROLE %I LOGIN IN ROLE %I', name, role)
-FROM (VALUES
-  ('shop_commands', 'shop_writer'), ('shop_queries', 'shop_reader'), ('shop_worker', 'shop_projector')
-) AS users (name, role)
+SELECT format('CREATE ROLE %I LOGIN', name)
+FROM (VALUES ('shop_commands'), ('shop_queries'), ('shop_worker')) AS users (name)
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = name) \gexec
+
+GRANT shop_writer TO shop_commands;
+GRANT shop_reader TO shop_queries;
+GRANT shop_projector, shop_writer TO shop_worker; -- it executes commands as well, those of processes and those in time
 
 ALTER ROLE shop_commands PASSWORD :'commands';
 ALTER ROLE shop_queries PASSWORD :'queries';
