@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych.adapters.postgres import connection, event_store, event_watch
+from diptych.adapters.postgres import connection, event_slices, event_store, event_watch
 from diptych.adapters.postgres.connection import Connections, Link, parse_url
 from diptych.adapters.postgres.event_store import PostgresEventStore, connect
 from diptych.adapters.postgres.matching_events import STREAMS_MAX
@@ -558,6 +558,10 @@ async def test_who_has_just_read_the_head_waits_without_a_look_at_it(
     """While notifications come, and none has come since the read began; what was heard meanwhile is looked at."""
     fetch, late = store._fetch, list[asyncio.Task[bool]]()
 
+    def fetch_by(fetch: Callable[..., Awaitable[list[asyncpg.Record]]]) -> None:
+        for part in (store, store._slices):
+            monkeypatch.setattr(part, "_fetch", fetch)
+
     async def heard() -> None:
         wakes = store._watch.wakes
         await append_one(other, event())
@@ -571,7 +575,7 @@ async def test_who_has_just_read_the_head_waits_without_a_look_at_it(
             await checkpoint()
 
     async def fetch_and_hear(statement: str, *arguments: object) -> list[asyncpg.Record]:
-        monkeypatch.setattr(store, "_fetch", fetch)
+        fetch_by(fetch)
         rows = await fetch(statement, *arguments)
         await heard()
         return rows
@@ -582,12 +586,12 @@ async def test_who_has_just_read_the_head_waits_without_a_look_at_it(
         await append_one(other, event())
         assert await early
         async with store._reading.connection() as link:
-            monkeypatch.setattr(store, "_fetch", link.fetch)
+            fetch_by(link.fetch)
             assert len(await statements_of(link, read_and_wait)) == 1
-            monkeypatch.setattr(store, "_fetch", fetch)
+            fetch_by(fetch)
         await heard()
         assert await asyncio.wait_for(late[0], WAIT_S / 4)
-        monkeypatch.setattr(store, "_fetch", fetch_and_hear)
+        fetch_by(fetch_and_hear)
         assert (await store.read(ALL_EVENTS, Position(2), 10)).through == 2
         assert await asyncio.wait_for(store.wait_for_events(Position(2), WAIT_S), WAIT_S / 4)
 
@@ -618,7 +622,7 @@ async def test_a_read_in_several_statements_shows_one_moment(
     url: str, store: PostgresEventStore, monkeypatch: pytest.MonkeyPatch, names: int
 ) -> None:
     """What is appended between the statements of a long read, or of one of many items, is not in it."""
-    count = event_store.READ_SLICE_EVENTS + 50
+    count = event_slices.READ_SLICE_EVENTS + 50
     await store.append([commit(*(event(f"T{number % names}") for number in range(500))) for _ in range(count // 500)])
     await append_one(store, *(event("T0") for _ in range(count % 500)))
     query = EventQuery(tuple(item({f"T{number}"}) for number in range(names)))

@@ -27,13 +27,12 @@ from diptych.adapters.postgres.connection import (
     was_not_sent,
 )
 from diptych.adapters.postgres.culprits import find_culprits
-from diptych.adapters.postgres.event_rows import EventRows
 from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
+from diptych.adapters.postgres.event_slices import EventSlices
 from diptych.adapters.postgres.event_watch import EventWatch
 from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcome, select_page
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import TypeRegister
-from diptych.adapters.postgres.matching_events import reading
 from diptych.adapters.postgres.read_ahead import ReadAhead
 from diptych.adapters.postgres.restoring import restore
 from diptych.adapters.postgres.retagging import Retagging
@@ -78,8 +77,6 @@ LOCK_WAIT_S = 5.0
 """How long an append waits for other processes before it gives up with `StoreUnavailable`."""
 APPEND_S_MAX = 60.0
 """How long an append may take in all; past it, its outcome is unknown."""
-READ_SLICE_EVENTS = 1_000
-"""Events read by one statement; a longer read takes several."""
 
 
 def connect(url: str, clock: Clock) -> PostgresEventStore:
@@ -126,7 +123,7 @@ class PostgresEventStore:
         self._is_open = False
         self._under_way = UnderWay()
         self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._is_ours)
-        self._rows = EventRows()
+        self._slices = EventSlices(self._schema, self._fetch, self._known, self._watch)
         self._ahead = ReadAhead(self._read, self._known)
 
     @property
@@ -407,7 +404,7 @@ class PostgresEventStore:
         return await self._ahead.page(query, after, until, limit)
 
     async def _read(self, query: EventQuery, after: int, until: int | None, limit: int) -> ReadResult:
-        events, head, more = await self._slices(query, after, until, limit, backward=False)
+        events, head, more = await self._slices.through(query, after, until, limit, backward=False)
         through = head if until is None else min(until, head)
         if more:
             through = events[-1].position if events else after
@@ -417,62 +414,8 @@ class PostgresEventStore:
         """Matching events before a position, the last first."""
         self._check_open()
         until = None if before is None else before - 1
-        events, head, more = await self._slices(query, START, until, limit, backward=True)
+        events, head, more = await self._slices.through(query, START, until, limit, backward=True)
         return ReadResult(events, Position(head), more)
-
-    async def _slices(
-        self, query: EventQuery, after: int, until: int | None, limit: int, *, backward: bool
-    ) -> tuple[list[RecordedEvent], int, bool]:
-        """Events, the head of the first snapshot, and whether there are more.
-
-        What was committed when the read began never changes: the slices after the first end where that one saw.
-
-        Raises:
-            HistoryDiverged: it did change, since the history is another now.
-        """
-        forks = self.forks
-        events: list[RecordedEvent] = []
-        first_head: int | None = None
-        while True:
-            wanted = min(limit - len(events), READ_SLICE_EVENTS)
-            rows, head = await self._slice(query, after, until, wanted + 1, backward=backward)
-            if first_head is None:
-                first_head = head
-                until = head if until is None else min(until, head)
-            events += map(self._rows.event, rows[:wanted])
-            more = len(rows) > wanted
-            if forks != self.forks:
-                raise HistoryDiverged("what was read", "the history turned out to be another one meanwhile")
-            if not more or len(events) >= limit:
-                return events, first_head, more
-            if backward:
-                until = events[-1].position - 1
-            else:
-                after = events[-1].position
-
-    async def _slice(
-        self, query: EventQuery, after: int, until: int | None, limit: int, *, backward: bool
-    ) -> tuple[list[asyncpg.Record], int]:
-        rows: list[asyncpg.Record] = []
-        head: int | None = None
-        merged = False
-        for statement, arguments in reading(self._schema, query, after, until, limit, backward=backward):
-            merged = head is not None
-            if head is not None:
-                arguments[1] = head if until is None else min(until, head)  # as far as the first snapshot
-            forks, wakes = self.forks, self._watch.wakes
-            found = await self._fetch(statement, *arguments)
-            if head is None:
-                head = int(found[0][0])
-                self._known.learn(Place(self._known.history_id, Position(head), found[0][1]), forks)
-                if forks == self.forks:
-                    self._watch.told(wakes)
-            if found[0][2] is not None:
-                rows += found
-        assert head is not None
-        if merged:
-            rows = sorted({row[2]: row for row in rows}.values(), key=_position_of, reverse=backward)[:limit]
-        return rows, head
 
     # ── places ───────────────────────────────────────────────────────────────
 
@@ -627,10 +570,6 @@ class PostgresEventStore:
 
 _PLANNED_ONCE = {**INDEXED, "plan_cache_mode": "force_generic_plan"}
 """A read has one good plan, whatever its parameters; making it for each call takes longer than the read."""
-
-
-def _position_of(row: asyncpg.Record) -> int:
-    return int(row[2])
 
 
 def _is_of_data(error: BaseException) -> bool:

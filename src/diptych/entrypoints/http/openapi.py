@@ -8,18 +8,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from diptych.application.application import Application
+from diptych.entrypoints.http import openapi_parts as parts
 from diptych.entrypoints.http.body import BODY_BYTES_MAX
 from diptych.entrypoints.http.examples import example_of
 from diptych.entrypoints.http.json_schemas import Json, Schemas, parameter_schemas
+from diptych.entrypoints.http.openapi_parts import ref
 from diptych.entrypoints.http.problems import ProblemType, problem_types
 from diptych.entrypoints.http.query_string import Parameter, parameters
 from diptych.entrypoints.http.reply import Reply
-from diptych.entrypoints.http.request_headers import (
-    ENTITY_TAG_PATTERN,
-    IDEMPOTENCY_KEY_PATTERN,
-    REASON_PATTERN,
-    TOKEN_PATTERN,
-)
 from diptych.messages.codec import encode
 from diptych.messages.query import answer_type
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
@@ -114,11 +110,11 @@ def openapi(application: Application, scheme: Mapping[str, str] = {}) -> Json:
             "description": _DESCRIPTION,
         },
         "tags": [{"name": "commands"}, {"name": "queries"}, {"name": "health"}],
-        "paths": {**paths, **_HEALTH},
+        "paths": {**paths, **parts.HEALTH},
         "components": {
             "schemas": {**schemas.components, **_own_schemas(failures.values())},
-            "parameters": _PARAMETERS,
-            "headers": _HEADERS,
+            "parameters": parts.PARAMETERS,
+            "headers": parts.HEADERS,
             "responses": {str(status): _failure(status, types) for status, types in failures.items()},
             **({"securitySchemes": {SECURITY: dict(scheme)}} if scheme else {}),
         },
@@ -147,26 +143,26 @@ def _command(cls: type, name: str, reference: Json, required: Sequence[str], *, 
         "operationId": f"execute-{name}",
         "tags": ["commands"],
         **_words(cls),
-        "parameters": [_ref("parameters", name) for name in (*(["DryRun"] if can_be_tried else []), *headers)],
+        "parameters": [ref("parameters", name) for name in (*(["DryRun"] if can_be_tried else []), *headers)],
         "requestBody": _body(cls, reference),
         "responses": {
             "200": {
                 "description": "It took effect, durably; or did so before, under this Idempotency-Key. Of a dry run: "
                 "it would, with these events",
-                "headers": {"Consistency-Token": _ref("headers", "OwnToken")},
+                "headers": {"Consistency-Token": ref("headers", "OwnToken")},
                 "content": {
                     "application/json": {
-                        "schema": {"anyOf": [_ref("schemas", "diptych.Receipt"), _ref("schemas", "diptych.Verdict")]}
+                        "schema": {"anyOf": [ref("schemas", "diptych.Receipt"), ref("schemas", "diptych.Verdict")]}
                     }
                 },
             },
             "202": {
                 "description": "It was accepted, durably, as `Prefer: respond-async` asks for, and is executed soon",
                 "headers": {
-                    "Location": _ref("headers", "StatusLocation"),
-                    "Preference-Applied": _ref("headers", "PreferenceApplied"),
+                    "Location": ref("headers", "StatusLocation"),
+                    "Preference-Applied": ref("headers", "PreferenceApplied"),
                 },
-                "content": {"application/json": {"schema": _ref("schemas", "diptych.CommandStatus")}},
+                "content": {"application/json": {"schema": ref("schemas", "diptych.CommandStatus")}},
             },
             **_failures([*_COMMAND_STATUSES, *([403] if required else [])]),
         },
@@ -178,12 +174,12 @@ def _status() -> Json:
         "operationId": "command-status",
         "tags": ["commands"],
         "summary": "How far a command is, by its id",
-        "parameters": [_ref("parameters", name) for name in ("CommandId", "Partition")],
+        "parameters": [ref("parameters", name) for name in ("CommandId", "Partition")],
         "responses": {
             "200": {
                 "description": "It was accepted, or its outcome is kept",
-                "headers": {"Consistency-Token": _ref("headers", "OwnToken")},
-                "content": {"application/json": {"schema": _ref("schemas", "diptych.CommandStatus")}},
+                "headers": {"Consistency-Token": ref("headers", "OwnToken")},
+                "content": {"application/json": {"schema": ref("schemas", "diptych.CommandStatus")}},
             },
             **_failures(_GET_STATUSES),
         },
@@ -229,7 +225,7 @@ def _body(cls: type, reference: Json) -> Json:
 
 
 def _query_headers() -> list[Json]:
-    return [_ref("parameters", name) for name in ("ConsistencyToken", "Prefer", "IfNoneMatch")]
+    return [ref("parameters", name) for name in ("ConsistencyToken", "Prefer", "IfNoneMatch")]
 
 
 def _query_parameters(cls: type, known: Mapping[str, Parameter]) -> list[Json]:
@@ -249,10 +245,10 @@ def _query_parameters(cls: type, known: Mapping[str, Parameter]) -> list[Json]:
 
 def _answers(answer: Json) -> Json:
     headers = {
-        "Consistency-Token": _ref("headers", "ConsistencyToken"),
-        "ETag": _ref("headers", "ETag"),
-        "Answer-Incomplete": _ref("headers", "AnswerIncomplete"),
-        "Preference-Applied": _ref("headers", "PreferenceApplied"),
+        "Consistency-Token": ref("headers", "ConsistencyToken"),
+        "ETag": ref("headers", "ETag"),
+        "Answer-Incomplete": ref("headers", "AnswerIncomplete"),
+        "Preference-Applied": ref("headers", "PreferenceApplied"),
     }
     return {
         "200": {
@@ -268,7 +264,7 @@ def _answers(answer: Json) -> Json:
 
 
 def _failures(statuses: Iterable[int]) -> Json:
-    return {str(status): _ref("responses", str(status)) for status in statuses}
+    return {str(status): ref("responses", str(status)) for status in statuses}
 
 
 def _failure(status: int, types: list[ProblemType]) -> Json:
@@ -277,20 +273,16 @@ def _failure(status: int, types: list[ProblemType]) -> Json:
         "content": {"application/problem+json": {"schema": {"anyOf": [_problem_ref(type) for type in types]}}},
     }
     if status == 503:
-        found["headers"] = {"Retry-After": _ref("headers", "RetryAfter")}
+        found["headers"] = {"Retry-After": ref("headers", "RetryAfter")}
     if status == 401:
-        found["headers"] = {"WWW-Authenticate": _ref("headers", "WwwAuthenticate")}
+        found["headers"] = {"WWW-Authenticate": ref("headers", "WwwAuthenticate")}
     if status == 405:
-        found["headers"] = {"Allow": _ref("headers", "Allow")}
+        found["headers"] = {"Allow": ref("headers", "Allow")}
     return found
 
 
-def _ref(kind: str, name: str) -> Json:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
 def _problem_ref(type: ProblemType) -> Json:
-    return _ref("schemas", f"problem.{type.name}")
+    return ref("schemas", f"problem.{type.name}")
 
 
 # ── what every application has ───────────────────────────────────────────────
@@ -335,70 +327,14 @@ _MEMBER_SCHEMAS: Mapping[str, Json] = {
         },
     },
 }
-_RECEIPT: Json = {
-    "type": "object",
-    "properties": {
-        "command_id": {"type": "string", "description": "The Idempotency-Key, or an id that was made for it"},
-        "position": {"type": "integer", "minimum": 0, "description": "The position of its last event"},
-        "token": {"type": "string", "description": "Ask a query with it in Consistency-Token to read what was written"},
-    },
-    "required": ["command_id", "position", "token"],
-    "additionalProperties": False,
-}
-_VERDICT: Json = {
-    "type": "object",
-    "properties": {
-        "events": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "type": {"type": "string", "examples": ["school.Enrolled"]},
-                    "data": {"type": "object"},
-                },
-                "required": ["type", "data"],
-            },
-            "description": "What would happen, in order",
-        }
-    },
-    "required": ["events"],
-    "additionalProperties": False,
-}
-
-
-_STATUS: Json = {
-    "type": "object",
-    "properties": {
-        "command_id": {"type": "string"},
-        "state": {
-            "enum": ["accepted", "running", "done", "rejected", "failed"],
-            "description": "`failed` was given up, and waits for somebody",
-        },
-        "command": {"type": "string", "examples": ["school.Enrol"]},
-        "due_at": {"type": "string", "format": "date-time", "description": "When it is executed, or tried again"},
-        "expires_at": {"type": "string", "format": "date-time"},
-        "attempts": {"type": "integer", "minimum": 0, "description": "How often it has failed"},
-        "receipt": {"$ref": "#/components/schemas/diptych.Receipt"},
-        "rejection": {
-            "type": "object",
-            "properties": {
-                "code": {"type": "string", "description": "The domain's; or `cancelled`, or `expired`"},
-                "facts": {"type": "object"},
-            },
-            "required": ["code", "facts"],
-        },
-    },
-    "required": ["command_id", "state"],
-    "additionalProperties": False,
-}
 
 
 def _own_schemas(failures: Iterable[list[ProblemType]]) -> Json:
     types = [type for found in failures for type in found]
     return {
-        "diptych.Receipt": _RECEIPT,
-        "diptych.Verdict": _VERDICT,
-        "diptych.CommandStatus": _STATUS,
+        "diptych.Receipt": parts.RECEIPT,
+        "diptych.Verdict": parts.VERDICT,
+        "diptych.CommandStatus": parts.STATUS,
         **{f"problem.{type.name}": _problem_schema(type) for type in types},
     }
 
@@ -438,170 +374,3 @@ The `ETag` of an answer, sent as the `If-Match` of a command, has the command re
 changed since that answer.
 
 Failures are problem details (RFC 9457) with a stable `type`."""
-
-_PARAMETERS: Json = {
-    "DryRun": {
-        "name": "dry-run",
-        "in": "query",
-        "description": "`true` only says what would come of it: the events, or the problem. Nothing is stored",
-        "schema": {"type": "boolean", "default": False},
-    },
-    "IdempotencyKey": {
-        "name": "Idempotency-Key",
-        "in": "header",
-        "description": "One key, one effect, one outcome: make a new one for each command, and send it again with each "
-        "retry. With another command or payload than the first time it is a 422, `command-id-reused`. Plain, or a "
-        "quoted string",
-        "schema": {"type": "string", "pattern": IDEMPOTENCY_KEY_PATTERN},
-        "example": "order-1841",
-    },
-    "ConsistencyToken": {
-        "name": "Consistency-Token",
-        "in": "header",
-        "description": "As received with a receipt or an answer: this answer shows at least that",
-        "schema": {"type": "string", "pattern": TOKEN_PATTERN},
-    },
-    "Prefer": {
-        "name": "Prefer",
-        "in": "header",
-        "description": f"`wait=<seconds>` (RFC 7240): how long to wait, {WAIT_S:g} by default, {WAIT_S_MAX:g} at most",
-        "schema": {"type": "string"},
-        "example": "wait=10",
-    },
-    "IfNoneMatch": {
-        "name": "If-None-Match",
-        "in": "header",
-        "description": "The ETag of an answer: 304 where nothing that it shows has changed since",
-        "schema": {"type": "string"},
-    },
-    "IfMatch": {
-        "name": "If-Match",
-        "in": "header",
-        "description": "The ETag of the answer that the user was looking at: 412 where anything that the command is "
-        "decided on has changed since; other changes do not matter",
-        "schema": {"type": "string", "pattern": ENTITY_TAG_PATTERN},
-    },
-    "Reason": {
-        "name": "Reason",
-        "in": "header",
-        "description": "Why this is wanted, kept with the events: one line; what is not ASCII is percent-encoded, as "
-        "`encodeURIComponent` does, and so is %",
-        "schema": {"type": "string", "pattern": REASON_PATTERN},
-        "example": "asked for by phone",
-    },
-    "RespondAsync": {
-        "name": "Prefer",
-        "in": "header",
-        "description": "`respond-async` (RFC 7240): it is accepted with a 202, and executed soon; its status is at "
-        "`Location`. Not together with If-Match; a dry run is answered at once",
-        "schema": {"type": "string"},
-        "example": "respond-async",
-    },
-    "CommandId": {
-        "name": "command_id",
-        "in": "path",
-        "required": True,
-        "description": "As in the receipt, or the Idempotency-Key that it was sent with",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
-    },
-    "Partition": {
-        "name": "partition",
-        "in": "query",
-        "description": "As in `Location`, of an application in partitions",
-        "schema": {"type": "string"},
-    },
-    "Traceparent": {
-        "name": "traceparent",
-        "in": "header",
-        "description": "W3C trace context; kept with the events. An invalid one is ignored",
-        "schema": {"type": "string"},
-        "example": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-    },
-}
-_HEADERS: Json = {
-    "ConsistencyToken": {
-        "description": "What this shows, or has written",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "OwnToken": {
-        "description": "What this has written; none of a dry run",
-        "schema": {"type": "string"},
-    },
-    "ETag": {
-        "description": "For If-None-Match, and for the If-Match of a command",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "AnswerIncomplete": {
-        "description": "There, as `?1`, if the answer lacks events that could not be folded",
-        "schema": {"type": "string"},
-    },
-    "PreferenceApplied": {"description": "The preference that was applied", "schema": {"type": "string"}},
-    "StatusLocation": {
-        "description": "Where the command's status is",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "RetryAfter": {"description": "Seconds", "required": True, "schema": {"type": "integer", "minimum": 0}},
-    "WwwAuthenticate": {
-        "description": "The credentials that are wanted",
-        "required": True,
-        "schema": {"type": "string"},
-    },
-    "Allow": {"description": "The methods that there are", "required": True, "schema": {"type": "string"}},
-}
-_HEALTH: Json = {
-    "/health/live": {
-        "get": {
-            "operationId": "live",
-            "tags": ["health"],
-            "summary": "Whether the process answers",
-            "responses": {
-                "200": {
-                    "description": "It does",
-                    "content": {
-                        "application/json": {
-                            "schema": {
-                                "type": "object",
-                                "properties": {"live": {"const": True}},
-                                "required": ["live"],
-                            }
-                        }
-                    },
-                },
-                "405": _ref("responses", "405"),
-            },
-        }
-    },
-    "/health/ready": {
-        "get": {
-            "operationId": "ready",
-            "tags": ["health"],
-            "summary": "Whether the store is reachable, and the projections run and keep up",
-            "responses": {
-                "200": {
-                    "description": "It is ready",
-                    "content": {
-                        "application/json": {
-                            "schema": {
-                                "type": "object",
-                                "properties": {
-                                    "ready": {"const": True},
-                                    "impaired": {
-                                        "type": "array",
-                                        "items": {"type": "string"},
-                                        "description": "What is wrong though it is ready; left out where nothing is",
-                                    },
-                                },
-                                "required": ["ready"],
-                            }
-                        }
-                    },
-                },
-                "405": _ref("responses", "405"),
-                "503": _ref("responses", "503"),
-            },
-        }
-    },
-}
