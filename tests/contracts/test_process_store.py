@@ -245,7 +245,7 @@ async def test_a_file_of_before_is_brought_up_to_date(tmp_path: Path) -> None:
         store = SqliteProcessStore(str(path))
         await store.open()
         assert await store.due("bank.Transferring", 9, 10) == [given[0], given[1]]
-        assert await store.waiting("bank.Transferring", None, 10, dead=True) == [dead]
+        assert await store.dead("bank.Transferring", None, 10) == [dead]
         await store.close()
     fresh = SqliteProcessStore(str(new))
     await fresh.open()

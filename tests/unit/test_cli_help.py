@@ -28,7 +28,6 @@ COMMANDS = [
     ("scheduled", "list"),
     ("scheduled", "show"),
     ("scheduled", "cancel"),
-    ("scheduled", "retry"),
     ("rebuild",),
     ("copy",),
     ("schema", "show"),

@@ -84,6 +84,9 @@ def test_one_is_tried_again(project: Project) -> None:
     """What was given up waits again; status told of it, and does not any more."""
     out = project.run("status").out
     assert "Scheduled commands: 1 wait, 1 were given up" in out
-    assert "see diptych scheduled list --failed" in out
-    assert project.run("scheduled", "retry", "fails").out == "fails is accepted.\n"
+    assert "see diptych parked list --kind scheduled" in out
+    (item,) = map(json.loads, project.run("parked", "list", "--json").out.splitlines())
+    assert (item["id"], item["kind"], item["key"]) == ("scheduled-fails", "scheduled", "fails")
+    done = project.run("parked", "retry", item["id"], "--reason", "there is paper")
+    assert done.out == "scheduled-fails is tried again, as command fails.\n"
     assert json.loads(project.run("status", "--json").out)["scheduled"] == {"waiting": 2, "failed": 0, "stopped": ""}

@@ -333,8 +333,10 @@ async def test_what_fails_too_often_waits_for_somebody(store_url: str, monkeypat
         assert (health.ready, health.impaired) == (True, ("scheduled commands were given up, the first is 'a'",))
         assert (await app.status()).scheduled.failed == 1
         gate.mended = True
-        for command_id in ("a", "b", "never"):
-            await app.scheduled.retry(command_id)
+        await app.parked.retry("scheduled-a", actor="ann", reason="the printer has paper")
+        for command_id in ("b", "never"):
+            with pytest.raises(ConfigurationError, match="nothing is parked as"):
+                await app.parked.retry(f"scheduled-{command_id}", actor="ann", reason="why not")
         await at_rest(app)
         assert (await status(app, "a")).state == "done"
         assert (await status(app, "b")).due_at is not None
@@ -592,6 +594,5 @@ def test_without_an_event_loop() -> None:
         cancelled = app.scheduled().cancel(command_id, reason="no")
         assert cancelled is not None
         assert cancelled.code == "cancelled"
-        assert app.scheduled().retry("never") is None
         with pytest.raises(ConfigurationError):
             app.scheduled("nowhere").list()

@@ -179,6 +179,7 @@ class Application:
             whole=self._compiled,
             execute=self._execute_for_process,
             outcome=self._outcome_for_process,
+            is_here=lambda command: self._opened().of_command(command).name == name,
             name=name,
             query_source=self._query_source(urls, rows, events),
             middleware=self._middleware,

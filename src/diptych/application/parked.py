@@ -34,6 +34,7 @@ __all__ = [
     "ParkedSource",
     "at_hand",
     "parked_id",
+    "position_in",
 ]
 
 PARKED_PAGE_MAX = 100
@@ -44,23 +45,26 @@ RETRIES_SHOWN_MAX = 20
 Cursor: TypeAlias = tuple[str, ...]
 """A place in the order of one source, behind which a page begins; empty: the beginning."""
 
-_ID = re.compile(r"([a-z]+)-([1-9][0-9]{0,18})-[0-9a-f]{8}")
+_OF_EVENT = re.compile(r"([1-9][0-9]{0,18})-[0-9a-f]{8}")
 
 
 class ParkedItem(msgspec.Struct, frozen=True, kw_only=True):
     """Something that failed and waits for somebody, as it is listed.
 
     Attributes:
-        id: by which it is shown, retried and discarded: "event-17-9c3f01aa". The same for as long as it waits.
+        id: by which it is shown, retried and discarded: "event-17-9c3f01aa"; of a scheduled command "scheduled-" and
+            its id. The same for as long as it waits.
         kind: "event", which a projection cannot fold; "delivery", an event that a subscriber fails to take; "step", one
-            that a process cannot react to; "command" or "timeout" of a process, which was given up.
+            that a process cannot react to; "command" or "timeout" of a process, which was given up; "scheduled", a
+            command that is executed later, which was given up.
         type: the stored name of the event, or the name of the command.
-        name: of the read model, subscriber or process, with its context.
-        key: of the row, as a JSON array; or the instance; of a delivery "[]".
+        name: of the read model, subscriber or process, with its context; of a scheduled command "(scheduled)".
+        key: of the row, as a JSON array; or the instance; of a delivery "[]"; of a scheduled command its id.
         error: how it failed last, in one line.
         attempts: how often it has failed since it was last begun with; those by hand included.
-        since: when the event was recorded that it is about, or that the command is a reaction to.
-        position: of that event.
+        since: when the event was recorded that it is about, or that the command is a reaction to;
+            of a scheduled command, when it was accepted.
+        position: of that event; 0 where there is none.
     """
 
     id: str
@@ -119,7 +123,8 @@ class Discarded(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: as of `ParkedItem`; so are type, name and key.
-        position: of the event that is left out; of a command or timeout, of the event that says that it is dropped.
+        position: of the event that is left out; of a command or timeout, of the event that says that it is dropped;
+            of a scheduled command 0.
         by: who, why and when.
     """
 
@@ -144,12 +149,15 @@ class Dealt(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: of the item.
         position: of the event in the history that says so, which the worker of the process takes in soon after; 0 where
-            it was done at once, and is kept with the read models.
+            it was done at once, and is kept with the read models, or with the commands that are executed later.
+        command_id: of a scheduled command, the id that it is executed under from now on: another one if it was edited;
+            empty of all else.
         still: what the same key waits behind now; None where it goes on.
     """
 
     id: str
     position: int = 0
+    command_id: str = ""
     still: ParkedItem | None = None
 
 
@@ -172,8 +180,8 @@ class ParkedSource(Protocol):
         """The next `limit` items of these kinds behind a cursor, in one order, each with the cursor behind it."""
         ...
 
-    async def at(self, position: int) -> Sequence[ParkedDetails]:
-        """What is parked of the event at a position; may be empty. Without what was retried."""
+    async def find(self, which: str) -> Sequence[ParkedDetails]:
+        """What has an id that may be this behind the kind; may be empty. Without what was retried."""
         ...
 
     async def retries(self, item: ParkedDetails, limit: int) -> Sequence[ByHand]:
@@ -266,7 +274,7 @@ class Parked:
         """Leave an item out for good. Who and why is kept.
 
         The row is folded without the event, also by rebuilds; the instance goes on behind it; the command or timeout
-        does not go out.
+        does not go out; a scheduled command is rejected as "discarded".
 
         Raises:
             ConfigurationError: nothing of this id is parked.
@@ -309,13 +317,12 @@ class Parked:
         return {kind}
 
     async def _find(self, item_id: str) -> tuple[ParkedSource, ParkedDetails]:
-        match = _ID.fullmatch(item_id)
-        if match is not None:
-            for source in self.sources:
-                if match[1] in source.kinds:
-                    for item in await source.at(int(match[2])):
-                        if item.id == item_id:
-                            return source, item
+        kind, _, which = item_id.partition("-")
+        for source in self.sources:
+            if kind in source.kinds:
+                for item in await source.find(which):
+                    if item.id == item_id:
+                        return source, item
         raise ConfigurationError(f"nothing is parked as {item_id!r}; see `diptych parked list`")
 
 
@@ -329,6 +336,12 @@ def parked_id(kind: str, position: int, *which: str) -> str:
     """
     told = hashlib.blake2b("\0".join(which).encode(errors="surrogatepass"), digest_size=4).hexdigest()
     return f"{kind}-{position}-{told}"
+
+
+def position_in(which: str) -> int | None:
+    """The position in an id of `parked_id`, behind its kind; None where it is none."""
+    match = _OF_EVENT.fullmatch(which)
+    return None if match is None else int(match[1])
 
 
 def at_hand(details: ParkedDetails) -> ParkedItem:

@@ -15,6 +15,7 @@ from diptych.application.parked import (
     ParkedItem,
     at_hand,
     parked_id,
+    position_in,
 )
 from diptych.application.parked_events import event_at
 from diptych.clock import Clock
@@ -56,8 +57,9 @@ class ParkedDeliveries:
         found = [each for each in await self._all() if not after or (each.name,) > after]
         return [((each.name,), at_hand(await self._details(each))) for each in found[:limit]]
 
-    async def at(self, position: int) -> Sequence[ParkedDetails]:
-        """The subscribers that fail at the event at a position."""
+    async def find(self, which: str) -> Sequence[ParkedDetails]:
+        """The subscribers that fail at the event at the position in the id."""
+        position = position_in(which)
         return [await self._details(found) for found in await self._all() if found.position == position]
 
     async def retries(self, item: ParkedDetails, limit: int) -> Sequence[ByHand]:

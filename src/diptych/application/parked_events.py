@@ -16,6 +16,7 @@ from diptych.application.parked import (
     ParkedItem,
     at_hand,
     parked_id,
+    position_in,
 )
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import ALL_EVENTS
@@ -57,8 +58,9 @@ class ParkedEvents:
         behind = [(place, blocked) for place, blocked in found if not after or place > after][:limit]
         return [(place, at_hand(await self._details(blocked))) for place, blocked in behind]
 
-    async def at(self, position: int) -> Sequence[ParkedDetails]:
-        """Those that wait behind the event at a position."""
+    async def find(self, which: str) -> Sequence[ParkedDetails]:
+        """Those that wait behind the event at the position in the id."""
+        position = position_in(which)
         found = [blocked for blocked in await self._blocked_keys.all() if blocked.position == position]
         return [await self._details(blocked, trace=await self._blocked_keys.trace(blocked)) for blocked in found]
 

@@ -15,6 +15,7 @@ from diptych.application.parked import (
     ParkedItem,
     at_hand,
     parked_id,
+    position_in,
 )
 from diptych.application.parked_events import NEVER_EDITED, event_at
 from diptych.errors import ConfigurationError
@@ -54,8 +55,11 @@ class ParkedSteps:
         found = await self._stuck.steps((after[0], after[1]) if len(after) == 2 else None, limit)
         return [((step.process, step.instance.id), at_hand(await self._details(step))) for step in found]
 
-    async def at(self, position: int) -> Sequence[ParkedDetails]:
-        """The instances that are blocked at the event at a position."""
+    async def find(self, which: str) -> Sequence[ParkedDetails]:
+        """The instances that are blocked at the event at the position in the id."""
+        position = position_in(which)
+        if position is None:
+            return []
         recorded = await event_at(self._log, position)
         return [_step(step, recorded) for step in await self._stuck.steps_at(recorded)]
 
@@ -120,8 +124,11 @@ class ParkedOutgoing:
                     found.append((place, at_hand(_outgoing(stuck, recorded))))
         return found
 
-    async def at(self, position: int) -> Sequence[ParkedDetails]:
-        """What was given up of the reactions to the event at a position."""
+    async def find(self, which: str) -> Sequence[ParkedDetails]:
+        """What was given up of the reactions to the event at the position in the id."""
+        position = position_in(which)
+        if position is None:
+            return []
         recorded = await event_at(self._log, position)
         return [_outgoing(stuck, recorded) for stuck in await self._stuck.outgoing_at(recorded)]
 

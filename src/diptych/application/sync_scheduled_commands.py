@@ -45,11 +45,3 @@ class SyncScheduledCommands:
             return await self._find().cancel(command_id, reason=reason, actor=actor)
 
         return self._call(cancelled())
-
-    def retry(self, command_id: str) -> CommandStatus | None:
-        """See `ScheduledCommands.retry`."""
-
-        async def retried() -> CommandStatus | None:
-            return await self._find().retry(command_id)
-
-        return self._call(retried())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from diptych.application import registration
@@ -13,6 +13,7 @@ from diptych.application.parked import Parked
 from diptych.application.parked_deliveries import ParkedDeliveries
 from diptych.application.parked_events import ParkedEvents
 from diptych.application.parked_processes import ParkedOutgoing, ParkedSteps
+from diptych.application.parked_scheduled import ParkedScheduled
 from diptych.application.partition import Partition
 from diptych.application.pruning import Pruning
 from diptych.clock import Clock
@@ -25,6 +26,7 @@ from diptych.messages.fingerprint import fingerprint
 from diptych.messages.message import field_types
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.messages.unique_id import unique_id
+from diptych.process_managers.given_up_commands import GivenUpCommands
 from diptych.process_managers.process_leases import ProcessLeases
 from diptych.process_managers.process_manager import Process
 from diptych.process_managers.process_runner import ProcessRunner
@@ -113,6 +115,7 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     whole: Compiled | None = None,
     execute: Execute | None = None,
     outcome: FindOutcome | None = None,
+    is_here: Callable[[Command], bool] | None = None,
     clock: Clock,
     middleware: Sequence[CommandMiddleware] = (),
     projecting: bool,
@@ -123,7 +126,8 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     """Give every part of a partition what it needs; nothing is opened yet.
 
     Processes send their commands to `execute`, whose outcomes `outcome` finds; by default to the command bus of the
-    same partition. `whole` is what the application has in all its partitions, and across them; by default no more.
+    same partition. Whether a command belongs to it says `is_here`; by default all do. `whole` is what the application
+    has in all its partitions, and across them; by default no more.
     """
     follower = follow(
         compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
@@ -154,7 +158,11 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
         return await store.outcome(command_id)
 
     stuck = StuckProcesses(runners, store, history, process_store, outcome or outcome_here)
-    parked = Parked([*follower.parked.sources, ParkedSteps(stuck, store), ParkedOutgoing(stuck, store)])
+    given_up = GivenUpCommands(
+        scheduler, commands, compiled.commands, store, process_store, clock, is_here or (lambda _: True)
+    )
+    of_processes = ParkedSteps(stuck, store), ParkedOutgoing(stuck, store)
+    parked = Parked([*follower.parked.sources, *of_processes, ParkedScheduled(given_up)])
     followed: dict[str, Any] = {**vars(follower), "parked": parked}
     return Partition(
         **followed,

@@ -277,14 +277,13 @@ class ProcessStore(Protocol):
         """What is there under these ids, in any order."""
         ...
 
-    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+    async def waiting(self, process: str, after: str | None, limit: int) -> list[Outgoing]:
         """The first `limit` commands and timeouts behind an id, in the order of the ids' code points.
 
         Args:
             process: whose.
             after: the last id of the page before; None before the first.
             limit: at least 1.
-            dead: only what was given up.
         """
         ...
 

@@ -180,7 +180,7 @@ class ProcessWorker:
     async def wrong_with_scheduled(self) -> list[str]:
         """What is wrong with scheduled commands: that none is executed here, or that some were given up."""
         failure = (self._scheduler.sender.failure or self._leases.failure) if self._running else ""
-        given_up = await self._store.waiting(SCHEDULED, None, 1, dead=True)
+        given_up = await self._store.dead(SCHEDULED, None, 1)
         return [
             *([f"scheduled commands are not executed: {failure}"] if failure else []),
             *(f"scheduled commands were given up, the first is {found.id!r}" for found in given_up),

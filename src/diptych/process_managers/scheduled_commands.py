@@ -1,4 +1,4 @@
-"""The commands in time of one history: accepted for later, looked at, cancelled, and tried again by hand.
+"""The commands in time of one history: accepted for later, looked at, and cancelled.
 
 Whatever becomes of one is the outcome that is kept under its id, so that a race (it is cancelled while it is being
 executed) is decided where all others are: in the append section.
@@ -23,7 +23,7 @@ from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
 from diptych.process_managers.process_store import PRIORITY_MAX, PRIORITY_MIN, Outgoing, ProcessStore
 from diptych.process_managers.reactions import OUTGOING_BYTES_MAX
-from diptych.process_managers.scheduler import CANCELLED, SCHEDULED, AcceptedFrom, Scheduler, refuse
+from diptych.process_managers.scheduler import CANCELLED, SCHEDULED, AcceptedFrom, Scheduler, is_of, refuse
 from diptych.security import Actor, actor_of, check_reason
 from diptych.write_side.command_bus import Accepted, CommandBus, Sender
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload
@@ -83,7 +83,7 @@ class CommandStatus(msgspec.Struct, frozen=True, kw_only=True):
         attempts: how often it has failed.
         failure: how it failed last.
         receipt: what it gave.
-        code: of the rejection: the domain's, or "cancelled" or "expired".
+        code: of the rejection: the domain's, or "cancelled", "expired", "discarded" or "replaced".
         facts: of the rejection.
     """
 
@@ -126,12 +126,13 @@ class ScheduledCommands:
 
     async def accept(self, command: Command, command_id: str | None, sender: Sender, when: When) -> Scheduled:
         """Accept a command for later, durably; see `Application.schedule`."""
-        due_us, expires_us = _times(when, self._clock.now())
+        now = self._clock.now()
+        due_us, expires_us = _times(when, now)
         wanted_id = unique_id() if command_id is None else command_id
         accepted = await self._commands.accept(command, wanted_id, sender)
         if len(accepted.data) > OUTGOING_BYTES_MAX:
             raise InvalidMessage(accepted.name, [("$", f"scheduled, it has at most {OUTGOING_BYTES_MAX} bytes")])
-        item = _outgoing(wanted_id, accepted, sender, due_us, expires_us, when.priority)
+        item = _outgoing(wanted_id, accepted, sender, _Times(to_microseconds(now), due_us, expires_us), when.priority)
         kept = None if command_id is None else await self._events.outcome(command_id)
         if kept is not None:
             check_payload(kept, accepted.payload_hash)
@@ -153,7 +154,11 @@ class ScheduledCommands:
             failed: only what was given up.
             limit: at most so many, up to `LIST_SCHEDULED_MAX`.
         """
-        found = await self._store.waiting(SCHEDULED, after, max(1, min(limit, LIST_SCHEDULED_MAX)), dead=failed)
+        count = max(1, min(limit, LIST_SCHEDULED_MAX))
+        if failed:
+            found = await self._store.dead(SCHEDULED, None if after is None else (after, after), count)
+        else:
+            found = await self._store.waiting(SCHEDULED, after, count)
         return [_waiting(item) for item in found]
 
     async def status(self, command_id: str) -> CommandStatus | None:
@@ -165,7 +170,7 @@ class ScheduledCommands:
         for _ in range(LOOKS_MAX):
             kept = await self._events.outcome(command_id)
             found = await self._store.find(SCHEDULED, [command_id])
-            if kept is not None and (not found or _is_of(kept, found[0])):
+            if kept is not None and (not found or is_of(kept, found[0])):
                 return await self._resolved(kept, found[0] if found else None)
             if found:
                 return _waiting(found[0])
@@ -204,20 +209,10 @@ class ScheduledCommands:
         found = await self._store.find(SCHEDULED, [command_id]) if await self.status(command_id) else []
         if found:
             kept = await refuse(self._events, found[0], rejected)
-            if kept is None or _is_of(kept, found[0]):
+            if kept is None or is_of(kept, found[0]):
                 await self._store.drop(SCHEDULED, [command_id])
-        return await self.status(command_id)
-
-    async def retry(self, command_id: str) -> CommandStatus | None:
-        """Have a command that was given up tried again, as if it had never been; any other is left as it is.
-
-        Returns:
-            How far it is. None where nothing is known of that id.
-        """
-        if await self.status(command_id) is None:
-            return None
-        await self._store.revive(SCHEDULED, [command_id], to_microseconds(self._clock.now()))
-        self._scheduler.sender.wake()
+                if not found[0].dead:
+                    self._scheduler.dropped()
         return await self.status(command_id)
 
 
@@ -255,11 +250,16 @@ def _refused(argument: str, problem: str) -> InvalidMessage:
     return InvalidMessage("schedule", [(argument, problem)])
 
 
-def _outgoing(
-    command_id: str, accepted: Accepted, sender: Sender, due_us: int, expires_us: int, priority: int
-) -> Outgoing:
+class _Times(NamedTuple):
+    accepted_us: int
+    due_us: int
+    expires_us: int
+
+
+def _outgoing(command_id: str, accepted: Accepted, sender: Sender, times: _Times, priority: int) -> Outgoing:
     accepted_from = AcceptedFrom(
         payload_hash=accepted.payload_hash,
+        accepted_us=times.accepted_us,
         actor=sender.actor,
         reason=sender.reason,
         scopes=sender.scopes,
@@ -274,20 +274,15 @@ def _outgoing(
         kind="command",
         position=START,
         ordinal=0,
-        due_us=due_us,
+        due_us=times.due_us,
         type=accepted.name,
         version=1,
         data=accepted.data,
         tags=(),
         metadata=encode(accepted_from),
         priority=priority,
-        expires_us=expires_us,
+        expires_us=times.expires_us,
     )
-
-
-def _is_of(kept: KeptOutcome, item: Outgoing) -> bool:
-    """Whether an outcome is that of the command that waits, and not of another one under its id."""
-    return kept.payload_hash == decode(item.metadata, AcceptedFrom).payload_hash
 
 
 def _scheduled(item: Outgoing) -> Scheduled:

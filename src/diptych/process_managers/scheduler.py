@@ -34,16 +34,29 @@ from diptych.process_managers.together import Together
 from diptych.write_side.command_bus import CommandBus, Sender
 from diptych.write_side.idempotency import encode_rejection
 
-__all__ = ["CANCELLED", "EXPIRED", "SCHEDULED", "AcceptedFrom", "ScheduledSender", "Scheduler", "refuse"]
+__all__ = [
+    "CANCELLED",
+    "DISCARDED",
+    "EXPIRED",
+    "REPLACED",
+    "SCHEDULED",
+    "AcceptedFrom",
+    "ScheduledSender",
+    "Scheduler",
+    "is_of",
+    "refuse",
+]
 
 SCHEDULED = "(scheduled)"
 """The name under which commands wait in the process store: no process has one without its context."""
-CANCELLED, EXPIRED = "cancelled", "expired"
+CANCELLED, EXPIRED, DISCARDED, REPLACED = "cancelled", "expired", "discarded", "replaced"
 """The codes of the rejections that are kept where nobody asked the domain any more."""
 SCHEDULED_MAX = 1_000_000
 """Commands of one history that wait to be executed; past it, `Overloaded`."""
 COUNT_AGE_S = 10.0
 """Seconds for which a count of what waits is taken as good, though others may accept more meanwhile."""
+FULL_COUNT_AGE_S = 1.0
+"""The same, while there is no room: counting takes long then, and whoever is refused comes again."""
 ADDED_TOGETHER_MAX = 256
 """Commands that are accepted in one transaction."""
 ADDING_MAX = 10_000
@@ -61,9 +74,11 @@ class AcceptedFrom(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
     Attributes:
         payload_hash: tells the command from others under the same id.
+        accepted_us: when it was accepted, microseconds since 1970 UTC; 0 where that was not kept.
     """
 
     payload_hash: bytes = b""
+    accepted_us: int = 0
     actor: str | None = None
     reason: str | None = None
     scopes: AbstractSet[str] = frozenset()
@@ -101,6 +116,11 @@ async def refuse(events: EventStore, item: Outgoing, rejected: Rejected) -> Kept
     return None
 
 
+def is_of(kept: KeptOutcome, item: Outgoing) -> bool:
+    """Whether an outcome is that of the command that waits, and not of another one under its id."""
+    return kept.payload_hash == decode(item.metadata, AcceptedFrom).payload_hash
+
+
 class ScheduledSender(OutgoingSender):
     """Executes what is due of the commands that were accepted for later, while the scheduler holds them."""
 
@@ -127,7 +147,7 @@ class ScheduledSender(OutgoingSender):
 
     async def _go_out(self, item: Outgoing) -> None:
         if item.expires_us and to_microseconds(self._clock.now()) >= item.expires_us:
-            await refuse(self._events, item, Rejected(EXPIRED, expires_at=moment(item.expires_us)))
+            await self._refuse(item, Rejected(EXPIRED, expires_at=moment(item.expires_us)))
             return
         cls = self._types.find(item.type)
         if cls not in self._codecs:
@@ -136,7 +156,12 @@ class ScheduledSender(OutgoingSender):
         try:
             await self._commands.execute(command, item.id, decode(item.metadata, AcceptedFrom).sender)
         except Rejected as rejected:  # and kept, unless it was a middleware that said so
-            await refuse(self._events, item, rejected)
+            await self._refuse(item, rejected)
+
+    async def _refuse(self, item: Outgoing, rejected: Rejected) -> None:
+        kept = await refuse(self._events, item, rejected)
+        if kept is not None and not is_of(kept, item):
+            raise CommandIdReused(item.id)
 
     def _is_hopeless(self, error: Exception) -> bool:
         return isinstance(error, Forbidden | CommandIdReused)
@@ -243,8 +268,8 @@ class Scheduler:
 
     async def settle(self, removed: Collection[str], failed: Sequence[Outgoing]) -> None:
         """Note what has an outcome, and what failed."""
-        self._waiting -= len(removed)
-        await self.change(removed=removed, failed=failed)
+        if await self.change(removed=removed, failed=failed):
+            self._waiting -= len(removed) + sum(item.dead for item in failed)
 
     async def change(
         self, *, removed: Collection[str] = (), begun: Collection[str] = (), failed: Sequence[Outgoing] = ()
@@ -287,10 +312,15 @@ class Scheduler:
         await self._check_room()
         return await self._adding.result(item)
 
+    def dropped(self) -> None:
+        """One that waited was taken out otherwise, such as by cancelling it."""
+        self._waiting -= 1
+
     async def _check_room(self) -> None:
         if self._adding.waiting >= ADDING_MAX:
             raise Overloaded("ADDING_MAX", ADDING_MAX)
-        if self._waiting >= SCHEDULED_MAX or self._monotonic() - self._counted_at >= COUNT_AGE_S:
+        age_max_s = COUNT_AGE_S if self._waiting < SCHEDULED_MAX else FULL_COUNT_AGE_S
+        if self._monotonic() - self._counted_at >= age_max_s:
             self._counted_at = self._monotonic()
             self._waiting = (await self._store.count(SCHEDULED)).waiting
         if self._waiting >= SCHEDULED_MAX:

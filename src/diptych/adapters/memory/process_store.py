@@ -169,10 +169,10 @@ class MemoryProcessStore:
         outgoing = self._of(process).outgoing
         return [outgoing[wanted] for wanted in dict.fromkeys(ids) if wanted in outgoing]
 
-    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+    async def waiting(self, process: str, after: str | None, limit: int) -> list[Outgoing]:
         """The first commands and timeouts behind an id."""
         items = self._of(process).outgoing.values()
-        found = [item for item in items if (after is None or item.id > after) and (item.dead or not dead)]
+        found = [item for item in items if after is None or item.id > after]
         return nsmallest(limit, found, key=lambda item: item.id)
 
     async def instances(self, process: str, ids: Collection[str]) -> list[Instance]:

@@ -66,7 +66,7 @@ DROP INDEX {schema}.process_outgoing_due;
 CREATE INDEX process_outgoing_due ON {schema}.process_outgoing (process, priority, due, position, ordinal)
     WHERE NOT dead;
 DROP INDEX {schema}.process_outgoing_dead;
-CREATE INDEX process_outgoing_dead ON {schema}.process_outgoing (process, id) INCLUDE (instance) WHERE dead;
+CREATE INDEX process_outgoing_dead ON {schema}.process_outgoing (process, instance, id) WHERE dead;
 """
 
 _TRACES = """

@@ -177,9 +177,9 @@ class PostgresProcessStore:
         """What is there under these ids."""
         return [_outgoing_of(row) for row in await self._rows(self._sql.find, process, list(ids))]
 
-    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+    async def waiting(self, process: str, after: str | None, limit: int) -> list[Outgoing]:
         """The first commands and timeouts behind an id."""
-        statement = self._sql.waiting(dead=dead, first=after is None)
+        statement = self._sql.waiting(first=after is None)
         arguments = (process, limit) if after is None else (process, limit, after)
         return [_outgoing_of(row) for row in await self._rows(statement, *arguments)]
 
@@ -314,13 +314,10 @@ class _Statements:
             f"SELECT {_OUTGOING} FROM {out} WHERE process = $1 AND instance = $2 ORDER BY position, kind, ordinal"
         )
 
-    def waiting(self, *, dead: bool, first: bool) -> str:
+    def waiting(self, *, first: bool) -> str:
         """Commands and timeouts behind one."""
         behind = "" if first else "AND id > $3 "
-        return (
-            f"SELECT {_OUTGOING} FROM {self._out} WHERE process = $1 {behind}{'AND dead ' if dead else ''}"
-            "ORDER BY id LIMIT $2"
-        )
+        return f"SELECT {_OUTGOING} FROM {self._out} WHERE process = $1 {behind}ORDER BY id LIMIT $2"
 
     def dead(self, *, first: bool) -> str:
         """The dead behind one."""

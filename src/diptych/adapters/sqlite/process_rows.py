@@ -48,7 +48,7 @@ _OUTGOING = """
 _OUTGOING_INDEXES = (
     "CREATE INDEX process_outgoing_of ON process_outgoing (process, instance, kind, position, ordinal, dead)",
     "CREATE INDEX process_outgoing_due ON process_outgoing (process, priority, due, position, ordinal) WHERE dead = 0",
-    "CREATE INDEX process_outgoing_dead ON process_outgoing (process, id, instance) WHERE dead = 1",
+    "CREATE INDEX process_outgoing_dead ON process_outgoing (process, instance, id) WHERE dead = 1",
 )
 _TRACES = (
     "ALTER TABLE process_instances ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0",

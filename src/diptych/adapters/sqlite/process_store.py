@@ -220,12 +220,11 @@ class SqliteProcessStore:
         """What is there under these ids."""
         return [outgoing_of(row) for row in self._rows(_FIND, (process, json.dumps(list(ids))))]
 
-    async def waiting(self, process: str, after: str | None, limit: int, *, dead: bool = False) -> list[Outgoing]:
+    async def waiting(self, process: str, after: str | None, limit: int) -> list[Outgoing]:
         """The first commands and timeouts behind an id."""
         behind = "" if after is None else "AND id > :after "
         statement = (
-            f"SELECT {_OUTGOING} FROM process_outgoing WHERE process = :process "
-            f"{behind}{'AND dead = 1 ' if dead else ''}ORDER BY id LIMIT :limit"
+            f"SELECT {_OUTGOING} FROM process_outgoing WHERE process = :process {behind}ORDER BY id LIMIT :limit"
         )
         found = self._rows(statement, {"process": process, "after": after, "limit": limit})
         return [outgoing_of(row) for row in found]

@@ -24,7 +24,6 @@ from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.retag import retag
 from diptych.entrypoints.cli.run import run
 from diptych.entrypoints.cli.scheduled import cancel, list_scheduled
-from diptych.entrypoints.cli.scheduled import retry as retry_scheduled
 from diptych.entrypoints.cli.scheduled import show as show_scheduled
 from diptych.entrypoints.cli.schema import check
 from diptych.entrypoints.cli.schema import show as show_schema
@@ -140,9 +139,9 @@ def _processes() -> App:
 
 
 def _scheduled() -> App:
-    scheduled = _group("scheduled", 7, "List commands that are executed later, cancel one, or try it again.")
+    scheduled = _group("scheduled", 7, "List commands that are executed later, or cancel one.")
     _add(scheduled, 1, list_scheduled, "list", f"diptych scheduled list notes:notes {_STORE}", arguments="[APP...]")
-    for key, name, command in (2, "show", show_scheduled), (3, "cancel", cancel), (4, "retry", retry_scheduled):
+    for key, name, command in (2, "show", show_scheduled), (3, "cancel", cancel):
         example = f"diptych scheduled {name} reminder-17 notes:notes"
         _add(scheduled, key, command, name, example, arguments="ID [APP...]")
     return scheduled

@@ -57,7 +57,7 @@ def list_parked(
 
     Args:
         app: whose.
-        kind: Of this one alone: "event", "step", "command" or "timeout".
+        kind: Of this one alone: "event", "delivery", "step", "command", "timeout" or "scheduled".
         after: The cursor of the next page, as the page before tells it.
         limit: At most so many, 1 to 100.
         json: Print one JSON object a line; where there is a next page, its cursor on stderr.
@@ -180,7 +180,12 @@ def retry(
     async def retried(parked: Parked) -> Dealt:
         return await parked.retry(item_id, actor=operator(), reason=reason, edited=edited)
 
-    return _say(_run(_settings(app, stores, partition, log), retried), "is tried again", "every event is folded")
+    return _say(
+        _run(_settings(app, stores, partition, log), retried),
+        "is tried again",
+        "every event is folded",
+        "as command {}",
+    )
 
 
 def discard(
@@ -218,7 +223,7 @@ def discard(
     if dealt is None:
         screen.output().print("Nothing was changed.")
         return FAILED
-    return _say(dealt, "is discarded", "it is left out")
+    return _say(dealt, "is discarded", "it is left out", "and command {} is rejected")
 
 
 def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
@@ -266,7 +271,7 @@ def _confirmed(item: ParkedDetails) -> bool:
     return input().strip().lower() in {"y", "yes"}
 
 
-def _say(dealt: Dealt, done: str, at_once: str) -> int:
+def _say(dealt: Dealt, done: str, at_once: str, as_command: str) -> int:
     if dealt.still is not None:
         still = dealt.still
         screen.errors().print(
@@ -274,11 +279,12 @@ def _say(dealt: Dealt, done: str, at_once: str) -> int:
             soft_wrap=True,
         )
         return FAILED
-    says = (
-        f"says the event at position {screen.count(dealt.position)}"
-        if dealt.position
-        else f"and its key goes on: {at_once}"
-    )
+    if dealt.command_id:
+        says = as_command.format(dealt.command_id)
+    elif dealt.position:
+        says = f"says the event at position {screen.count(dealt.position)}"
+    else:
+        says = f"and its key goes on: {at_once}"
     screen.output().print(f"{dealt.id} {done}, {says}.", soft_wrap=True)
     return 0
 

@@ -1,4 +1,4 @@
-"""`diptych scheduled`: the commands that are executed later, and how one is cancelled, or tried again."""
+"""`diptych scheduled`: the commands that are executed later, and how one is cancelled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from diptych.process_managers.scheduled_commands import CommandStatus, ScheduledCommands
 
-__all__ = ["cancel", "list_scheduled", "retry", "show"]
+__all__ = ["cancel", "list_scheduled", "show"]
 
 Json = Annotated[bool, Parameter(negative="", show_default=False)]
 CommandName = Annotated[str, Parameter(name="ID")]
@@ -132,32 +132,6 @@ def cancel(
         screen.output().print(f"{command_id} is cancelled.", soft_wrap=True)
     else:
         raise _failed(f"{command_id} was {_outcome(found)} before: nothing is changed")
-
-
-def retry(
-    command_id: CommandName,
-    /,
-    *app: AppNames,
-    stores: StoreOptions = STORES_UNSET,
-    partition: PartitionOptions = PARTITION_UNSET,
-    log: LogOptions = LOGS_UNSET,
-) -> None:
-    """Have a command that was given up tried again, as if it had never been. A worker does so soon after.
-
-    Args:
-        command_id: Its id.
-        app: whose.
-        stores: which.
-        partition: which.
-        log: how.
-    """
-
-    async def retried() -> CommandStatus | None:
-        async with _opened(_settings(app, stores, partition, log)) as scheduled:
-            return await scheduled.retry(command_id)
-
-    found = _known(run_async(retried), command_id)
-    screen.output().print(f"{command_id} is {_outcome(found)}.", soft_wrap=True)
 
 
 def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:

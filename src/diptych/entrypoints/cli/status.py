@@ -135,7 +135,7 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
     if any(each.count.blocked or each.count.dead for each in found.processes):
         output.print("\nSome instances of processes are stuck: see diptych processes list --stuck")
     if found.scheduled.failed:
-        output.print("\nSome scheduled commands were given up: see diptych scheduled list --failed")
+        output.print("\nSome scheduled commands were given up: see diptych parked list --kind scheduled")
 
 
 def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:

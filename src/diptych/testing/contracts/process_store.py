@@ -474,24 +474,22 @@ class ProcessStoreContract(ABC):
             await store.add("shop.Billing", given)
             await store.revive(SHIPPING, [given[0].id, given[2].id, "none"], 3)
             await store.drop(SHIPPING, [given[3].id, "none"])
-            assert await store.waiting(SHIPPING, None, 10, dead=True) == [given[1]]
+            assert await store.dead(SHIPPING, None, 10) == [given[1]]
             assert await writing.due(5) == [item("a", due_us=3), given[2]]
             assert len(await store.waiting("shop.Billing", None, 10)) == len(given)
-            assert len(await store.waiting("shop.Billing", None, 10, dead=True)) == 2
+            assert len(await store.dead("shop.Billing", None, 10)) == 2
 
     async def test_what_waits_comes_in_pages(self) -> None:
-        """By id, in the order of code points, without gaps; only the dead where these are asked for."""
+        """By id, in the order of code points, without gaps; what is dead waits for somebody, too."""
         async with self.store() as store:
             names = ["B", "a", "b", "ä", "😀", "Z", "0"]
             given = [item(name, id=name, dead=name in ("b", "Z", "a")) for name in names]
             await store.add(SHIPPING, given)
-            for dead in (False, True):
-                expected = sorted(each.id for each in given if each.dead or not dead)
-                seen: list[str] = []
-                while page := await store.waiting(SHIPPING, seen[-1] if seen else None, 2, dead=dead):
-                    assert len(page) <= 2
-                    seen += [each.id for each in page]
-                assert seen == expected
+            seen: list[str] = []
+            while page := await store.waiting(SHIPPING, seen[-1] if seen else None, 2):
+                assert len(page) <= 2
+                seen += [each.id for each in page]
+            assert seen == sorted(names)
 
     async def test_commands_of_an_instance_go_one_after_the_other(self) -> None:
         """The next one shows when the first is gone, however long that is put off; timeouts wait for nobody."""
@@ -569,6 +567,7 @@ class ProcessStoreContract(ABC):
             assert await store.due("no.Such", FAR_US, 1) == []
             assert await store.outgoing("no.Such", "a") == []
             assert await store.waiting("no.Such", None, 1) == []
+            assert await store.dead("no.Such", None, 1) == []
             assert await store.find("no.Such", ["a"]) == []
             await store.drop("no.Such", ["a"])
             await store.revive("no.Such", ["a"], 0)
@@ -624,6 +623,7 @@ async def _check_closed(store: ProcessStore) -> None:
         lambda: store.revive(SHIPPING, ["a"], 0),
         lambda: store.find(SHIPPING, ["a"]),
         lambda: store.waiting(SHIPPING, None, 1),
+        lambda: store.dead(SHIPPING, None, 1),
     )
     for call in calls:
         with pytest.raises(StoreClosed):
