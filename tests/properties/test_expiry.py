@@ -245,7 +245,8 @@ class Live:
     async def replay(self) -> None:
         keys = BlockedKeys(self.projector, self.store, self.read_store, self.clock)
         for blocked in await keys.all():
-            assert await keys.retry(blocked.name, blocked.key, actor="ann", reason="mended") is None
+            by = {"actor": "ann", "reason": "mended"}
+            assert await keys.retry(blocked.name, blocked.key, position=blocked.position, **by) is None
 
     async def verify(self) -> None:
         rebuilds = Rebuilds(self.projector, self.read_store)

@@ -275,7 +275,7 @@ async def test_g9_a_replay_stops_at_what_it_cannot_read() -> None:
     )
     blocked_keys = BlockedKeys(projector, warehouse.store, warehouse.read_store, ManualClock())
     for again in (blocked_keys.retry, blocked_keys.discard):
-        found = await again("warehouse.Stock", '["a"]', actor=ACTOR, reason=REASON)
+        found = await again("warehouse.Stock", '["a"]', position=1, actor=ACTOR, reason=REASON)
         assert found is not None
         assert found.position == 1
         assert "position 3" in found.error

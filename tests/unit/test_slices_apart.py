@@ -169,7 +169,8 @@ async def test_g9_a_blocked_key_is_replayed_up_to_where_its_slice_is() -> None:
     await warehouse.fold(ahead)
     assert (behind.position, ahead.position) == (1, 2)
     by_hand = BlockedKeys(warehouse.projector, warehouse.store, warehouse.read_store, ManualClock())
-    assert await by_hand.discard(warehouse.projection.name, key_text((SECOND,)), actor=ACTOR, reason=REASON) is None
+    name, key = warehouse.projection.name, key_text((SECOND,))
+    assert await by_hand.discard(name, key, position=1, actor=ACTOR, reason=REASON) is None
     assert await warehouse.rows() == [Stock(sku=SECOND, amount=5)]
     await warehouse.fold(behind)
     assert await warehouse.rows() == [Stock(sku=SECOND, amount=5)]

@@ -73,12 +73,16 @@ class ParkedEvents:
         """Fold what waits behind the event, and the event."""
         if edited is not None:
             raise ConfigurationError(f"{item.id} is an event of {item.name}: {NEVER_EDITED}")
-        still = await self._blocked_keys.retry(item.name, item.key, actor=by.actor, reason=by.reason)
+        still = await self._blocked_keys.retry(
+            item.name, item.key, position=item.position, actor=by.actor, reason=by.reason
+        )
         return await self._dealt(item, still)
 
     async def discard(self, item: ParkedDetails, by: Decision) -> Dealt:
         """Leave the event out of the row for good, and fold the others."""
-        still = await self._blocked_keys.discard(item.name, item.key, actor=by.actor, reason=by.reason)
+        still = await self._blocked_keys.discard(
+            item.name, item.key, position=item.position, actor=by.actor, reason=by.reason
+        )
         return await self._dealt(item, still)
 
     async def discarded(self, after: Cursor, limit: int) -> Sequence[tuple[Cursor, Discarded]]:

@@ -34,6 +34,7 @@ REPLAY_ATTEMPTS_MAX = 20
 class _Decision(NamedTuple):
     """What somebody has done with a blocked key."""
 
+    position: int
     actor: str
     reason: str
     discard: bool
@@ -72,27 +73,28 @@ class BlockedKeys:
         names = sorted({slice.projection.name for slice in self._projector.slices})
         return [found for name in names for found in await self._read_store.discards(name)]
 
-    async def retry(self, name: str, key: str, *, actor: str, reason: str) -> BlockedKey | None:
+    async def retry(self, name: str, key: str, *, position: int, actor: str, reason: str) -> BlockedKey | None:
         """Fold the waiting events of a key. None when it goes on; else what blocks it now.
 
         Args:
             name: the projection's name, "school.Seats".
             key: the key as a JSON array, as listed.
+            position: of the event that blocks it, as listed: what blocks it since is another decision.
             actor: who has it done; kept, whatever comes of it.
             reason: why; kept likewise.
 
         Raises:
-            ConfigurationError: no such projection, or the key is not blocked.
+            ConfigurationError: no such projection, or the key is not blocked by that event.
             Unavailable: other processes wrote meanwhile, more often than a named limit.
         """
-        return await self._dealt_with(name, key, _Decision(actor, reason, discard=False))
+        return await self._dealt_with(name, key, _Decision(position, actor, reason, discard=False))
 
-    async def discard(self, name: str, key: str, *, actor: str, reason: str) -> BlockedKey | None:
+    async def discard(self, name: str, key: str, *, position: int, actor: str, reason: str) -> BlockedKey | None:
         """Leave the event that blocks a key out of the key's row, for good (rebuilds do so too), and fold the rest.
 
         Raises as `retry` does.
         """
-        return await self._dealt_with(name, key, _Decision(actor, reason, discard=True))
+        return await self._dealt_with(name, key, _Decision(position, actor, reason, discard=True))
 
     async def _dealt_with(self, name: str, key: str, decision: _Decision) -> BlockedKey | None:
         if not self._projector.slices_of(name):
@@ -104,6 +106,11 @@ class BlockedKeys:
                 if not having:
                     raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
                 slice, blocked = having[0], having[0].blocked[key]
+                if blocked.position != decision.position:
+                    raise ConfigurationError(
+                        f"{name} {key} waits behind position {blocked.position} by now, and not behind "
+                        f"{decision.position}; see `diptych parked list`"
+                    )
                 steps, unreadable = await self._steps(slice, blocked)
                 write = (
                     self._in_vain(slice, blocked, unreadable, decision)

@@ -145,6 +145,7 @@ class Subscription:
         self._stale = False
         self._batch_max = BATCH_EVENTS_MAX
         self._attempts = 0
+        self._failed_at = START
         self._parked = False
 
     @property
@@ -270,8 +271,9 @@ class Subscription:
 
     async def _count(self, first: RecordedEvent, error: Exception) -> None:
         """Find out which event fails, by delivering one by one; and note it where it has failed often enough."""
-        alone, self._batch_max = self._batch_max == 1, 1
-        self._attempts = self._attempts + 1 if alone else 1
+        again = self._batch_max == 1 and self._failed_at == first.position  # else others may have been at fault
+        self._attempts = self._attempts + 1 if again else 1
+        self._batch_max, self._failed_at = 1, first.position
         if self._attempts < DELIVERY_ATTEMPTS_MAX:
             return
         failed = BlockedKey(self.subscriber.name, NO_KEY, first.position, told(error), self._attempts, trace_of(error))
