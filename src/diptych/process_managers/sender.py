@@ -182,14 +182,16 @@ class OutgoingSender(ABC):
             sending.add_done_callback(lambda _: self.wake())
             self._under_way[item.id] = _Sending(item, sending)
         if self._under_way:
-            await self._settle()
+            await self._settle(now_us)
         elif not self._asked:
             await self._idle(now_us)
 
-    async def _settle(self) -> None:
+    async def _settle(self, now_us: int) -> None:
         """Wait for one that is under way, or for more to be due; what has gone out is removed, in one commit."""
-        if not any(sending.task.done() for sending in self._under_way.values()) and not self._asked:
-            await self._wakes.wait(DUE_WAIT_S)
+        if not any(sending.task.done() for sending in self._under_way.values()):
+            left_s = DUE_WAIT_S if len(self._under_way) >= SENDING_MAX else await self._until_due_s(now_us)
+            if not self._asked and left_s > 0:
+                await self._wakes.wait(left_s)
         done = [self._outcome(sending) for sending in self._under_way.values() if sending.task.done()]
         if not done:
             return
@@ -208,14 +210,20 @@ class OutgoingSender(ABC):
         return sending.task.result()
 
     async def _idle(self, now_us: int) -> None:
-        due_us = await self._runner.store.next_due_us(self._runner.process_name, now_us)
+        left_s = await self._until_due_s(now_us)
         if self._asked:
             return
         self._at_rest = True
         self._rests.wake()
-        left_s = self.look_s if due_us is None else (due_us - to_microseconds(self._clock.now())) / 1_000_000
         if left_s > 0:
-            await self._wakes.wait(min(left_s, self.look_s))
+            await self._wakes.wait(left_s)
+
+    async def _until_due_s(self, now_us: int) -> float:
+        """How long it is until there may be more to send than there was then; not positive where there may be now."""
+        due_us = await self._runner.store.next_due_us(self._runner.process_name, now_us)
+        if due_us is None:
+            return self.look_s
+        return min((due_us - to_microseconds(self._clock.now())) / 1_000_000, self.look_s)
 
     # ── one of them ──────────────────────────────────────────────────────────
 
