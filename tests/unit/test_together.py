@@ -80,3 +80,25 @@ async def test_nobody_is_left_waiting_when_the_loop_is_torn_down() -> None:
     for caller in callers:
         with pytest.raises(StoreClosed, match="torn down"):
             await caller
+
+
+async def test_what_was_said_to_be_undone_is_not_done_later() -> None:
+    """Torn down in the middle, it tells whoever waits; what comes afterwards is done alone."""
+    begun, go_on, done = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def do(wanted: Sequence[str]) -> Sequence[str]:
+        begun.set()
+        await go_on.wait()
+        done.extend(wanted)
+        return wanted
+
+    together = Together(do, 1, "test")
+    calls = [asyncio.create_task(together.result(name)) for name in ("a", "b")]
+    await begun.wait()
+    (task,) = [found for found in asyncio.all_tasks() if found.get_name() == "test"]
+    task.cancel()
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert ["is not known" in str(found[0]), "was not done" in str(found[1])] == [True, True]
+    assert all(isinstance(each, StoreClosed) for each in found)
+    go_on.set()
+    assert (await together.result("c"), done, together.waiting) == ("c", ["c"], 0)

@@ -56,7 +56,8 @@ class Together(Generic[T, R]):
                 await self._run_batch(batch)
         finally:
             self._task = None
-            self._fail(self._waiting, StoreClosed("the event loop was torn down: this was not done"))
+            left, self._waiting = self._waiting, []
+            self._fail(left, StoreClosed("the event loop was torn down: this was not done"))
 
     async def _run_batch(self, batch: Sequence[tuple[T, asyncio.Future[R]]]) -> None:
         try:
