@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
@@ -12,7 +13,7 @@ import pytest
 
 from diptych import Application, Command, CommandContext, Receipt
 from diptych.application.parked import ByHand, Discarded, ParkedDetails
-from diptych.errors import ConfigurationError, Forbidden, InvalidMessage, StoreUnavailable
+from diptych.errors import ConfigurationError, Forbidden, InvalidMessage, StoreUnavailable, UnknownPartition
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.process_managers import sender
 from diptych.process_managers.process_store import Outgoing
@@ -173,22 +174,25 @@ async def test_an_edited_command_that_is_given_up_tells_who_edited_it(store_url:
         assert ((await here.status(last)).state, await here.happened()) == ("done", ["three"])
 
 
-async def test_an_edit_that_did_not_come_to_its_end_is_taken_up(
-    store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def pulled_plug(here: Notes, method: str) -> Generator[None]:
+    """Meanwhile a method of the process store fails."""
+
+    async def fails(*_: object) -> None:
+        raise StoreUnavailable("the plug was pulled")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(here.app.partition().scheduled._store, method, fails)
+        yield
+
+
+async def test_an_edit_that_did_not_come_to_its_end_is_taken_up(store_url: str) -> None:
     """After a crash in the middle it is not retried as it was, which would lose it; edited again it is done once."""
     here = Notes(store_url)
     async with here.app:
         await here.fails("a")
-        store = here.app.partition().scheduled._store
-        with monkeypatch.context() as patched:
-
-            async def fails(*_: object) -> None:
-                raise StoreUnavailable("the plug was pulled")
-
-            patched.setattr(store, "add", fails)
-            with pytest.raises(StoreUnavailable):
-                await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+        with pulled_plug(here, "add"), pytest.raises(StoreUnavailable):
+            await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
         new = (await here.status("a")).facts["command_id"]
         assert await here.ids() == ["a"]
         with pytest.raises(ConfigurationError, match=f"to be replaced by {new}"):
@@ -196,6 +200,42 @@ async def test_an_edit_that_did_not_come_to_its_end_is_taken_up(
         assert (await here.app.parked.retry("scheduled-a", edited={"note": "two"}, **WHO)).command_id == new
         await here.rest()
         assert (await here.happened(), await here.ids()) == (["two"], [])
+
+
+async def test_an_edit_that_did_not_come_to_its_end_can_be_discarded(store_url: str) -> None:
+    """Both ids then have an outcome that says so."""
+    here = Notes(store_url)
+    async with here.app:
+        await here.fails("a")
+        with pulled_plug(here, "add"), pytest.raises(StoreUnavailable):
+            await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+        await here.app.parked.discard("scheduled-a", **WHO)
+        before = await here.status("a")
+        assert (before.code, (await here.status(before.facts["command_id"])).code) == ("replaced", "discarded")
+        assert (await here.ids(), len((await here.app.parked.discarded()).items)) == ([], 1)
+
+
+@pytest.mark.parametrize("again", ["retried", "edited", "discarded"])
+async def test_an_edit_that_came_to_all_but_its_end_is_not_done_twice(store_url: str, again: str) -> None:
+    """The other command is there already, and the one of before goes as soon as somebody deals with it."""
+    here = Notes(store_url)
+    async with here.app:
+        await here.fails("a")
+        with pulled_plug(here, "drop"), pytest.raises(StoreUnavailable):
+            await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+        assert await here.ids() == ["a"]
+        edited = {"note": "two"} if again == "edited" else None
+        parked = here.app.parked
+        again_dealt_with = (
+            parked.discard("scheduled-a", **WHO)
+            if again == "discarded"
+            else parked.retry("scheduled-a", edited=edited, **WHO)
+        )
+        with pytest.raises(ConfigurationError, match=r"was replaced by .* before: look at that one"):
+            await again_dealt_with
+        here.app.partition().process_worker._scheduler.sender.wake()
+        await here.rest()
+        assert (await here.happened(), await here.ids()) == (["one"], [])
 
 
 async def test_of_several_who_edit_at_once_one_is_followed(store_url: str) -> None:
@@ -229,17 +269,19 @@ async def test_an_edit_that_comes_behind_another_one_leaves_nothing(
             return await put_in(process, items)
 
         monkeypatch.setattr(store, "add", add)
-        one, two = (
+        edits = [
             asyncio.create_task(here.app.parked.retry("scheduled-a", edited={"note": note}, **WHO))
             for note in ("one", "two")
-        )
-        await one
+        ]
+        await asyncio.wait(edits, return_when=asyncio.FIRST_COMPLETED)
         await here.rest()
+        assert len(await here.happened()) == 1
         first_is_done.set()
-        with pytest.raises(ConfigurationError, match="somebody else gave it other fields"):
-            await two
+        found = await asyncio.gather(*edits, return_exceptions=True)
+        (late,) = [str(each) for each in found if isinstance(each, ConfigurationError)]
+        assert "somebody else was faster" in late
         await here.rest()
-        assert (len(set(begun)), await here.happened(), await here.ids()) == (1, ["one"], [])
+        assert (len(set(begun)), len(await here.happened()), await here.ids()) == (1, 1, [])
 
 
 async def test_what_took_effect_after_all_is_neither_edited_nor_discarded(store_url: str) -> None:
@@ -339,3 +381,22 @@ async def test_a_command_whose_id_is_of_another_one_can_be_dealt_with(store_url:
         assert await here.ids() == ["c"]
         assert {(await here.status(each)).state for each in "ab"} == {"done"}
         assert (await here.status(new)).state == ("rejected" if store_url == "memory:" else "done")
+
+
+async def test_an_edited_command_stays_in_its_partition() -> None:
+    """With fields that belong to another one it is refused, and waits as it did."""
+    gate = Gate()
+    gate.open.set()
+    stores = {"fail": "memory:", "one": "memory:"}
+    async with Application(reminders(), store=stores, partition_by=NoteId, services={Gate: gate}) as app:
+        await app.schedule(Slow(note=FAIL), command_id="a")
+        here = app.partition("fail")
+        await here.process_worker.at_rest()
+        with pytest.raises(ConfigurationError, match="belongs to another partition: schedule it there"):
+            await here.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+        with pytest.raises(UnknownPartition):
+            await here.parked.retry("scheduled-a", edited={"note": "nowhere"}, **WHO)
+        assert [item.key for item in (await here.parked.list()).items] == ["a"]
+        found = await here.scheduled.status("a")
+        assert found is not None
+        assert found.state == "failed"

@@ -121,7 +121,7 @@ class GivenUpCommands:
             The id that it is executed under.
 
         Raises:
-            ConfigurationError: it has an outcome after all, is being replaced, or belongs to another partition.
+            ConfigurationError: it has an outcome after all, was replaced, or belongs to another partition now.
             Forbidden: it requires a scope that whoever sent it did not have.
             InvalidMessage: a field is unknown, or of the wrong type.
             UnknownMessage: nobody handles the command any more.
@@ -130,32 +130,55 @@ class GivenUpCommands:
         if accepted is not None:
             command_id = await self._replaced(item, accepted, _By(actor, reason))
         else:
-            replaced = await self._refused_as(item)
-            if replaced is not None and replaced.code == REPLACED:
-                raise ConfigurationError(
-                    f"{item.type} {item.id} was to be replaced by {replaced.facts['command_id']}, which was not "
-                    "finished: retry it with other fields, or discard it"
-                )
-            command_id = item.id
-            await self._note(_RETRIED_BY_HAND, unique_id(), command_id, item, _By(actor, reason))
-            await self._store.revive(SCHEDULED, [command_id], self._now_us())
+            command_id = await self._as_it_is(item, _By(actor, reason))
         self._scheduler.sender.wake()
         return command_id
 
     async def discard(self, item: Outgoing, actor: str, reason: str) -> None:
-        """Have one rejected as "discarded", for good.
+        """Have one rejected as "discarded", for good; an edit of it that was not finished, too.
 
         Raises:
-            ConfigurationError: it took effect after all. It is not among the given up any more.
+            ConfigurationError: it took effect after all, or was replaced. It is not among the given up any more.
         """
-        kept = await refuse(self._events, item, Rejected(DISCARDED, by=actor, reason=reason))
-        if kept is not None and is_of(kept, item) and kept.rejection is None:
-            await self._store.drop(SCHEDULED, [item.id])
-            raise ConfigurationError(
-                f"{_took_effect(item, kept)}: nothing is discarded, and it waits for nobody any more"
-            )
+        rejected = Rejected(DISCARDED, by=actor, reason=reason)
+        kept = await refuse(self._events, item, rejected)
+        if kept is not None and is_of(kept, item):
+            before = await self._commands.heard(kept)
+            if isinstance(before, Receipt):
+                await self._store.drop(SCHEDULED, [item.id])
+                raise ConfigurationError(
+                    f"{_took_effect(item, kept)}: nothing is discarded, and it waits for nobody any more"
+                )
+            if before.code == REPLACED:
+                await self._check_unfinished(item, before)
+                await refuse(self._events, _renamed(item, before.facts["command_id"]), rejected)
         await self._note(_DISCARDED_BY_HAND, item.id, item.id, item, _By(actor, reason))
         await self._store.drop(SCHEDULED, [item.id])
+
+    async def _as_it_is(self, item: Outgoing, by: _By) -> str:
+        """Have one tried again under its id, unless that is kept as replaced: it would be taken out as rejected."""
+        kept = await self._events.outcome(item.id)
+        before = None if kept is None or not is_of(kept, item) else await self._commands.heard(kept)
+        if isinstance(before, Rejected) and before.code == REPLACED:
+            await self._check_unfinished(item, before)
+            raise ConfigurationError(
+                f"{item.type} {item.id} was to be replaced by {before.facts['command_id']}, which was not finished: "
+                "retry it with other fields, or discard it"
+            )
+        await self._note(_RETRIED_BY_HAND, unique_id(), item.id, item, by)
+        await self._store.revive(SCHEDULED, [item.id], self._now_us())
+        return item.id
+
+    async def _check_unfinished(self, item: Outgoing, replaced: Rejected) -> None:
+        """See whether the one that was to take its place is not there yet.
+
+        Raises:
+            ConfigurationError: it is, or was. The one of before is not among the given up any more.
+        """
+        command_id = replaced.facts["command_id"]
+        if await self._store.find(SCHEDULED, [command_id]) or await self._events.outcome(command_id):
+            await self._store.drop(SCHEDULED, [item.id])
+            raise ConfigurationError(f"{item.type} {item.id} was replaced by {command_id} before: look at that one")
 
     async def _edited(self, item: Outgoing, fields: Mapping[str, Any]) -> Accepted | None:
         """The command with other fields, checked as one that is scheduled; None where they are what they were."""
@@ -183,27 +206,17 @@ class GivenUpCommands:
                 )
             if before.code != REPLACED:
                 raise ConfigurationError(f"{item.type} {item.id} was rejected after all, as {before.code}: discard it")
-            if await self.find(item.id) is None:
-                raise ConfigurationError(f"{item.id} is not given up any more: somebody else was faster")
+            await self._check_unfinished(item, before)
             command_id = before.facts["command_id"]  # of whoever began this, and did not come to its end
         (there,) = await self._store.add(SCHEDULED, [self._in_place_of(item, command_id, accepted)])
-        if not _is_same(there, accepted):
-            raise ConfigurationError(f"{item.id} is not given up any more: somebody else gave it other fields")
         done = await self._events.outcome(command_id)
-        if done is not None and not is_of(done, there):  # it was there, and is gone already
+        if done is not None and not is_of(done, there):  # it was there, and is gone: decided, or discarded
             await self._store.drop(SCHEDULED, [command_id])
-            raise ConfigurationError(f"{item.id} is not given up any more: somebody else gave it other fields")
+        if not _is_same(there, accepted) or (done is not None and not is_of(done, there)):
+            raise ConfigurationError(f"{item.type} {item.id} is not given up any more: somebody else was faster")
         await self._note(_RETRIED_BY_HAND, unique_id(), command_id, item, by)
         await self._store.drop(SCHEDULED, [item.id])
         return command_id
-
-    async def _refused_as(self, item: Outgoing) -> Rejected | None:
-        """As what a command was rejected; None where it was not."""
-        kept = await self._events.outcome(item.id)
-        if kept is None or not is_of(kept, item):
-            return None
-        heard = await self._commands.heard(kept)
-        return heard if isinstance(heard, Rejected) else None
 
     def _in_place_of(self, item: Outgoing, command_id: str, accepted: Accepted) -> Outgoing:
         metadata = msgspec.structs.replace(
@@ -212,9 +225,7 @@ class GivenUpCommands:
             accepted_us=self._now_us(),
         )
         return msgspec.structs.replace(
-            item,
-            id=command_id,
-            instance=command_id,
+            _renamed(item, command_id),
             data=accepted.data,
             metadata=encode(metadata),
             due_us=self._now_us(),
@@ -249,6 +260,10 @@ class GivenUpCommands:
 
 def _is_same(item: Outgoing, accepted: Accepted) -> bool:
     return decode(item.metadata, AcceptedFrom).payload_hash == accepted.payload_hash
+
+
+def _renamed(item: Outgoing, command_id: str) -> Outgoing:
+    return msgspec.structs.replace(item, id=command_id, instance=command_id)
 
 
 def _took_effect(item: Outgoing, kept: KeptOutcome) -> str:
