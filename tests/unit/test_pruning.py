@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from diptych import (
     Application,
@@ -145,6 +146,23 @@ async def test_state_stored_models_decide_as_before_once_their_events_are_pruned
         assert b"" not in await data_of(app, "bins.Seen")
         await put(app, "a")
         assert await seen(app, "a") == 3
+
+
+async def test_a_snapshot_of_later_events_is_no_state_to_go_on_from() -> None:
+    """It was left by code that folded the model from its events: what is kept before they go takes its place."""
+    clock = SettableClock()
+    async with Application(bins(), clock=clock) as app:
+        await put(app, "a")
+        clock.move(2)
+        until = clock.now()
+        await put(app, "a")
+        store = app.partition().store
+        assert isinstance(store, MemoryEventStore)
+        store._states = {name: structs.replace(kept, fold="of code") for name, kept in store._states.items()}
+        report = await app.pruning.prune(Placed, before=until)
+        assert (report.pruned, report.states) == ({"bins.Placed": 1}, 1)
+        app.partition().commands._cache._states.clear()
+        assert await seen(app, "a") == 2
 
 
 async def test_a_state_that_older_code_left_behind_is_brought_up_first() -> None:

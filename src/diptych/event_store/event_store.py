@@ -446,7 +446,7 @@ class EventStore(EventLog, Taggable, Protocol):
     async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
         """Keep states that were folded from the history, not made by a commit: durable, all or none.
 
-        One that is kept already at the same position, or a later one, stays.
+        One that is kept already at the same position, or a later one, stays; one that another fold has made does not.
 
         Args:
             states: each once, at positions up to `at`; of the limits of `Commit`.
@@ -454,6 +454,7 @@ class EventStore(EventLog, Taggable, Protocol):
 
         Raises:
             HistoryDiverged: the history has another event there, or none; nothing was done.
+            Retagged: events were tagged anew since it was opened, or are being; nothing was done.
         """
         ...
 
@@ -487,6 +488,10 @@ class EventStore(EventLog, Taggable, Protocol):
             after: how far calls before have come.
             until: up to the head.
             limit: how many are gone through in one transaction.
+
+        Raises:
+            Retagged: events were tagged anew since it was opened, or are being; nothing was done. What has no data
+                cannot be tagged anew.
         """
         ...
 

@@ -297,10 +297,11 @@ class MemoryEventStore:
     async def keep_states(self, states: Sequence[StoredState], at: Place) -> None:
         """Keep states that were folded from the history."""
         check_folded(at, await self.place_at(at.position))
+        check_tagging(self._tagging.id, self._opened_under)
         for state in states:
             name = (state.model, state.key)
             kept = self._states.get(name)
-            if kept is None or kept.position < state.position:
+            if kept is None or kept.position < state.position or kept.fold != state.fold:
                 self._states[name] = KeptState(state.fold, state.data, state.position)
 
     # ── pruning ──────────────────────────────────────────────────────────────
@@ -308,6 +309,7 @@ class MemoryEventStore:
     async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
         """Drop the data of a type's events."""
         self._check_open()
+        check_tagging(self._tagging.id, self._opened_under)
         positions = list(islice(_between(self._by_type.get(type, []), after, until), limit))
         self._horizons[type] = max(until, self._horizons.get(type, until))
         whole = [position for position in positions if self._events[position - 1].data]

@@ -478,10 +478,11 @@ class PostgresEventStore:
 
         Raises:
             HistoryDiverged: the schema has another event where they were folded up to, or none.
+            Retagged: events were tagged anew since this was opened, or are being.
         """
         self._check_open()
         await self._under_way.see_through(
-            changed(self._writing, lambda link: model_states.keep_states(link, self._schema, states, at))
+            changed(self._writing, lambda link: model_states.keep_states(link, self._schema, states, at, self._opened_under))
         )
 
     # ── pruning ──────────────────────────────────────────────────────────────
@@ -495,7 +496,9 @@ class PostgresEventStore:
         self._check_open()
         try:
             async with self._writing.connection() as link:
-                return await model_states.prune(link, self._schema, type, after, until, limit)
+                return await model_states.prune(
+                    link, self._schema, type, after, until, limit, tagging=self._opened_under
+                )
         except DRIVER_ERRORS as error:
             raise (failure(self._url, error, denied=OWNERS) or error) from error
 

@@ -21,6 +21,7 @@ from diptych.adapters.postgres.connection import (
     PostgresUrl,
     failure,
 )
+from diptych.adapters.postgres.model_states import wait_for_pruning
 from diptych.event_store.event_store import StoredType
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.stored_facts import encode_facts
@@ -102,6 +103,7 @@ class _Step:
 
     async def begin(self, types: Sequence[tuple[str, int]], instead_of: Tagging) -> Tagging:
         await self._lock(instead_of)
+        await wait_for_pruning(self._link, self._schema)
         begun = Tagging(unique_bytes(), tuple(types))
         await self._link.execute(
             f"UPDATE {self._schema}.history SET tagging = $1, unfinished = $2 WHERE one = 1",

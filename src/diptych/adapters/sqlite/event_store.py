@@ -106,6 +106,7 @@ class SqliteEventStore:
         self._reading: _Reading | None = None
         self._history_id = b""
         self._section: AppendSection | None = None
+        self._opened_under = b""
         self._watch = HeadWatch()
         self._poll: asyncio.TimerHandle | None = None
 
@@ -147,6 +148,7 @@ class SqliteEventStore:
         except BaseException:
             await self._writer.close()
             raise
+        self._opened_under = tagged
         self._section = AppendSection(self._history_id, tagged)
         self._reading = _Reading(reader, self._history_id)
 
@@ -251,8 +253,9 @@ class SqliteEventStore:
     def _become(self, part: HistoryPart) -> None:
         """Go on as a copy of that history."""
         history_id = part.after.history_id
-        if history_id != self._history_id and self._reading is not None:
-            self._history_id = history_id
+        tagged_alike = part.tagging == self._opened_under
+        if (history_id != self._history_id or not tagged_alike) and self._reading is not None:
+            self._history_id, self._opened_under = history_id, part.tagging
             self._section = AppendSection(history_id, part.tagging)
             self._reading.history_id = history_id
         self._watch.wake()
@@ -335,9 +338,10 @@ class SqliteEventStore:
 
         Raises:
             HistoryDiverged: the file has another event where they were folded up to, or none.
+            Retagged: events were tagged anew since this was opened, or are being.
         """
         self._open_reading()
-        await self._writer.run(lambda connection: model_states.keep_states(connection, states, at))
+        await self._writer.run(lambda connection: model_states.keep_states(connection, states, at, self._opened_under))
 
     async def outcomes(self, after: str, limit: int) -> list[KeptOutcome]:
         """Kept outcomes of the first command ids behind one."""
@@ -383,7 +387,10 @@ class SqliteEventStore:
     async def prune(self, type: str, after: Position, until: Position, limit: int) -> Pruned:
         """Drop the data of a type's events. The file keeps its size, and fills the room with later events."""
         self._open_reading()
-        return await self._writer.run(lambda connection: model_states.prune(connection, type, after, until, limit))
+        tagging = self._opened_under
+        return await self._writer.run(
+            lambda connection: model_states.prune(connection, type, after, until, limit, tagging=tagging)
+        )
 
     async def horizons(self) -> Mapping[str, Position]:
         """Up to where events have no data any more, by stored type."""

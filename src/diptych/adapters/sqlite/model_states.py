@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from diptych.event_store.event_store import KeptState, Pruned, StoredState
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.restoring import check_folded
+from diptych.event_store.tagging import check_tagging
 
 if TYPE_CHECKING:
     import sqlite3
@@ -32,26 +33,36 @@ def model_states(connection: sqlite3.Connection, after: tuple[str, str], limit: 
     return [StoredState(model, key, fold, data, position=position) for model, key, fold, data, position in rows]
 
 
-def keep_states(connection: sqlite3.Connection, states: Sequence[StoredState], at: Place) -> None:
-    """Keep these where nothing as late is kept, inside a write transaction.
+def keep_states(connection: sqlite3.Connection, states: Sequence[StoredState], at: Place, tagging: bytes) -> None:
+    """Keep these where nothing as late of the same fold is kept, inside a write transaction.
 
     Raises:
         HistoryDiverged: the file has another event where they were folded up to, or none.
+        Retagged: the id of the tagging is another one.
     """
-    (history_id,) = connection.execute("SELECT history_id FROM history").fetchone()
+    history_id, tagged = connection.execute("SELECT history_id, tagging FROM history").fetchone()
+    check_tagging(tagged, tagging)
     row = connection.execute("SELECT event_id FROM events WHERE position = ?", (at.position,)).fetchone()
     event_id = NOWHERE if at.position == 0 else row and row[0]
     check_folded(at, Place(history_id, at.position, event_id) if event_id else None)
     connection.executemany(
         "INSERT INTO model_states (model, key, fold, data, position) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (model, key) DO UPDATE SET fold = excluded.fold, data = excluded.data, "
-        "position = excluded.position WHERE position < excluded.position",
+        "position = excluded.position WHERE position < excluded.position OR fold <> excluded.fold",
         [(state.model, state.key, state.fold, state.data, state.position) for state in states],
     )
 
 
-def prune(connection: sqlite3.Connection, type: str, after: int, until: int, limit: int) -> Pruned:
-    """Drop the data of a type's events, inside a write transaction."""
+def prune(
+    connection: sqlite3.Connection, type: str, after: int, until: int, limit: int, *, tagging: bytes
+) -> Pruned:
+    """Drop the data of a type's events, inside a write transaction.
+
+    Raises:
+        Retagged: the id of the tagging is another one.
+    """
+    (tagged,) = connection.execute("SELECT tagging FROM history").fetchone()
+    check_tagging(tagged, tagging)
     connection.execute(
         "INSERT INTO horizons (type, position) VALUES (?, ?) "
         "ON CONFLICT (type) DO UPDATE SET position = max(position, excluded.position)",

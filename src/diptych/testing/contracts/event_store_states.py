@@ -141,6 +141,15 @@ class StateContract(EventStoreCase):
             ]
             await store.keep_states([], at)
 
+    async def test_what_another_fold_has_left_gives_way(self) -> None:
+        """However late it is: whoever keeps a state beside commits could not go on from that one."""
+        async with self.store() as store:
+            await store.append([commit(event())])
+            at = await store.head()
+            await store.append([commit(event(), states=[state(b"[1]", fold="snapshot")])])
+            await store.keep_states([StoredState("shop.Product", "1", "a", b"[0]", position=Position(1))], at)
+            assert await store.model_state("shop.Product", "1") == KeptState("a", b"[0]", Position(1))
+
     async def test_what_was_folded_from_another_history_is_not_kept(self) -> None:
         """Another event at the place up to which it was folded, none, or another store: nothing of it is kept."""
         async with self.store() as store:

@@ -16,6 +16,7 @@ from diptych.event_store.event_store import (
     KeptState,
     ModelState,
     StoredSchema,
+    StoredState,
     StoredType,
     TypeFacts,
 )
@@ -132,6 +133,25 @@ class TaggingContract(EventStoreCase):
                 await expect_retagged(partial(refusing.append, [unseen]))
                 assert (await refusing.head()).position == 1
             assert await store.outcome("c-1") is None
+
+    async def test_what_was_open_prunes_nothing_and_keeps_no_states_any_more(self) -> None:
+        """What has no data could not be tagged anew, and what was folded by other tags is none of anybody's."""
+        async with self.history(SettableClock()) as connect:
+            async with opened(connect()) as store:
+                await append_one(store, event("A", "x:1"))
+                at, found = await store.head(), await history_of(store)
+                folded = StoredState("shop.Product", "1", "f", b"1", position=at.position)
+                begun = await store.begin_retag([A], UNTOUCHED)
+                for _ in ("while it lasts", "afterwards"):
+                    await expect_retagged(lambda: store.prune("A", START, at.position, 10))
+                    await expect_retagged(lambda: store.keep_states([folded], at))
+                    assert (await history_of(store), await store.horizons()) == (found, {})
+                    assert await store.model_state("shop.Product", "1") is None
+                    if (await store.tagging()).unfinished:
+                        await store.end_retag(begun, [], [])
+            async with opened(connect()) as store:
+                await store.keep_states([folded], at)
+                assert (await store.prune("A", START, at.position, 10)).events == 1
 
     async def test_what_is_opened_after_it_judges_by_the_new_tags(self) -> None:
         """Conditions find what has the tag now, and not what had it; new and old tags go together."""
