@@ -430,12 +430,14 @@ async def test_a_worker_of_before_stops_at_what_was_tagged_anew(store_url: str) 
 def test_what_stands_on_tags_is_told() -> None:
     """Models whose states are kept, and processes, of these events; of the others, those whose states may stay."""
     context = after()
+    shop = frozenset({"shop"})
     assert standing_on(["shop.OrderPlaced"], [context], event_types([context])) == Standing(
-        ["shop.Buyer"], frozenset({"shop.Till"}), []
+        ["shop.Buyer"], frozenset({"shop.Till"}), [], {"shop.Buyer": frozenset({"shop.OrderPlaced"})}, shop
     )
     assert standing_on(["shop.Counted", "other.Gone"], [context], event_types([context])) == Standing(
-        [], frozenset({"shop.Buyer", "shop.Till"}), []
+        [], frozenset({"shop.Buyer", "shop.Till"}), [], {}, shop
     )
     bank = banking()
     for stored, processes in (("bank.Requested", ["bank.Transferring"]), ("bank.Refunded", [])):
-        assert standing_on([stored], [bank], event_types([bank])) == Standing([], frozenset(), processes)
+        found = standing_on([stored], [bank], event_types([bank]))
+        assert found == Standing([], frozenset(), processes, {}, frozenset({"bank"}))

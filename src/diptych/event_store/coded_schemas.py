@@ -73,18 +73,13 @@ class CodedSchemas:
             NewerHistory: it is of newer code, and this one does not read it.
             TagsChanged: other fields give the tags.
         """
+        is_known = self.check_schema(stored)
         known = self._types.stored_as(stored.name)
         if known is None or known.version != stored.version:
             return None
         if stored.facts is None:
             return self._first_facts(known)
         coded = self._of(known)
-        schemas = [found.schema for found in stored.facts.schemas]
-        is_known = coded.schema in schemas
-        if is_known:
-            self._check_newer(known, stored, stored.facts.schemas[schemas.index(coded.schema) + 1 :])
-        else:
-            self._check_older(known, stored)
         if self._places_now(stored.facts.tag_fields) != coded.tag_fields:
             raise TagsChanged(stored.name, stored.version, stored.facts.tag_fields, coded.tag_fields)
         if is_known:
@@ -92,12 +87,37 @@ class CodedSchemas:
         after = (*stored.facts.schemas, StoredSchema(coded.schema, START))
         return TypeFacts(after[-SCHEMAS_MAX:], stored.facts.tag_fields)
 
+    def check_schema(self, stored: StoredType) -> bool:
+        """Compare the schema of one type and version alone; whether it is among those that are kept.
+
+        Raises:
+            SchemaChanged: it does not fit.
+            NewerHistory: it is of newer code, and this one does not read it.
+        """
+        known = self._types.stored_as(stored.name)
+        if known is None or known.version != stored.version or stored.facts is None:
+            return False
+        schemas = [found.schema for found in stored.facts.schemas]
+        schema = self._of(known).schema
+        if schema in schemas:
+            self._check_newer(known, stored, stored.facts.schemas[schemas.index(schema) + 1 :])
+            return True
+        self._check_older(known, stored)
+        return False
+
     def tagged_now(self, stored: StoredType) -> StoredType:
-        """A type and version whose events were tagged anew with this code."""
+        """A type and version whose events were tagged anew with this code: each with the tags of all its parts."""
         known = self._types.stored_as(stored.name)
         assert known is not None, "its events were read"
-        facts = stored.facts and replace(stored.facts, tag_fields=self._of(known).tag_fields)
-        return StoredType(stored.name, stored.version, known.tag_names, facts)
+        if known.upcasters.split(stored.version) is None:
+            names, places = known.tag_names, self._of(known).tag_fields
+        else:
+            parts = self._types.parts_of(known, stored.version)
+            names = tuple(sorted({name for part in parts for name in part.tag_names}))
+            places = tuple(sorted({place for part in parts for place in self._of(part).tag_fields}))
+        return StoredType(
+            stored.name, stored.version, names, stored.facts and replace(stored.facts, tag_fields=places)
+        )
 
     def _of(self, known: EventType) -> Described:
         if known.cls not in self._described:

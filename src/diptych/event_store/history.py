@@ -88,7 +88,10 @@ class History:
             UnreadableEvent: see `event`.
         """
         found = self._splitting(recorded)
-        parts = [self.event(recorded, tagged_alike=False)] if found is None else self._split(found, recorded)
+        if found is None or found.upcasters.missing(recorded.version) is not None:
+            parts = [self.event(recorded, tagged_alike=False)]
+        else:
+            parts = self._split(found, recorded)
         return tuple(dict.fromkeys(tag for event in parts for tag in self.types.of(type(event)).tags(event)))
 
     def check_tagged(self, recorded: RecordedEvent, event: Event) -> None:

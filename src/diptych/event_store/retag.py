@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import msgspec
 
-from diptych.errors import ConfigurationError, Retagged, TagsChanged, Unstorable
+from diptych.errors import ConfigurationError, HistoryPruned, Retagged, TagsChanged, Unstorable
 from diptych.event_store.coded_schemas import CodedSchemas
 from diptych.event_store.digest import Moved
 from diptych.event_store.event_query import EventQuery, QueryItem
@@ -63,6 +63,7 @@ async def plan_retag(store: EventStore, history: History, types: Collection[str]
         raise ConfigurationError(f"no event is stored of the type {min(unknown)!r}: diptych schema show lists them")
     found = [stored for stored in held if _is_wanted(history, schemas, stored, types, tagging)]
     for stored in found:
+        schemas.check_schema(stored)  # a field of another name would be read as its default, and its tags be lost
         if history.types.stored_as(stored.name) is None:
             raise ConfigurationError(
                 f"events of {stored.name} are to be tagged anew, and the code named here does not know them: name the "
@@ -84,6 +85,10 @@ def _is_wanted(
         return True
     if types:
         return not _names(history, stored).isdisjoint(types)
+    return _is_tagged_otherwise(history, schemas, stored)
+
+
+def _is_tagged_otherwise(history: History, schemas: CodedSchemas, stored: StoredType) -> bool:
     try:
         history.check_tags(stored)
         schemas.check(stored)
@@ -122,8 +127,10 @@ class Retagging:
 
         Raises:
             UnreadableEvent: one cannot be read with the code.
+            HistoryPruned: one has no data any more, so that nobody can tell how it is to be tagged.
             Unstorable: one would have tags that no store takes.
         """
+        await self._check_whole()
         return await self._through(None, moved)
 
     async def run(self, unaffected: Collection[str], moved: Moved) -> list[RetaggedType]:
@@ -138,9 +145,12 @@ class Retagging:
 
         Raises:
             Retagged: somebody else is at it.
+            HistoryPruned: an event has no data any more, so that nobody can tell how it is to be tagged; nothing was
+                done.
             NotGranted: this is for the owner of the store.
         """
         for _ in range(BEGINNINGS_MAX):
+            await self._check_whole()  # as long as it can be left: nobody prunes once it is begun
             kinds = [(stored.name, stored.version) for stored in self.types]
             begun = await self._store.begin_retag(kinds, self._tagging)
             again = await plan_retag(self._store, self._history, self._named)
@@ -153,6 +163,22 @@ class Retagging:
         tagged = [self._schemas.tagged_now(stored) for stored in self.types]
         await self._store.end_retag(begun, tagged, unaffected)
         return done
+
+    async def _check_whole(self) -> None:
+        kinds, horizons = {(stored.name, stored.version) for stored in self.types}, await self._store.horizons()
+        for name in sorted({name for name, _ in kinds} & horizons.keys()):
+            query = EventQuery((QueryItem(types=frozenset((name,))),))
+            async for page in event_pages(self._store, START, horizons[name], query):
+                for event in page:
+                    if not event.data and (event.type, event.version) in kinds:
+                        raise HistoryPruned(
+                            event.type,
+                            event.version,
+                            event.position,
+                            "its data were dropped by `diptych prune`, so that nobody can tell which tags it would have "
+                            "now. Nothing was changed: let the code tag such events as they are tagged, or restore a "
+                            "backup",
+                        )
 
     async def _through(self, begun: Tagging | None, moved: Moved) -> list[RetaggedType]:
         """All events once; with what was begun, what differs is written."""

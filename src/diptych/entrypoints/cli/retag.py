@@ -68,7 +68,7 @@ def retag(
 
 async def _retagged(settings: Settings, types: Sequence[str], *, dry_run: bool, ask: bool, json: bool) -> int:
     from diptych.application.registration import event_types
-    from diptych.application.retagging import standing_on
+    from diptych.application.retagging import check_states, standing_on
     from diptych.entrypoints.cli.contexts import load_contexts
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.history import History
@@ -81,6 +81,7 @@ async def _retagged(settings: Settings, types: Sequence[str], *, dry_run: bool, 
     async with opened_store(settings) as store:
         plan = await plan_retag(store, history, types)
         standing = standing_on([stored.name for stored in plan.types], contexts, history.types)
+        await check_states(store, standing)
         with screen.progress("Counting") as bar:
             found = await plan.counted(bar)
         if not json:
@@ -89,6 +90,7 @@ async def _retagged(settings: Settings, types: Sequence[str], *, dry_run: bool, 
             if ask and not _confirmed():
                 screen.output().print("Nothing was changed.")
                 return FAILED
+            await check_states(store, standing)  # who was asked may have taken long to answer
             with screen.progress("Tagging") as bar:
                 found = await plan.run(standing.unaffected, bar)
     if json:
