@@ -15,7 +15,16 @@ from diptych.errors import HistoryDiverged
 from diptych.event_store import copying, pages
 from diptych.event_store.copying import compare, copied_up_to, copy_history
 from diptych.event_store.digest import Moved, digest
-from diptych.event_store.event_store import HistoryPart, KeptOutcome, KeptState, ModelState, StoredType
+from diptych.event_store.event_store import (
+    HistoryPart,
+    KeptOutcome,
+    KeptState,
+    ModelState,
+    StoredSchema,
+    StoredState,
+    StoredType,
+    TypeFacts,
+)
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.tagging import UNTOUCHED
@@ -357,3 +366,37 @@ async def test_a_state_that_differs_is_noticed_and_one_that_went_on_is_not() -> 
     assert (await compare(source, target, at, quietly)).difference == "only the source keeps a state of shop.Product 2"
     target._states["shop.Product", "2"] = KeptState("fold", b"[0]", Position(4))
     assert (await compare(source, target, at, quietly)).difference is None
+
+
+async def test_what_is_pruned_meanwhile_is_not_pruned_in_a_copy_without_the_states() -> None:
+    """They were kept ahead of the horizon, when the copy had those of before already."""
+
+    class PrunedMeanwhile(MemoryEventStore):
+        async def model_states(self, after: tuple[str, str], limit: int) -> list[StoredState]:
+            page = await super().model_states(after, limit)
+            if not page and not await self.horizons():
+                await self.keep_states([StoredState("shop.Late", "1", "fold", b"[1]", position=Position(2))], at)
+                await self.prune("A", START, Position(2), 10)
+            return page
+
+    source, target = PrunedMeanwhile(SettableClock()), await opened_store()
+    await source.open()
+    await append_one(source, event("A"), event("A"))
+    at = await source.head()
+    await copy_history(source, target, quietly)
+    assert [bool(found.data) for found in await history_of(target)] == [True, True]
+    await copy_history(source, target, quietly)
+    assert (await compare(source, target, at, quietly)).difference is None
+    assert await target.model_state("shop.Late", "1") is not None
+
+
+async def test_schemas_that_come_later_are_copied() -> None:
+    """Code that knows but the first one is told by the copy what the source would tell it."""
+    source, target = await opened_store(), await opened_store()
+    first, later = (StoredSchema("int", Position(0)), StoredSchema("float", Position(1)))
+    await source.register_types([StoredType("A", 1, (), TypeFacts((first,), ()))])
+    await append_one(source, event("A"))
+    await copy_history(source, target, quietly)
+    await source.keep_facts(await source.stored_types(), [TypeFacts((first, later), ())])
+    await copy_history(source, target, quietly)
+    assert await target.stored_types() == await source.stored_types()

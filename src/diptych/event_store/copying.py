@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeAlias
 
@@ -18,7 +18,7 @@ from diptych.errors import HistoryDiverged
 from diptych.event_store.digest import HistoryDigest, Moved, differing_state, digest, first_difference
 from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
 from diptych.event_store.pages import event_bytes, event_pages, outcome_pages, state_pages
-from diptych.event_store.position import NOWHERE, START, Place
+from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.tagging import Tagging
 
@@ -95,12 +95,13 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
     tagging = await source.tagging()
     _check_tagged(tagging, tagging)
     await target.restore(HistoryPart(at, tagging=tagging.id))
-    head = await source.head()
+    head, horizons = await source.head(), dict[str, Position]()
     for _ in range(PASSES_MAX):
         with progress("Copying events") as moved:
             at = await _copy_events(source, target, at, head, tagging, moved)
         with progress("Copying outcomes") as moved:
             await _copy_outcomes(source, target, at, tagging, moved)
+        horizons = await source.horizons()  # before the states: what was kept ahead of a horizon is among those
         with progress("Copying states of models") as moved:
             await _copy_states(source, target, at, moved)
         _check_tagged(tagging, await source.tagging())
@@ -108,7 +109,8 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
         if found == head:
             break
         head = found
-    await _copy_horizons(source, target, at)
+    await _copy_facts(source, target)
+    await _copy_horizons(horizons, target, at)
     return at
 
 
@@ -184,9 +186,18 @@ async def _copy_states(source: EventStore, target: EventStore, at: Place, moved:
     _log.info("copied %s states of decision models", done)
 
 
-async def _copy_horizons(source: EventStore, target: EventStore, at: Place) -> None:
+async def _copy_facts(source: EventStore, target: EventStore) -> None:
+    """Schemas that came to the source after the first events of their types did."""
+    ours = {(type.name, type.version): type.facts for type in await source.stored_types()}
+    pairs = [(type, ours.get((type.name, type.version))) for type in await target.stored_types()]
+    changed = [(type, facts) for type, facts in pairs if facts is not None and facts != type.facts]
+    if changed:
+        await target.keep_facts([type for type, _ in changed], [facts for _, facts in changed])
+
+
+async def _copy_horizons(horizons: Mapping[str, Position], target: EventStore, at: Place) -> None:
     """The events have come without data; this notes up to where."""
-    for type, horizon in (await source.horizons()).items():
+    for type, horizon in horizons.items():
         after, until = START, min(horizon, at.position)
         while after < until:
             after = (await target.prune(type, after, until, HORIZON_PAGE_EVENTS)).through
