@@ -103,7 +103,7 @@ def test_a_schema_says_what_json_may_say_and_where_tags_are() -> None:
             "colour": {"values": ["blue", "red"]},
             "word": {"values": [1, "a"]},
             "point": {"fields": {"x": "int", "y": "int"}, "required": ["x"], "array": ["x", "y"]},
-            "address": {"fields": {"street": {"any_of": ["null", "str"]}}, "required": []},
+            "address": {"fields": {"street": {"any_of": ["null", "str"]}}, "required": [], "sparse": True},
             "size": {"fields": {"cm": "int", "label": "str"}, "required": ["cm"]},
             "paid": {
                 "any_of": [
@@ -178,7 +178,29 @@ READ = [
     (tuple[float, int], tuple[int, int], True),
     (dict[str, float], dict[str, int], True),
     (dict[int, str], dict[str, str], False),
+    (dict[str, str], dict[int, str], True),
+    (Decimal, int, True),
+    (Decimal | None, float, True),
+    (int, Decimal, False),
+    (float, Decimal, False),
+    (Decimal, str, False),
+    (str, Decimal | None, False),
+    (str | None, datetime | None, True),
+    (str, int, False),
+    (str, bytes, False),
+    (Literal["a"] | None, Literal["a", None], True),
+    (Literal["a", None], Literal["a"] | None, True),
+    (str | int, Literal["a", 1], True),
+    (Literal[1, 2], Literal[True], False),
+    (list[int], tuple[int, int], True),
+    (list[int], tuple[int, str], False),
+    (tuple[int, int], list[int], False),
+    (dict[str, Any], Line, True),
+    (dict[str, int], Line, False),
+    (dict[str, Any], Point, False),
+    (Line, dict[str, Any], False),
     (datetime, str, False),
+    (str, datetime, True),
     (Line, Shorter, True),
     (Cash | Card, Cash, True),
     (Card, Cash, False),
@@ -186,7 +208,7 @@ READ = [
 ]
 
 
-@pytest.mark.parametrize(("reader", "written", "reads"), READ)
+@pytest.mark.parametrize(("reader", "written", "reads"), READ, ids=range(len(READ)))
 def test_what_a_schema_reads(reader: Any, written: Any, *, reads: bool) -> None:
     """What is wider reads what is narrower, and never the other way round; at any depth."""
     found = differences(schema(reader), schema(written))
@@ -199,6 +221,15 @@ def test_fields_that_nothing_reads_are_lost_to_older_code_alone() -> None:
     assert differences(schema(Shorter), schema(Line)) == ["the field x.count is gone"]
     assert differences(schema(Shorter), schema(Line), loses=True) == []
     assert differences(schema(Closed), schema(Opened), loses=True) == ["the field x.more is gone"]
+
+
+def test_a_default_that_was_dropped_matters_where_a_field_may_be_lacking() -> None:
+    """Whoever knows the field writes it, unless it leaves out defaults; whoever does not, cannot."""
+    here, sparse = made({"x": int}), made({"x": int}, {"x": 1}, omit_defaults=True)
+    told = ["the field x has no default any more"]
+    assert differences(described(here).schema, described(made({"x": int}, {"x": 1})).schema) == told
+    assert differences(described(here).schema, described(made({"x": int}, {"x": 1})).schema, lacks=False) == []
+    assert differences(described(here).schema, described(sparse).schema, lacks=False) == told
 
 
 def test_a_renamed_field_is_told_from_one_that_is_gone() -> None:
@@ -291,6 +322,25 @@ async def test_what_came_between_counts_too(url: str) -> None:
     await facts(shop({**BASE, "note": str}, {"note": ""}), url)
     with pytest.raises(SchemaChanged, match="note has no default any more"):
         await Application(shop({**BASE, "note": str, "more": int}, {"more": 0}), store=url).open()
+
+
+@kept
+async def test_a_default_that_was_there_from_the_beginning_may_go(store_url: str) -> None:
+    """Every event has the field; and older code reads what newer code stores, that always writes it as well."""
+    older, newer = shop({**BASE, "note": str}, {"note": ""}), shop({**BASE, "note": str})
+    async with Application(older, store=store_url) as app:
+        event = NewEvent(unique_bytes(), "shop.OrderPlaced", 1, b'{"order":"a","cents":1,"note":""}', ("order:a",))
+        await app.partition().store.append([Commit((event,))])
+    for context in (newer, older, newer):
+        assert len((await facts(context, store_url)).schemas) == 2
+
+
+@kept
+async def test_every_schema_that_is_kept_has_to_be_read(url: str) -> None:
+    """A text reads decimals, and decimals read numbers; a text does not."""
+    await facts(shop({**BASE, "cents": Decimal}), url)
+    with pytest.raises(SchemaChanged, match="cents was int and is str"):
+        await facts(shop({**BASE, "cents": str}), url)
 
 
 @kept

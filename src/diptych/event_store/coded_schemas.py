@@ -129,19 +129,24 @@ class CodedSchemas:
         return TypeFacts((StoredSchema(coded.schema, START),), coded.tag_fields)
 
     def _check_older(self, known: EventType, stored: StoredType) -> None:
-        """Make sure that the code's schema, a new one, reads what is stored with the last one, which reads the rest."""
+        """Make sure that the code's schema, a new one, reads what is stored with each of those that are kept.
+
+        Where events may be stored with others as well, the last one is what is known of them: it reads those, too.
+        """
         assert stored.facts is not None
-        last = stored.facts.schemas[-1].schema
-        changes = differences(self._of(known).schema, last)
-        if changes:
-            written = skeleton(known.cls, known.context, known.version, encode(dict.fromkeys(last["fields"])))
+        schema, kept = self._of(known).schema, [found.schema for found in reversed(stored.facts.schemas)]
+        lacks = stored.facts.schemas[0].since > START or len(kept) == SCHEMAS_MAX
+        found = [changes for each in kept if (changes := differences(schema, each, lacks=lacks))]
+        if found:
+            changes = differences(schema, kept[0]) or found[0]
+            written = skeleton(known.cls, known.context, known.version, encode(dict.fromkeys(kept[0]["fields"])))
             raise SchemaChanged(stored.name, stored.version, changes, written)
 
     def _check_newer(self, known: EventType, stored: StoredType, newer: Iterable[StoredSchema]) -> None:
         """Make sure that the code's schema, which newer ones follow, reads what is stored with them."""
         schema = self._of(known).schema
         for later in newer:
-            changes = differences(schema, later.schema, loses=True)
+            changes = differences(schema, later.schema, loses=True, lacks=False)
             if changes:
                 raise NewerHistory(
                     stored.name,

@@ -176,6 +176,8 @@ def _required(cls: Any) -> Iterable[str]:
 def _form(cls: Any) -> dict[str, Any]:
     """How it is told from others, and what else it takes; where that is nothing special, nothing."""
     origin = typing.get_origin(cls) or cls
+    if typing.is_typeddict(origin):
+        return {"sparse": True} if origin.__optional_keys__ else {}
     if not issubclass(origin, msgspec.Struct):
         return {"array": list(types_of_fields(cls))} if issubclass(origin, tuple) else {}
     config = origin.__struct_config__
@@ -184,36 +186,55 @@ def _form(cls: Any) -> dict[str, Any]:
         found["array"] = list(_names(cls).values())
     if config.forbid_unknown_fields:
         found["closed"] = True
+    if config.omit_defaults:
+        found["sparse"] = True  # a field that has its default is not written
     return found
 
 
 # ── what differs ─────────────────────────────────────────────────────────────
 
 
-def differences(reader: Schema, written: Schema, *, loses: bool = False, path: str = "") -> list[str]:
+class _How(NamedTuple):
+    """What is asked of a comparison; see `differences`."""
+
+    loses: bool
+    lacks: bool
+
+
+def differences(reader: Schema, written: Schema, *, loses: bool = False, lacks: bool = True) -> list[str]:
     """Why what was written with one schema is not read with another, in words; empty where it is.
 
     Args:
         reader: of the code that reads.
         written: of what is stored.
         loses: whether fields that nothing reads are taken for read, as older code takes those that came after it.
-        path: of what is compared.
+        lacks: whether something else was written as well, with fewer fields: those that had a default may be lacking.
     """
+    return _differing(reader, written, "", _How(loses, lacks))
+
+
+def _differing(reader: Schema, written: Schema, path: str, how: _How) -> list[str]:
     if reader in (written, _ANYTHING):
         return []
     if _is(reader, "fields") and _is(written, "fields") and _form_of(reader) == _form_of(written):
-        return list(_of_fields(reader, written, path, loses=loses))
+        return list(_of_fields(reader, written, path, how))
     if _is(reader, "list") and _is(written, "list"):
-        return differences(reader["list"], written["list"], loses=loses, path=f"{path}[]")
+        return _differing(reader["list"], written["list"], f"{path}[]", how)
     if _is(reader, "map") and _is(written, "map"):
-        return [
-            found
-            for here, there, end in zip(reader["map"], written["map"], ("{key}", "{}"), strict=True)
-            for found in differences(here, there, loses=loses, path=f"{path}{end}")
-        ]
-    if all(_is_read(_alternatives(reader), part, loses=loses) for part in _alternatives(written)):
+        (key, value), (written_key, written_value) = reader["map"], written["map"]
+        of_keys = [] if key == "str" else _differing(key, written_key, f"{path}{{key}}", how)  # as JSON has them
+        return [*of_keys, *_differing(value, written_value, f"{path}{{}}", how)]
+    readers = _alternatives(reader)
+    if all(_is_read(readers, part, how) for found in _alternatives(written) for part in _each_value(found)):
         return []
     return [f"{path or 'it'} was {_text(written)} and is {_text(reader)}"]
+
+
+def _each_value(schema: Schema) -> list[Schema]:
+    """Values one by one, of which different alternatives may read each; anything else as it is."""
+    if not _is(schema, "values"):
+        return [schema]
+    return [_NULL if value is None else {"values": [value]} for value in schema["values"]]
 
 
 def _is(schema: Schema, kind: str) -> bool:
@@ -224,39 +245,53 @@ def _form_of(schema: Mapping[str, Any]) -> tuple[Any, ...]:
     return schema.get("kind"), "array" in schema
 
 
-def _is_read(readers: Iterable[Schema], written: Schema, *, loses: bool) -> bool:
+def _is_read(readers: Iterable[Schema], written: Schema, how: _How) -> bool:
     """Whether one of the alternatives reads it."""
-    for reader in readers:
-        if reader in (written, _ANYTHING) or (reader, written) == ("float", "int"):
-            return True
-        if _is(written, "values") and _reads_values(reader, written["values"]):
-            return True
-        both_nested = isinstance(reader, dict) and isinstance(written, dict) and reader.keys() & written.keys()
-        if both_nested and not _is(reader, "values") and _nested_is_read(reader, written, loses=loses):
-            return True
-    return False
+    return any(
+        reader in (written, _ANYTHING)
+        or (isinstance(reader, str) and isinstance(written, str) and written in _READ_AS.get(reader, ()))
+        or (_is(written, "values") and _reads_values(reader, written["values"]))
+        or (written == _NULL and _is(reader, "values") and None in reader["values"])
+        or (isinstance(reader, dict) and isinstance(written, dict) and _nested_is_read(reader, written, how))
+        for reader in readers
+    )
 
 
-def _nested_is_read(reader: Schema, written: Schema, *, loses: bool) -> bool:
-    if _is(reader, "tuple"):
-        parts = list(zip(reader["tuple"], written["tuple"], strict=False))
-        same = len(reader["tuple"]) == len(written["tuple"])
-        return same and not any(differences(here, there, loses=loses) for here, there in parts)
+_READ_AS: Mapping[str, frozenset[str]] = {
+    "float": frozenset({"int"}),
+    "Decimal": frozenset({"int", "float"}),
+    "str": frozenset({"Decimal", "UUID", "date", "datetime", "time", "timedelta"}),
+}
+"""What else a word reads without a loss: as the same text, or the same number."""
+
+
+def _nested_is_read(reader: Mapping[str, Any], written: Mapping[str, Any], how: _How) -> bool:
+    if _is(written, "tuple"):
+        parts = written["tuple"]
+        readers = reader.get("tuple") or ([reader["list"]] * len(parts) if _is(reader, "list") else [])
+        pairs = list(zip(readers, parts, strict=False))
+        return len(readers) == len(parts) and not any(_differing(here, there, "", how) for here, there in pairs)
+    if _is(written, "fields") and _is(reader, "map") and "array" not in written:
+        key, value = reader["map"]
+        return key in ("str", _ANYTHING) and not any(
+            _differing(value, held, "", how) for held in written["fields"].values()
+        )
     if _is(reader, "fields") and _form_of(reader) != _form_of(written):
         return False
-    return not _is(reader, "again") and not differences(reader, written, loses=loses)
+    alike = any(_is(reader, kind) and _is(written, kind) for kind in ("list", "map", "fields"))
+    return alike and not _differing(reader, written, "", how)
 
 
 def _reads_values(reader: Schema, values: Iterable[Any]) -> bool:
     if _is(reader, "values"):
-        return all(value in reader["values"] for value in values)
+        return all(any(type(each) is type(value) and each == value for each in reader["values"]) for value in values)
     return isinstance(reader, str) and all(type(value).__name__ == reader for value in values)
 
 
-def _of_fields(reader: Schema, written: Schema, path: str, *, loses: bool) -> Iterator[str]:
+def _of_fields(reader: Schema, written: Schema, path: str, how: _How) -> Iterator[str]:
     here, there = reader["fields"], written["fields"]
     begin = f"{path}." if path else ""
-    gone = [] if loses and "closed" not in reader else [name for name in there if name not in here]
+    gone = [] if how.loses and "closed" not in reader else [name for name in there if name not in here]
     new = [name for name in here if name not in there]
     for name in gone:
         called = [other for other in new if here[other] == there[name]]
@@ -265,13 +300,13 @@ def _of_fields(reader: Schema, written: Schema, path: str, *, loses: bool) -> It
     for name in reader["required"]:
         if name not in there:
             yield f"the field {begin}{name} is new and has no default"
-        elif name not in written["required"]:
+        elif name not in written["required"] and (how.lacks or "sparse" in written):
             yield f"the field {begin}{name} has no default any more"
     order = written.get("array", [])
     if reader.get("array", [])[: len(order)] != order:
         yield f"the fields of {path or 'it'}, which are stored without their names, are in another order"
     for name in sorted(there.keys() & here.keys()):
-        yield from differences(here[name], there[name], loses=loses, path=f"{begin}{name}")
+        yield from _differing(here[name], there[name], f"{begin}{name}", how)
 
 
 def _text(schema: Schema) -> str:
