@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 import msgspec
 import pytest
 
-from diptych import Application, BoundedContext, Event, Identity, Untagged, Value
+from diptych import Application, BoundedContext, Event, EventContext, Identity, Untagged, Value
 from diptych.errors import NewerHistory, SchemaChanged, TagsChanged
-from diptych.event_store.event_store import Appended, Commit, EventStore, StoredType, TypeFacts
+from diptych.event_store.event_store import Appended, Commit, EventStore, StoredSchema, StoredType, TypeFacts
+from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.messages.message import MessageMeta
 from diptych.messages.schema import described, differences, schema_fingerprint
@@ -341,6 +342,36 @@ async def test_every_schema_that_is_kept_has_to_be_read(url: str) -> None:
     await facts(shop({**BASE, "cents": Decimal}), url)
     with pytest.raises(SchemaChanged, match="cents was int and is str"):
         await facts(shop({**BASE, "cents": str}), url)
+
+
+def billing(fields: Mapping[str, Any]) -> BoundedContext:
+    """A context of another application, with a class of its own for what it reads of the shop's orders."""
+    context, placed = BoundedContext("billing"), made(fields, stored_as="shop.OrderPlaced")
+
+    async def bill(events: Any) -> None: ...
+
+    bill.__annotations__ = {"events": Sequence[tuple[placed, EventContext]], "return": None}
+    context.subscriber(bill)
+    return context
+
+
+@kept
+async def test_another_context_reads_what_it_needs_and_says_nothing_of_schemas(url: str) -> None:
+    """Its class may have fewer fields; what it has, it has to read. The shop's code is as before beside it."""
+    before = await facts(shop(), url)
+    assert await facts(billing({"order": OrderId}), url) == before
+    with pytest.raises(SchemaChanged, match="cents was int and is str"):
+        await facts(billing({"order": OrderId, "cents": str}), url)
+    await facts(shop({**BASE, "note": str}, {"note": ""}), url)
+    assert len((await facts(billing({"order": OrderId}), url)).schemas) == 2
+
+
+@kept
+async def test_another_context_that_opens_between_is_not_taken_for_who_stores(store_url: str) -> None:
+    """The facts are those of the code that stores the first event."""
+    async with Application(shop(), store=store_url) as app, Application(billing({"order": OrderId}), store=store_url):
+        await store_one(app.partition().store)
+    assert (await facts(shop(), store_url)).schemas == (StoredSchema(described(made(BASE)).schema, Position(0)),)
 
 
 @kept

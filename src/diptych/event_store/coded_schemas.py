@@ -35,10 +35,9 @@ class CodedSchemas:
         self._described: dict[type, Described] = {}
 
     def as_stored(self) -> list[StoredType]:
-        """Every type and version, as it is registered before its first event."""
-        return [
-            StoredType(found.name, found.version, found.tag_names, self._first_facts(found)) for found in self._types
-        ]
+        """Every type and version, as it is registered before its first event; but for those that others store."""
+        own = [found for found in self._types if not found.foreign]
+        return [StoredType(found.name, found.version, found.tag_names, self._first_facts(found)) for found in own]
 
     async def settle(self, store: EventStore, held: Sequence[StoredType]) -> None:
         """Compare the code with what is stored of its types, and make known to the store what is new.
@@ -78,11 +77,11 @@ class CodedSchemas:
         if known is None or known.version != stored.version:
             return None
         if stored.facts is None:
-            return self._first_facts(known)
+            return None if known.foreign else self._first_facts(known)
         coded = self._of(known)
         if self._places_now(stored.facts.tag_fields) != coded.tag_fields:
             raise TagsChanged(stored.name, stored.version, stored.facts.tag_fields, coded.tag_fields)
-        if is_known:
+        if is_known or known.foreign:
             return None
         after = (*stored.facts.schemas, StoredSchema(coded.schema, START))
         return TypeFacts(after[-SCHEMAS_MAX:], stored.facts.tag_fields)
@@ -99,7 +98,7 @@ class CodedSchemas:
             return False
         schemas = [found.schema for found in stored.facts.schemas]
         schema = self._of(known).schema
-        if schema in schemas:
+        if schema in schemas and not known.foreign:
             self._check_newer(known, stored, stored.facts.schemas[schemas.index(schema) + 1 :])
             return True
         self._check_older(known, stored)
@@ -132,13 +131,15 @@ class CodedSchemas:
         """Make sure that the code's schema, a new one, reads what is stored with each of those that are kept.
 
         Where events may be stored with others as well, the last one is what is known of them: it reads those, too.
+        Of what another context stores it need not read each field.
         """
         assert stored.facts is not None
         schema, kept = self._of(known).schema, [found.schema for found in reversed(stored.facts.schemas)]
         lacks = stored.facts.schemas[0].since > START or len(kept) == SCHEMAS_MAX
-        found = [changes for each in kept if (changes := differences(schema, each, lacks=lacks))]
+        some = known.foreign
+        found = [changes for each in kept if (changes := differences(schema, each, loses=some, lacks=lacks))]
         if found:
-            changes = differences(schema, kept[0]) or found[0]
+            changes = differences(schema, kept[0], loses=some) or found[0]
             written = skeleton(known.cls, known.context, known.version, encode(dict.fromkeys(kept[0]["fields"])))
             raise SchemaChanged(stored.name, stored.version, changes, written)
 

@@ -31,9 +31,13 @@ class EventType:
         tag_names: the tag names of its fields, sorted; a stored fact.
         upcasters: lead to its version from older ones.
         guessed: whether its context is only one that folds it, so that another may be the one that publishes it.
+        foreign: whether it is only folded, by its context, and says itself that another context stores it: this class
+            may be one of its own, with the fields that it needs.
     """
 
-    __slots__ = ("cls", "codec", "context", "formerly", "guessed", "name", "tag_names", "tags", "upcasters", "version")
+    __slots__ = (
+        "cls", "codec", "context", "foreign", "formerly", "guessed", "name", "tag_names", "tags", "upcasters", "version",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -53,6 +57,7 @@ class EventType:
         self.tags, self.tag_names = tag_reader(cls)
         self.upcasters = Upcasters(cls, upcasters)
         self.guessed = folded_only and options.name is None
+        self.foreign = folded_only and not self.guessed and self.name.partition(".")[0] != context
 
     @property
     def fields(self) -> frozenset[str]:
