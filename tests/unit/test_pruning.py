@@ -15,6 +15,7 @@ from diptych import (
     BoundedContext,
     Command,
     ConfigurationError,
+    ContextChanged,
     DecisionModel,
     Event,
     EventContext,
@@ -210,6 +211,36 @@ async def test_an_outcome_is_told_again_though_its_events_are_pruned(store_url: 
             (),
             (Placed(item=ItemId("a"), bin=BinId("north")),),
         )
+
+
+async def test_a_screen_that_is_older_than_what_is_pruned_is_told_so(store_url: str) -> None:
+    """What has come since nobody can read any more; that it has is known."""
+    async with Application(bins(), store=store_url) as app:
+        await put(app, "b")
+        shown = await app.execute(Put(item=ItemId("a"), bin=BinId("north")))
+        await put(app, "a")
+        await app.pruning.prune(Placed, before=LATER)
+        with pytest.raises(ContextChanged) as changed:
+            await app.execute(Look(item=ItemId("a"), bin=BinId("north")), based_on=shown)
+    assert [(event.position, event.type, event.data) for event in changed.value.events] == [(3, "bins.Placed", b"")]
+
+
+async def test_what_a_retired_process_could_not_take_is_shown_though_it_is_pruned() -> None:
+    """Without its fields."""
+
+    class Failing(ProcessManager[ItemId]):
+        def react(self, event: Placed) -> Reaction[Failing]:
+            raise ValueError("no")
+
+    context = bins()
+    context.process_manager(starts=[Placed])(Failing)
+    async with Application(context) as app:
+        await put(app, "a")
+        await app.partition().process_worker.at_rest()
+        (parked,) = (await app.parked.list()).items
+        store = app.partition().store
+        await store.prune("bins.Placed", START, Position(1), 10)
+        assert (await app.parked.show(parked.id)).data == {}
 
 
 # ── who folds from the first event on ────────────────────────────────────────

@@ -17,7 +17,7 @@ from diptych.application.parked import (
     parked_id,
     position_in,
 )
-from diptych.application.parked_events import event_at
+from diptych.application.parked_events import event_at, fields_of
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventLog
@@ -129,6 +129,6 @@ class ParkedDeliveries:
             attempts=found.attempts,
             since=recorded.recorded_at,
             position=found.position,
-            data=decode(recorded.data, dict[str, Any]),
+            data=fields_of(recorded),
             trace=await self._read_store.trace(found.name, slices[0].number, found.key) if slices else "",
         )

@@ -119,7 +119,7 @@ class ParkedEvents:
             attempts=blocked.attempts,
             since=recorded.recorded_at,
             position=blocked.position,
-            data=decode(recorded.data, dict[str, Any]),
+            data=fields_of(recorded),
             trace=trace,
         )
 
@@ -135,6 +135,11 @@ async def event_at(log: EventLog, position: int) -> RecordedEvent:
         if found.events:
             return found.events[0]
     raise ConfigurationError(f"there is no event at position {position}")
+
+
+def fields_of(recorded: RecordedEvent) -> dict[str, Any]:
+    """What an event says, as JSON reads it; nothing, where its data were pruned since."""
+    return decode(recorded.data, dict[str, Any]) if recorded.data else {}
 
 
 def _place(found: BlockedKey | Discard) -> Cursor:

@@ -17,7 +17,7 @@ from diptych.application.parked import (
     parked_id,
     position_in,
 )
-from diptych.application.parked_events import NEVER_EDITED, event_at
+from diptych.application.parked_events import NEVER_EDITED, event_at, fields_of
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.recorded_event import RecordedEvent
@@ -176,7 +176,7 @@ def _step(step: StuckStep, recorded: RecordedEvent) -> ParkedDetails:
         attempts=instance.attempts,
         since=recorded.recorded_at,
         position=instance.blocked,
-        data=decode(recorded.data, dict[str, Any]),
+        data=fields_of(recorded),
         trace=instance.trace,
     )
 

@@ -77,6 +77,8 @@ class History:
             found, tags = types.stored_as(recorded.type), types.tags_now(recorded.tags)
             if wanted.matches(recorded.type if found is None else found.name, tags):
                 return True
+            if not recorded.data:
+                return True  # which parts it had nobody can tell any more
             return found is not None and bool(self.matching(recorded, wanted))
 
         return is_meant
@@ -233,9 +235,14 @@ class History:
     def as_now(self, recorded: RecordedEvent) -> list[RecordedEvent]:
         """The parts of a recorded event as code of now would have stored them: their types, versions, fields and tags.
 
+        One that has no data any more is given as it is.
+
         Raises:
             UnreadableEvent: see `parts`.
         """
+        if not recorded.data:
+            known, tags = self.types.stored_as(recorded.type), self.types.tags_now(recorded.tags)
+            return [replace(recorded, type=known.name if known else recorded.type, tags=tuple(sorted(tags)))]
         if self._splitting(recorded) is not None:
             parts = self.parts(recorded)
             return [self._as_stored(recorded, event, self.types.of(type(event)).tags(event)) for event in parts]

@@ -403,7 +403,7 @@ class CommandBus:
             self._group.check(attempt.forks)
             changes = [part for recorded in found.events for part in self._history.as_now(recorded)]
             if any(recorded.type in self._history.types.splitting for recorded in found.events):
-                changes = [part for part in changes if wanted.matches(part.type, part.tags)]
+                changes = [part for part in changes if not part.data or wanted.matches(part.type, part.tags)]
             if changes:
                 raise ContextChanged(type(attempt.command).__name__, shown, changes, more=found.more)
             if found.events:
