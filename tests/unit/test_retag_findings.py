@@ -263,9 +263,7 @@ async def test_a_horizon_before_the_first_event_is_no_loss(store_url: str) -> No
 
 @on_file
 @pytest.mark.parametrize("named", [(), ("OrderPlaced",)])
-async def test_a_field_that_was_renamed_is_told_before_its_tags_are_lost(
-    store_url: str, named: Sequence[str]
-) -> None:
+async def test_a_field_that_was_renamed_is_told_before_its_tags_are_lost(store_url: str, named: Sequence[str]) -> None:
     """It would be read as its default, which names nobody."""
     await fill(store_url)
 

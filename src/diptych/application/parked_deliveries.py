@@ -23,7 +23,6 @@ from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import Position
 from diptych.failures import line_of
-from diptych.messages.codec import decode
 from diptych.read_side.read_store import BlockedKey, Discard, ReadStore, SliceWrite, Written
 from diptych.read_side.subscriber import BACKOFF_MAX_S, NO_KEY
 

@@ -81,9 +81,9 @@ async def check_states(store: EventStore, standing: Standing) -> None:
     told = [f"{model}, which folds {', '.join(sorted(names))}" for model, names in sorted(lost.items())]
     if told:
         raise ConfigurationError(
-            f"kept states stand on tags that are to change, and can never be folded anew, since diptych prune has "
-            f"dropped the data of their events: of {'; '.join(told)}. Nothing was changed: let the code tag these events "
-            "as they are tagged, or restore a backup"
+            "kept states stand on tags that are to change, and can never be folded anew, since diptych prune has "
+            f"dropped the data of their events: of {'; '.join(told)}. Nothing was changed: let the code tag these "
+            "events as they are tagged, or restore a backup"
         )
     elsewhere = sorted({name for name in await _kept_models(store) if name.partition(".")[0] not in standing.contexts})
     if elsewhere:

@@ -114,9 +114,7 @@ class CodedSchemas:
             parts = self._types.parts_of(known, stored.version)
             names = tuple(sorted({name for part in parts for name in part.tag_names}))
             places = tuple(sorted({place for part in parts for place in self._of(part).tag_fields}))
-        return StoredType(
-            stored.name, stored.version, names, stored.facts and replace(stored.facts, tag_fields=places)
-        )
+        return StoredType(stored.name, stored.version, names, stored.facts and replace(stored.facts, tag_fields=places))
 
     def _of(self, known: EventType) -> Described:
         if known.cls not in self._described:

@@ -95,7 +95,7 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
     tagging = await source.tagging()
     _check_tagged(tagging, tagging)
     await target.restore(HistoryPart(at, tagging=tagging.id))
-    head, horizons = await source.head(), dict[str, Position]()
+    head, horizons = await source.head(), await source.horizons()
     for _ in range(PASSES_MAX):
         with progress("Copying events") as moved:
             at = await _copy_events(source, target, at, head, tagging, moved)

@@ -175,9 +175,9 @@ class Retagging:
                             event.type,
                             event.version,
                             event.position,
-                            "its data were dropped by `diptych prune`, so that nobody can tell which tags it would have "
-                            "now. Nothing was changed: let the code tag such events as they are tagged, or restore a "
-                            "backup",
+                            "its data were dropped by `diptych prune`, so that nobody can tell which tags it would "
+                            "have now. Nothing was changed: let the code tag such events as they are tagged, or "
+                            "restore a backup",
                         )
 
     async def _through(self, begun: Tagging | None, moved: Moved) -> list[RetaggedType]:

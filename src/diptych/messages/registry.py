@@ -36,8 +36,18 @@ class EventType:
     """
 
     __slots__ = (
-        "cls", "codec", "context", "foreign", "formerly", "guessed", "name", "tag_names", "tags", "upcasters", "version",
-    )  # fmt: skip
+        "cls",
+        "codec",
+        "context",
+        "foreign",
+        "formerly",
+        "guessed",
+        "name",
+        "tag_names",
+        "tags",
+        "upcasters",
+        "version",
+    )
 
     def __init__(
         self,

@@ -482,7 +482,9 @@ class PostgresEventStore:
         """
         self._check_open()
         await self._under_way.see_through(
-            changed(self._writing, lambda link: model_states.keep_states(link, self._schema, states, at, self._opened_under))
+            changed(
+                self._writing, lambda link: model_states.keep_states(link, self._schema, states, at, self._opened_under)
+            )
         )
 
     # ── pruning ──────────────────────────────────────────────────────────────

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from diptych.adapters.postgres.connection import Link
     from diptych.event_store.event_store import StoredState
 
-__all__ = ["keep_states", "prune", "wait_for_pruning", "select_horizons", "select_page", "select_state"]
+__all__ = ["keep_states", "prune", "select_horizons", "select_page", "select_state", "wait_for_pruning"]
 
 
 def select_state(schema: str) -> str:
@@ -84,9 +84,7 @@ async def keep_states(link: Link, schema: str, states: Sequence[StoredState], at
         )
 
 
-async def prune(
-    link: Link, schema: str, type: str, after: int, until: int, limit: int, *, tagging: bytes
-) -> Pruned:
+async def prune(link: Link, schema: str, type: str, after: int, until: int, limit: int, *, tagging: bytes) -> Pruned:
     """Drop the data of a type's events, in a transaction of its own.
 
     Raises:

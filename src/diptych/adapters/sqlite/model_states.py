@@ -53,9 +53,7 @@ def keep_states(connection: sqlite3.Connection, states: Sequence[StoredState], a
     )
 
 
-def prune(
-    connection: sqlite3.Connection, type: str, after: int, until: int, limit: int, *, tagging: bytes
-) -> Pruned:
+def prune(connection: sqlite3.Connection, type: str, after: int, until: int, limit: int, *, tagging: bytes) -> Pruned:
     """Drop the data of a type's events, inside a write transaction.
 
     Raises:
