@@ -22,7 +22,8 @@ from diptych.adapters.sqlite import process_rows
 from diptych.adapters.sqlite.process_store import SqliteProcessStore
 from diptych.errors import ConfigurationError, NewerStore, NotGranted
 from diptych.process_managers.process_store import ProcessStore
-from diptych.testing.contracts.process_store import ProcessStoreContract, item
+from diptych.testing.contracts.process_store import ProcessStoreContract
+from diptych.testing.contracts.process_store_case import item
 from tests.postgres_pooler import pooled
 from tests.postgres_server import (
     ROLE_PREFIX,

@@ -16,7 +16,7 @@ from diptych.event_store.position import Position
 from diptych.process_managers import copying
 from diptych.process_managers.copying import copy_processes, differing_process
 from diptych.process_managers.process_store import ProcessStore
-from diptych.testing.contracts.process_store import LONG_S, SHIPPING, Writing, begun, instance, item, place
+from diptych.testing.contracts.process_store_case import LONG_S, SHIPPING, Writing, begun, instance, item, place
 from tests.cli_project import STORE, project_in
 
 pytestmark = pytest.mark.anyio

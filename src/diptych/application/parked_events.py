@@ -28,7 +28,7 @@ from diptych.messages.codec import decode
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.read_store import BlockedKey, Discard
 
-__all__ = ["NEVER_EDITED", "ParkedEvents", "event_at"]
+__all__ = ["NEVER_EDITED", "ParkedEvents", "event_at", "fields_of"]
 
 NEVER_EDITED = (
     "an event is a fact, and never edited: mend the code, or add an upcaster, and retry it; or discard it, and it is "
