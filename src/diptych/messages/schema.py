@@ -237,7 +237,11 @@ def _each_value(schema: Schema) -> list[Schema]:
     return [_NULL if value is None else {"values": [value]} for value in schema["values"]]
 
 
-def _is(schema: Schema, kind: str) -> bool:
+def _reads_null(reader: Any) -> bool:
+    return None in reader["values"] if _is(reader, "values") else bool(reader == _NULL)
+
+
+def _is(schema: Any, kind: str) -> bool:
     return isinstance(schema, dict) and kind in schema
 
 
@@ -250,8 +254,8 @@ def _is_read(readers: Iterable[Schema], written: Schema, how: _How) -> bool:
     return any(
         reader in (written, _ANYTHING)
         or (isinstance(reader, str) and isinstance(written, str) and written in _READ_AS.get(reader, ()))
-        or (_is(written, "values") and _reads_values(reader, written["values"]))
-        or (written == _NULL and _is(reader, "values") and None in reader["values"])
+        or _reads_values(reader, written)
+        or (written == _NULL and _reads_null(reader))
         or (isinstance(reader, dict) and isinstance(written, dict) and _nested_is_read(reader, written, how))
         for reader in readers
     )
@@ -282,7 +286,10 @@ def _nested_is_read(reader: Mapping[str, Any], written: Mapping[str, Any], how: 
     return alike and not _differing(reader, written, "", how)
 
 
-def _reads_values(reader: Schema, values: Iterable[Any]) -> bool:
+def _reads_values(reader: Schema, written: Any) -> bool:
+    if not _is(written, "values"):
+        return False
+    values = written["values"]
     if _is(reader, "values"):
         return all(any(type(each) is type(value) and each == value for each in reader["values"]) for value in values)
     return isinstance(reader, str) and all(type(value).__name__ == reader for value in values)

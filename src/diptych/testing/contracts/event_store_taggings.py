@@ -150,7 +150,7 @@ class TaggingContract(EventStoreCase):
                     if (await store.tagging()).unfinished:
                         await store.end_retag(begun, [], [])
             async with opened(connect()) as store:
-                await store.keep_states([folded], at)
+                await store.keep_states([folded], await store.head())
                 assert (await store.prune("A", START, at.position, 10)).events == 1
 
     async def test_what_is_opened_after_it_judges_by_the_new_tags(self) -> None:
