@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -37,6 +37,7 @@ from diptych.adapters.postgres.read_ahead import ReadAhead
 from diptych.adapters.postgres.restoring import restore
 from diptych.adapters.postgres.retagging import Retagging
 from diptych.adapters.postgres.transactions import Lanes
+from diptych.adapters.postgres.types_and_tags import TypesAndTags
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
     ConfigurationError,
@@ -57,13 +58,11 @@ from diptych.event_store.event_store import (
     ReadResult,
     Refused,
     StoredState,
-    StoredType,
-    TypeFacts,
 )
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
-from diptych.event_store.tagging import Tagging, retagged
+from diptych.event_store.tagging import retagged
 from diptych.event_store.timestamp import to_microseconds
 from diptych.event_store.transactions import Lending, Work
 
@@ -91,7 +90,7 @@ def connect(url: str, clock: Clock) -> PostgresEventStore:
 T = TypeVar("T")
 
 
-class PostgresEventStore:
+class PostgresEventStore(TypesAndTags):
     """Keeps one history in one schema."""
 
     def __init__(self, url: PostgresUrl, clock: Clock, *, lock_wait_s: float = LOCK_WAIT_S) -> None:
@@ -520,53 +519,6 @@ class PostgresEventStore:
         """
         self._check_open()
         return await self._watch.wait(after, timeout_s, self._check_open)
-
-    # ── types, and tags anew ─────────────────────────────────────────────────
-
-    async def stored_types(self) -> list[StoredType]:
-        """Types and versions that events are stored of, by name and version."""
-        self._check_open()
-        return await self._types.stored()
-
-    async def register_types(self, types: Sequence[StoredType]) -> None:
-        """Remember tag names and facts; what is known of a type that events are stored of stays.
-
-        Where all are known nothing is written, so that whoever may only read can open an application.
-
-        Raises:
-            NotGranted: some are new, and this role adds nothing to the history.
-        """
-        self._check_open()
-        await self._types.register(types)
-
-    async def keep_facts(self, before: Sequence[StoredType], after: Sequence[TypeFacts]) -> None:
-        """Replace the facts of types that are still as before.
-
-        Raises:
-            NotGranted: this role adds nothing to the history.
-        """
-        self._check_open()
-        await self._types.keep(before, after)
-
-    async def tagging(self) -> Tagging:
-        """How events are tagged now."""
-        self._check_open()
-        return await self._retagging.tagging(self._fetch)
-
-    async def begin_retag(self, types: Sequence[tuple[str, int]], instead_of: Tagging) -> Tagging:
-        """Keep everyone who has the store open from appending, and applications from opening."""
-        self._check_open()
-        return await self._retagging.begin(types, instead_of)
-
-    async def write_tags(self, tagging: Tagging, changes: Sequence[tuple[RecordedEvent, tuple[str, ...]]]) -> None:
-        """Give events other tags."""
-        self._check_open()
-        await self._retagging.write_tags(tagging, changes)
-
-    async def end_retag(self, tagging: Tagging, types: Sequence[StoredType], unaffected: Collection[str]) -> None:
-        """Make tag names and facts true, and drop kept states but for those of the models named."""
-        self._check_open()
-        await self._retagging.end(tagging, types, unaffected)
 
     def _check_open(self) -> None:
         if not self._is_open:

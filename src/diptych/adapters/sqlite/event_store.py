@@ -106,7 +106,7 @@ class SqliteEventStore:
         self._reading: _Reading | None = None
         self._history_id = b""
         self._section: AppendSection | None = None
-        self._opened_under = b""
+        self._opened_under: bytes = b""
         self._watch = HeadWatch()
         self._poll: asyncio.TimerHandle | None = None
 
