@@ -233,6 +233,19 @@ class TaggingContract(EventStoreCase):
             await copy.begin_retag([A], Tagging(begun.id))
             await expect_refused(copy, HistoryPart(await copy.head(), tagging=begun.id))
 
+    async def test_a_copy_that_holds_nothing_yet_takes_another_tagging(self) -> None:
+        """Its original was tagged anew before anything was copied: from then on it goes by that one."""
+        async with self.store() as store, self.store() as copy:
+            await append_one(store, event("A", "x:1"))
+            begin = Place(store.history_id, START, NOWHERE)
+            await copy.restore(HistoryPart(begin))
+            begun = await store.begin_retag([A], UNTOUCHED)
+            await store.end_retag(begun, [], [])
+            part = HistoryPart(begin, await history_of(store), await store.stored_types(), tagging=begun.id)
+            await copy.restore(part)
+            await append_one(copy, event("A", "x:2"))
+            assert (await copy.prune("A", START, Position(1), 10)).events == 1
+
     async def test_appends_that_meet_the_beginning_are_done_or_refused(self) -> None:
         """Whatever is appended at the same moment: what was acknowledged is there, and before the work began."""
         async with self.two_stores() as (store, other):
