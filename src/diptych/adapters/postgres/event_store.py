@@ -60,7 +60,6 @@ from diptych.event_store.event_store import (
     StoredState,
 )
 from diptych.event_store.position import NOWHERE, START, Place, Position
-from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable, refusal
 from diptych.event_store.tagging import retagged
 from diptych.event_store.timestamp import to_microseconds
