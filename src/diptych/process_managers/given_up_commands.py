@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+from uuid import UUID, uuid5
 
 import msgspec
 
@@ -30,6 +31,8 @@ from diptych.write_side.idempotency import Receipt
 
 __all__ = ["GivenUpCommands", "HandledCommand"]
 
+_EDITED = UUID("6b0f3c52-8f2e-5c0e-9a53-7d1c5f3f0c11")
+"""Under which the ids of edited commands are made."""
 _RETRIED_BY_HAND, _DISCARDED_BY_HAND = "(scheduled, retried)", "(scheduled, discarded)"
 
 
@@ -161,10 +164,7 @@ class GivenUpCommands:
         before = None if kept is None or not is_of(kept, item) else await self._commands.heard(kept)
         if isinstance(before, Rejected) and before.code == REPLACED:
             await self._check_unfinished(item, before)
-            raise ConfigurationError(
-                f"{item.type} {item.id} was to be replaced by {before.facts['command_id']}, which was not finished: "
-                "retry it with other fields, or discard it"
-            )
+            raise _unfinished(item, before)
         await self._note(_RETRIED_BY_HAND, unique_id(), item.id, item, by)
         await self._store.revive(SCHEDULED, [item.id], self._now_us())
         return item.id
@@ -194,11 +194,16 @@ class GivenUpCommands:
         return None if decode(accepted.data, dict[str, Any]) == before else accepted
 
     async def _replaced(self, item: Outgoing, accepted: Accepted, by: _By) -> str:
-        """Have another command wait in the place of one; the id of the other."""
-        command_id = unique_id()
+        """Have another command wait in the place of one; the id of the other, which is made of the two.
+
+        What is kept of the one decides which other it is, and the same edit again comes to the same.
+        """
+        command_id = str(uuid5(_EDITED, f"{item.id}\0{accepted.payload_hash.hex()}"))
         rejected = Rejected(REPLACED, by=by.actor, reason=by.reason, command_id=command_id)
         kept = await refuse(self._events, item, rejected)
-        if kept is not None and is_of(kept, item):
+        if kept is not None and not is_of(kept, item):  # its id is another one's, so it is decided beside
+            kept = await refuse(self._events, _renamed(item, str(uuid5(_EDITED, item.id))), rejected)
+        if kept is not None:
             before = await self._commands.heard(kept)
             if isinstance(before, Receipt):
                 raise ConfigurationError(
@@ -207,13 +212,9 @@ class GivenUpCommands:
             if before.code != REPLACED:
                 raise ConfigurationError(f"{item.type} {item.id} was rejected after all, as {before.code}: discard it")
             await self._check_unfinished(item, before)
-            command_id = before.facts["command_id"]  # of whoever began this, and did not come to its end
-        (there,) = await self._store.add(SCHEDULED, [self._in_place_of(item, command_id, accepted)])
-        done = await self._events.outcome(command_id)
-        if done is not None and not is_of(done, there):  # it was there, and is gone: decided, or discarded
-            await self._store.drop(SCHEDULED, [command_id])
-        if not _is_same(there, accepted) or (done is not None and not is_of(done, there)):
-            raise ConfigurationError(f"{item.type} {item.id} is not given up any more: somebody else was faster")
+            if before.facts["command_id"] != command_id:
+                raise _unfinished(item, before)
+        await self._store.add(SCHEDULED, [self._in_place_of(item, command_id, accepted)])
         await self._note(_RETRIED_BY_HAND, unique_id(), command_id, item, by)
         await self._store.drop(SCHEDULED, [item.id])
         return command_id
@@ -258,8 +259,11 @@ class GivenUpCommands:
         return to_microseconds(self._clock.now())
 
 
-def _is_same(item: Outgoing, accepted: Accepted) -> bool:
-    return decode(item.metadata, AcceptedFrom).payload_hash == accepted.payload_hash
+def _unfinished(item: Outgoing, replaced: Rejected) -> ConfigurationError:
+    return ConfigurationError(
+        f"{item.type} {item.id} was to be replaced by {replaced.facts['command_id']}, which was not finished: retry it "
+        "with the same fields as then, or discard it"
+    )
 
 
 def _renamed(item: Outgoing, command_id: str) -> Outgoing:

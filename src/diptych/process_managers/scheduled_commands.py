@@ -23,7 +23,7 @@ from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
 from diptych.process_managers.process_store import PRIORITY_MAX, PRIORITY_MIN, Outgoing, ProcessStore
 from diptych.process_managers.reactions import OUTGOING_BYTES_MAX
-from diptych.process_managers.scheduler import CANCELLED, SCHEDULED, AcceptedFrom, Scheduler, is_of, refuse
+from diptych.process_managers.scheduler import CANCELLED, REPLACED, SCHEDULED, AcceptedFrom, Scheduler, is_of, refuse
 from diptych.security import Actor, actor_of, check_reason
 from diptych.write_side.command_bus import Accepted, CommandBus, Sender
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload
@@ -209,11 +209,16 @@ class ScheduledCommands:
         found = await self._store.find(SCHEDULED, [command_id]) if await self.status(command_id) else []
         if found:
             kept = await refuse(self._events, found[0], rejected)
-            if kept is None or is_of(kept, found[0]):
+            if kept is None or (is_of(kept, found[0]) and not await self._was_to_be_replaced(kept)):
                 await self._store.drop(SCHEDULED, [command_id])
                 if not found[0].dead:
                     self._scheduler.dropped()
         return await self.status(command_id)
+
+    async def _was_to_be_replaced(self, kept: KeptOutcome) -> bool:
+        """Whether an edit was begun, of which perhaps nothing but what waits is known: somebody finishes it."""
+        heard = await self._commands.heard(kept)
+        return isinstance(heard, Rejected) and heard.code == REPLACED
 
 
 def _times(when: When, now: datetime) -> tuple[int, int]:
