@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs that tests start are compiled once, not at each start
 
-WORKERS_PER_CORE = 1.5
+WORKERS_PER_CORE = 2
 """Processes of tests for each core: many tests wait for servers, disks and programs that they have started."""
 WORKERS_MAX = 8
 """Processes of tests at most: each one has a PostgreSQL of its own."""
