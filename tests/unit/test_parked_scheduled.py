@@ -282,6 +282,28 @@ async def test_the_same_edit_twice_at_once_is_one_command(store_url: str, monkey
         assert (len(set(begun)), await here.happened(), await here.ids()) == (1, ["one"], [])
 
 
+async def test_an_edit_that_is_discarded_before_it_is_finished_leaves_nothing(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever edits is told; the other command is not executed, and does not wait for somebody."""
+    here = Notes(store_url)
+    async with here.app:
+        await here.fails("a")
+        store = here.app.partition().scheduled._store
+        put_in = store.add
+
+        async def add(process: str, items: Sequence[Outgoing]) -> list[Outgoing]:
+            if process == SCHEDULED:
+                await here.app.parked.discard("scheduled-a", **WHO)
+            return await put_in(process, items)
+
+        monkeypatch.setattr(store, "add", add)
+        with pytest.raises(ConfigurationError, match="was discarded meanwhile"):
+            await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+        await here.rest()
+        assert (await here.happened(), await here.ids()) == ([], [])
+
+
 async def test_of_several_who_edit_a_command_whose_id_is_of_another_one_is_followed(store_url: str) -> None:
     """Though nothing can be kept under its id."""
     here = Notes(store_url)

@@ -214,7 +214,12 @@ class GivenUpCommands:
             await self._check_unfinished(item, before)
             if before.facts["command_id"] != command_id:
                 raise _unfinished(item, before)
-        await self._store.add(SCHEDULED, [self._in_place_of(item, command_id, accepted)])
+        other = self._in_place_of(item, command_id, accepted)
+        await self._store.add(SCHEDULED, [other])
+        done = await self._events.outcome(command_id)
+        if done is not None and not is_of(done, other):  # the edit was discarded before it was finished
+            await self._store.drop(SCHEDULED, [command_id])
+            raise ConfigurationError(f"{item.type} {item.id} was discarded meanwhile")
         await self._note(_RETRIED_BY_HAND, unique_id(), command_id, item, by)
         await self._store.drop(SCHEDULED, [item.id])
         return command_id
