@@ -11,11 +11,12 @@ from typing import Any, TypedDict
 
 import pytest
 
-from diptych import Application, Command, CommandContext, Receipt
+from diptych import Application, Command, CommandContext, Receipt, Rejected
 from diptych.application.parked import ByHand, Discarded, ParkedDetails
 from diptych.errors import ConfigurationError, Forbidden, InvalidMessage, StoreUnavailable, UnknownPartition
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.process_managers import sender
+from diptych.process_managers.given_up_commands import GivenUpCommands
 from diptych.process_managers.process_store import Outgoing
 from diptych.process_managers.scheduled_commands import CommandStatus
 from diptych.process_managers.scheduler import SCHEDULED
@@ -302,6 +303,31 @@ async def test_an_edit_that_is_discarded_before_it_is_finished_leaves_nothing(
             await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
         await here.rest()
         assert (await here.happened(), await here.ids()) == ([], [])
+
+
+async def test_a_discard_that_an_edit_was_before_discards_nothing(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was not finished when the discard looked, and has taken effect when it decides: that is told."""
+    here = Notes(store_url)
+    async with here.app:
+        await here.fails("a")
+        with pulled_plug(here, "add"), pytest.raises(StoreUnavailable):
+            await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+        look, looks = GivenUpCommands._check_unfinished, list[str]()
+
+        async def look_and_edit(given_up: GivenUpCommands, item: Outgoing, replaced: Rejected) -> None:
+            await look(given_up, item, replaced)
+            if not looks:
+                looks.append(item.id)
+                await here.app.parked.retry("scheduled-a", edited={"note": "one"}, **WHO)
+                await here.rest()
+
+        monkeypatch.setattr(GivenUpCommands, "_check_unfinished", look_and_edit)
+        with pytest.raises(ConfigurationError, match="look at that one"):
+            await here.app.parked.discard("scheduled-a", **WHO)
+        assert (await here.happened(), await here.ids()) == (["one"], [])
+        assert (await here.app.parked.discarded()).items == []
 
 
 async def test_of_several_who_edit_a_command_whose_id_is_of_another_one_is_followed(store_url: str) -> None:

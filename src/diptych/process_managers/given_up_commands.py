@@ -154,7 +154,10 @@ class GivenUpCommands:
                 )
             if before.code == REPLACED:
                 await self._check_unfinished(item, before)
-                await refuse(self._events, _renamed(item, before.facts["command_id"]), rejected)
+                other = _renamed(item, before.facts["command_id"])
+                done = await refuse(self._events, other, rejected)
+                if done is not None and not is_of(done, other):  # the edit was finished meanwhile, and executed
+                    await self._check_unfinished(item, before)
         await self._note(_DISCARDED_BY_HAND, item.id, item.id, item, _By(actor, reason))
         await self._store.drop(SCHEDULED, [item.id])
 
