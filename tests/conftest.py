@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # programs that tests start are compiled once, not at each start
 
-WORKERS_PER_CORE = 2
+WORKERS_PER_CORE = 2.5
 """Processes of tests for each core: many tests wait for servers, disks and programs that they have started."""
 WORKERS_MAX = 8
 """Processes of tests at most: each one has a PostgreSQL of its own."""
@@ -27,6 +27,15 @@ def pytest_xdist_auto_num_workers() -> int:
     """What `--numprocesses=auto` stands for."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return min(math.ceil(cores * WORKERS_PER_CORE), WORKERS_MAX)
+
+
+LONG_ONES = {"test_openapi.py", "test_shop_on_postgres.py", "test_shop_real_invoices.py"}
+"""Files whose tests take longest: they come first, so that none of them is still running when all others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    items.sort(key=lambda item: item.path.name not in LONG_ONES)
 
 
 def pytest_collection_finish() -> None:
