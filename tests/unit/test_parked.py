@@ -706,6 +706,19 @@ async def until(app: Application, done: Callable[[], Awaitable[bool]]) -> None:
         seen = await app.partition().read_store.wait_for_change(seen, 5)
 
 
+async def are_deliveries_listed(app: Application, expected: bool) -> bool:
+    return bool((await app.parked.list(kind="delivery")).items) is expected
+
+
+async def delivery_that_fails(app: Application) -> ParkedItem:
+    """The one of three that a subscriber does not take, once it is listed."""
+    for n in (5, 6, 7):
+        await app.execute(Work(job=ONE, n=n))
+    await until(app, lambda: are_deliveries_listed(app, True))
+    (item,) = (await app.parked.list(kind="delivery")).items
+    return item
+
+
 @pytest.fixture
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subscriber, "BACKOFF_FIRST_S", 0.01)
@@ -718,14 +731,7 @@ async def test_an_event_that_a_subscriber_keeps_failing_to_take_is_listed(store_
     heard = Heard()
     heard.fails[6] = ConnectionError("nobody answers")
     async with Application(telling(heard), store=store_url) as app:
-        for n in (5, 6, 7):
-            await app.execute(Work(job=ONE, n=n))
-
-        async def listed() -> bool:
-            return bool((await app.parked.list(kind="delivery")).items)
-
-        await until(app, listed)
-        (item,) = (await app.parked.list(kind="delivery")).items
+        item = await delivery_that_fails(app)
         shown = await app.parked.show(item.id)
         assert (shown.type, shown.name, shown.data["n"]) == ("works.Worked", "works.tell", 6)
         assert shown.error.startswith("ConnectionError: nobody answers")
@@ -742,10 +748,7 @@ async def test_an_event_that_a_subscriber_keeps_failing_to_take_is_listed(store_
             await app.parked.retry(item.id, **WHO)
         heard.fails.clear()
 
-        async def gone() -> bool:
-            return not await listed()
-
-        await until(app, gone)
+        await until(app, lambda: are_deliveries_listed(app, False))
         await until(app, lambda: delivered(app, 3))
         assert heard.numbers[-2:] == [6, 7]
 
@@ -761,19 +764,12 @@ async def test_a_subscriber_goes_on_behind_an_event_that_is_discarded(store_url:
     heard = Heard()
     heard.fails[6] = ValueError("no such address")
     async with Application(telling(heard), store=store_url) as app:
-        for n in (5, 6, 7):
-            await app.execute(Work(job=ONE, n=n))
-
-        async def listed() -> bool:
-            return bool((await app.parked.list(kind="delivery")).items)
-
-        await until(app, listed)
-        (item,) = (await app.parked.list(kind="delivery")).items
+        item = await delivery_that_fails(app)
         await app.parked.discard(item.id, **WHO)
         await until(app, lambda: delivered(app, 3))
         assert heard.numbers[-1] == 7
         assert 6 not in heard.numbers
-        assert not await listed()
+        assert await are_deliveries_listed(app, False)
         (told,) = (await app.parked.discarded()).items
         assert (told.kind, told.name, told.position, told.by.actor) == ("delivery", "works.tell", item.position, "ann")
 
