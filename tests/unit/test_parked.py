@@ -35,6 +35,7 @@ from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
 from diptych.failures import TRACE_CHARACTERS_MAX
 from diptych.messages.codec import decode
 from diptych.process_managers import sender
+from diptych.process_managers.processes import Waiting
 from diptych.read_side import subscriber
 from diptych.testing import ManualClock
 from tests.parking import parked
@@ -167,6 +168,11 @@ class Works:
             await self.app.partition().process_worker.at_rest()
             self.clock.advance(AN_HOUR / 60)
         await self.app.partition().process_worker.at_rest()
+
+    async def given_up(self) -> Waiting:
+        """The one command that was given up, as its process knows it."""
+        (found,) = [each for each in (await self.app.processes.show("Carrying", ONE)).commands if each.dead]
+        return found
 
     async def the(self, kind: str) -> ParkedDetails:
         """The one parked item of a kind."""
@@ -402,7 +408,7 @@ async def test_g10_an_edited_command_has_an_id_of_its_own_and_takes_effect_once(
         await here.work(ONE, 5)
         dead = await here.the("command")
         assert dead.data == {"job": "one", "n": 5}
-        (before,) = [each for each in (await here.app.processes.show("Carrying", ONE)).commands if each.dead]
+        before = await here.given_up()
         await here.app.parked.retry(dead.id, edited={"n": 50}, **WHO)
         await here.rest()
         await put_back_by_hand(here)
@@ -456,7 +462,7 @@ async def test_a_command_edited_to_what_it_was_keeps_its_id(store_url: str) -> N
     async with here.app:
         await here.work(ONE, 5)
         dead = await here.the("command")
-        (before,) = [each for each in (await here.app.processes.show("Carrying", ONE)).commands if each.dead]
+        before = await here.given_up()
         NOT_CARRIED.clear()
         await here.app.parked.retry(dead.id, edited={"n": 5}, **WHO)
         await here.rest()
@@ -470,7 +476,7 @@ async def test_a_command_that_took_effect_after_all_is_not_edited(store_url: str
     async with here.app:
         await here.work(ONE, 5)
         dead = await here.the("command")
-        (before,) = [each for each in (await here.app.processes.show("Carrying", ONE)).commands if each.dead]
+        before = await here.given_up()
         NOT_CARRIED.clear()
         await here.app.execute(Carry(job=ONE, n=5), command_id=before.id)
         with pytest.raises(ConfigurationError, match="has taken effect after all"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from msgspec import structs
@@ -31,7 +31,7 @@ from diptych.application import pruning
 from diptych.application.pruning import PruneReport, Pruning
 from diptych.errors import HistoryDiverged, HistoryPruned, NotGranted
 from diptych.event_store.event_query import ALL_EVENTS
-from diptych.event_store.event_store import Pruned
+from diptych.event_store.event_store import KeptState, Pruned
 from diptych.event_store.position import START, Position
 from diptych.testing.contracts.event_store_case import SettableClock
 from diptych.write_side.decision_model import ModelFold
@@ -193,7 +193,7 @@ async def test_what_is_pruned_is_up_to_a_time(store_url: str) -> None:
         assert b"" not in await data_of(app, "bins.Placed")
         moved: list[tuple[int, int | None]] = []
         report = await app.pruning.prune(Placed, before=second, moved=lambda done, of: moved.append((done, of)))
-        assert (report.until, report.pruned, moved) == (1, {"bins.Placed": 1}, [(1, 1)])
+        assert (report.until, report.pruned, moved) == (1, {"bins.Placed": 1}, [(1, 2), (2, 2)])
         assert [bool(data) for data in await data_of(app, "bins.Placed")] == [False, True, True]
         assert (await app.pruning.prune(Placed, before=second)).pruned == {"bins.Placed": 0}
         earliest = await app.pruning.prune(Placed, before=datetime(1970, 1, 1, tzinfo=UTC))
@@ -241,6 +241,40 @@ async def test_what_a_retired_process_could_not_take_is_shown_though_it_is_prune
         store = app.partition().store
         await store.prune("bins.Placed", START, Position(1), 10)
         assert (await app.parked.show(parked.id)).data == {}
+
+
+class LookedAt(MemoryEventStore):
+    """Notes which states it is asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    async def model_state(self, model: str, key: str) -> KeptState | None:
+        self.asked.append(key)
+        return await super().model_state(model, key)
+
+
+@pytest.mark.parametrize(("known", "looks"), [(10, 2), (1, 4)])
+async def test_a_state_is_looked_for_once_however_many_events_it_is_of(
+    monkeypatch: pytest.MonkeyPatch, known: int, looks: int
+) -> None:
+    """Unless there are more models than are remembered; where it is missing, it is folded once, and kept."""
+    monkeypatch.setattr(pruning, "KNOWN_MODELS_MAX", known)
+    async with Application(bins()) as app:
+        partition = app.partition()
+        assert isinstance(partition.store, MemoryEventStore)
+        for item in ("a", "b", "a", "b"):
+            await put(app, item)
+        del partition.store._states["bins.Times", '["a","north"]']
+        store = LookedAt(SettableClock())
+        store.__dict__ = partition.store.__dict__
+        LookedAt.asked.clear()
+        models = [ModelFold(Stored.Times, partition.history.types)]
+        report = await Pruning(store, partition.history, models, ()).prune(Placed, before=LATER)
+        assert (report.states, report.pruned) == (1, {"bins.Placed": 4})
+        folded = 1  # which begins with what is kept
+        assert len(LookedAt.asked) == looks + folded
+        partition.commands._cache._states.clear()
+        assert [await seen(app, "a"), await seen(app, "b")] == [2, 2]
 
 
 # ── who folds from the first event on ────────────────────────────────────────

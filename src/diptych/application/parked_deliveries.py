@@ -17,12 +17,11 @@ from diptych.application.parked import (
     parked_id,
     position_in,
 )
-from diptych.application.parked_events import event_at, fields_of
+from diptych.application.parked_events import behind_event, left_out
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import Position
-from diptych.failures import line_of
 from diptych.read_side.read_store import BlockedKey, Discard, ReadStore, SliceWrite, Written
 from diptych.read_side.subscriber import BACKOFF_MAX_S, NO_KEY
 
@@ -97,37 +96,16 @@ class ParkedDeliveries:
             for discard in await self._read_store.discards(name):
                 place = (name, f"{discard.position:019}")
                 if (not after or place > after) and len(found) < limit:
-                    found.append((place, await self._left_out(discard)))
+                    found.append((place, await left_out("delivery", discard, self._log)))
         return found
-
-    async def _left_out(self, discard: Discard) -> Discarded:
-        return Discarded(
-            kind="delivery",
-            type=(await event_at(self._log, discard.position)).type,
-            name=discard.name,
-            key=discard.key,
-            position=discard.position,
-            by=ByHand(actor=discard.actor, reason=discard.reason, at=discard.at),
-        )
 
     async def _all(self) -> list[BlockedKey]:
         async with self._read_store.snapshot() as snapshot:
             return [found for name in self._names for found in await snapshot.blocked(name)]
 
     async def _details(self, found: BlockedKey) -> ParkedDetails:
-        recorded = await event_at(self._log, found.position)
         async with self._read_store.snapshot() as snapshot:
             slices = await snapshot.slices(found.name)
-        return ParkedDetails(
-            id=parked_id("delivery", found.position, found.name),
-            kind="delivery",
-            type=recorded.type,
-            name=found.name,
-            key=found.key,
-            error=line_of(found.error),
-            attempts=found.attempts,
-            since=recorded.recorded_at,
-            position=found.position,
-            data=fields_of(recorded),
-            trace=await self._read_store.trace(found.name, slices[0].number, found.key) if slices else "",
-        )
+        trace = await self._read_store.trace(found.name, slices[0].number, found.key) if slices else ""
+        item_id = parked_id("delivery", found.position, found.name)
+        return await behind_event("delivery", item_id, found, self._log, trace)

@@ -28,7 +28,7 @@ from diptych.messages.codec import decode
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.read_store import BlockedKey, Discard
 
-__all__ = ["NEVER_EDITED", "ParkedEvents", "event_at", "fields_of"]
+__all__ = ["NEVER_EDITED", "ParkedEvents", "behind_event", "event_at", "fields_of", "left_out"]
 
 NEVER_EDITED = (
     "an event is a fact, and never edited: mend the code, or add an upcaster, and retry it; or discard it, and it is "
@@ -89,39 +89,44 @@ class ParkedEvents:
         """What is left out of rows, by read model, position and key."""
         found = ((_place(discard), discard) for discard in await self._blocked_keys.discards())
         behind = sorted(((place, each) for place, each in found if not after or place > after), key=itemgetter(0))
-        return [
-            (
-                place,
-                Discarded(
-                    kind="event",
-                    type=(await event_at(self._log, discard.position)).type,
-                    name=discard.name,
-                    key=discard.key,
-                    position=discard.position,
-                    by=ByHand(actor=discard.actor, reason=discard.reason, at=discard.at),
-                ),
-            )
-            for place, discard in behind[:limit]
-        ]
+        return [(place, await left_out("event", discard, self._log)) for place, discard in behind[:limit]]
 
     async def _dealt(self, item: ParkedDetails, still: BlockedKey | None) -> Dealt:
         return Dealt(id=item.id, still=None if still is None else at_hand(await self._details(still)))
 
     async def _details(self, blocked: BlockedKey, *, trace: str = "") -> ParkedDetails:
-        recorded = await event_at(self._log, blocked.position)
-        return ParkedDetails(
-            id=parked_id("event", blocked.position, blocked.name, blocked.key),
-            kind="event",
-            type=recorded.type,
-            name=blocked.name,
-            key=blocked.key,
-            error=line_of(blocked.error),
-            attempts=blocked.attempts,
-            since=recorded.recorded_at,
-            position=blocked.position,
-            data=fields_of(recorded),
-            trace=trace,
-        )
+        item_id = parked_id("event", blocked.position, blocked.name, blocked.key)
+        return await behind_event("event", item_id, blocked, self._log, trace)
+
+
+async def behind_event(kind: str, item_id: str, blocked: BlockedKey, log: EventLog, trace: str) -> ParkedDetails:
+    """What waits behind an event: a key of a projection, or a subscriber."""
+    recorded = await event_at(log, blocked.position)
+    return ParkedDetails(
+        id=item_id,
+        kind=kind,
+        type=recorded.type,
+        name=blocked.name,
+        key=blocked.key,
+        error=line_of(blocked.error),
+        attempts=blocked.attempts,
+        since=recorded.recorded_at,
+        position=blocked.position,
+        data=fields_of(recorded),
+        trace=trace,
+    )
+
+
+async def left_out(kind: str, discard: Discard, log: EventLog) -> Discarded:
+    """An event that was left out of a row, or of what a subscriber is told."""
+    return Discarded(
+        kind=kind,
+        type=(await event_at(log, discard.position)).type,
+        name=discard.name,
+        key=discard.key,
+        position=discard.position,
+        by=ByHand(actor=discard.actor, reason=discard.reason, at=discard.at),
+    )
 
 
 async def event_at(log: EventLog, position: int) -> RecordedEvent:

@@ -33,6 +33,8 @@ __all__ = ["PruneReport", "Pruning"]
 
 PRUNE_PAGE_EVENTS = 1_000
 """Events of a type that are gone through in one transaction."""
+KNOWN_MODELS_MAX = 10_000
+"""Models of which is known up to where they are kept; past it all are looked up again."""
 STATES_MAX = 16
 """States of models that are kept in one transaction: as many of the largest as a commit may carry."""
 FOLD_PAGE_EVENTS = 1_000
@@ -88,7 +90,7 @@ class Pruning:
             events: the classes, at least one.
             before: a time with its zone.
             dry_run: count only.
-            moved: told how many are done, of how many.
+            moved: told how many positions are gone through, of how many: once to look, and once for each stored name.
 
         Raises:
             ConfigurationError: something folds them that has to begin with the first event: an event-sourced model,
@@ -100,15 +102,16 @@ class Pruning:
             raise ConfigurationError("before= has no time zone: write datetime.now(UTC), or the like")
         types = self._checked(events)
         at = await self._last_before(before)
-        forks = self._store.forks
-        counts = dict.fromkeys(types, 0)
-        async for recorded in self._of(types, at.position):
-            counts[recorded.type] += bool(recorded.data)
+        forks, counts = self._store.forks, dict.fromkeys(types, 0)
+        moved = moved or (lambda done, of: None)
         if dry_run:
+            async for recorded in self._of(types, at.position):
+                counts[recorded.type] += bool(recorded.data)
+                moved(recorded.position, at.position)
             return PruneReport(at.position, counts, 0)
-        states = await self._keep_states(types, at)
-        done, whole = 0, sum(counts.values())
-        for name in types:
+        whole = at.position * (1 + len(types))
+        states = await self._keep_states(types, at, lambda done, _: moved(done, whole))
+        for number, name in enumerate(types, 1):
             after = START
             while after < at.position:
                 if self._store.forks != forks:
@@ -116,9 +119,9 @@ class Pruning:
                         "what was to be pruned", "a server with another history took over; run it again"
                     )
                 page = await self._store.prune(name, after, at.position, PRUNE_PAGE_EVENTS)
-                after, done = page.through, done + page.events
-                if moved is not None:
-                    moved(done, whole)
+                after = page.through
+                counts[name] += page.events
+                moved(number * at.position + after, whole)
         return PruneReport(at.position, counts, states)
 
     # ── may it be ────────────────────────────────────────────────────────────
@@ -160,19 +163,26 @@ class Pruning:
 
     # ── state-stored models ──────────────────────────────────────────────────
 
-    async def _keep_states(self, types: Sequence[str], at: Place) -> int:
+    async def _keep_states(self, types: Sequence[str], at: Place, moved: Moved) -> int:
         """Keep what these events have made of state-stored models, where no commit has; how many were missing.
 
         A model that became state-stored, and that nothing has happened to since, has no state yet (decision 0033).
         """
         missing: dict[ModelKey, Folded] = {}
+        until: dict[ModelKey, int] = {}
         count = 0
         async for recorded in self._of(types, at.position):
             for key in self._touched(recorded):
-                if key not in missing and not await self._is_kept(key, recorded.position):
+                if key not in until:
+                    if len(until) >= KNOWN_MODELS_MAX:
+                        until.clear()
+                    until[key] = await self._kept_until(key)
+                if until[key] < recorded.position and key not in missing:
                     missing[key] = await self._fold(key, at.position)
             if len(missing) >= STATES_MAX:
+                until |= dict.fromkeys(missing, int(at.position))
                 count += await self._keep(missing, at)
+            moved(recorded.position, at.position)
         return count + await self._keep(missing, at)
 
     async def _keep(self, missing: dict[ModelKey, Folded], at: Place) -> int:
@@ -193,11 +203,12 @@ class Pruning:
                 for ids in product(*([tag[len(kind) :] for tag in tags if tag.startswith(kind)] for kind in kinds)):
                     yield fold, ids
 
-    async def _is_kept(self, key: ModelKey, position: Position) -> bool:
+    async def _kept_until(self, key: ModelKey) -> int:
+        """Up to where its state is kept; -1 where none is."""
         fold, ids = key
         assert fold.form is not None, "it is state-stored"
         found = await self._store.model_state(fold.form.model, key_of(ids))
-        return found is not None and found.fold == fold.form.fold and found.position >= position
+        return found.position if found is not None and found.fold == fold.form.fold else -1
 
     async def _fold(self, key: ModelKey, until: Position) -> Folded:
         fold, ids = key

@@ -18,8 +18,9 @@ from diptych.entrypoints.cli.options import (
     PartitionOptions,
     StoreOptions,
     fields_of,
+    settings_of,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import Codec, encode
 
@@ -61,7 +62,7 @@ def list_instances(
     """
 
     async def listed() -> Sequence[InstanceStatus]:
-        async with _opened(_settings(app, stores, partition, log)) as processes:
+        async with _opened(settings_of(app, stores, partition, log)) as processes:
             return await processes.list(process, stuck=stuck, ended=ended)
 
     found = run_async(listed)
@@ -97,7 +98,7 @@ def show(
     """
 
     async def shown() -> InstanceDetails:
-        async with _opened(_settings(app, stores, partition, log)) as processes:
+        async with _opened(settings_of(app, stores, partition, log)) as processes:
             return await processes.show(process, instance)
 
     found = run_async(shown)
@@ -142,7 +143,7 @@ def retry(
     """
 
     async def retried() -> int:
-        async with _opened(_settings(app, stores, partition, log)) as processes:
+        async with _opened(settings_of(app, stores, partition, log)) as processes:
             return await processes.retry(process, instance, reason=reason, actor=operator())
 
     _say(run_async(retried), f"{process} {instance} is tried again")
@@ -173,7 +174,7 @@ def close(
     """
 
     async def closed() -> int:
-        async with _opened(_settings(app, stores, partition, log)) as processes:
+        async with _opened(settings_of(app, stores, partition, log)) as processes:
             return await processes.close(process, instance, reason=reason, actor=operator())
 
     _say(run_async(closed), f"{process} {instance} is closed")
@@ -206,7 +207,7 @@ def send(
         partition: which.
         log: how.
     """
-    settings = _settings(app, stores, partition, log)
+    settings = settings_of(app, stores, partition, log)
 
     async def sent() -> int:
         given = _command(settings, command, fields)
@@ -230,26 +231,11 @@ def _command(settings: Settings, name: str, fields: str) -> Command:
     return command
 
 
-def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
-    return settled(
-        verbose=log.verbose,
-        app=app,
-        store=stores.store,
-        read_store=stores.read_store,
-        partition=partition.partition,
-        log_format=log.log_format,
-    )
-
-
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncGenerator[Processes]:
-    from diptych.application.partition import Partition
-    from diptych.entrypoints.cli.looking import opened_partition
-    from diptych.errors import ConfigurationError
+    from diptych.entrypoints.cli.looking import opened_history
 
-    async with opened_partition(settings) as partition:
-        if not isinstance(partition, Partition):
-            raise ConfigurationError("no process follows several partitions: name one of them with --partition")
+    async with opened_history(settings) as partition:
         yield partition.processes
 
 

@@ -11,13 +11,14 @@ from diptych.adapters.connect import connect_event_store
 from diptych.application.application import Application
 from diptych.application.dividing import ACROSS
 from diptych.application.follower import Follower
+from diptych.application.partition import Partition
 from diptych.clock import SystemClock
 from diptych.entrypoints.cli.contexts import load_contexts, load_partition_by
 from diptych.entrypoints.cli.settings import Settings
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventStore
 
-__all__ = ["choose", "hint", "opened_partition", "opened_store"]
+__all__ = ["choose", "hint", "opened_history", "opened_partition", "opened_store"]
 
 
 @asynccontextmanager
@@ -65,6 +66,19 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
         projecting=False,
     ) as application:
         yield application.across if name == ACROSS else application.partition(name)
+
+
+@asynccontextmanager
+async def opened_history(settings: Settings) -> AsyncGenerator[Partition]:
+    """The same, of one history: what is decided on it, and not only followed.
+
+    Raises:
+        ConfigurationError: see `opened_partition`; or what follows several partitions is named.
+    """
+    async with opened_partition(settings) as partition:
+        if not isinstance(partition, Partition):
+            raise ConfigurationError("what is across partitions has no history of its own: name one with --partition")
+        yield partition
 
 
 def choose(what: str, wanted: str, known: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -19,7 +19,12 @@ from diptych.entrypoints.cli.settings import (
     PROCESSES_MAX,
     Policy,
     Role,
+    Settings,
+    settled,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "ADDRESS_UNSET",
@@ -40,6 +45,7 @@ __all__ = [
     "at_least",
     "fields_of",
     "in_range",
+    "settings_of",
 ]
 
 _STORES = Group("Stores", sort_key=2)
@@ -238,3 +244,15 @@ def fields_of(text: str) -> dict[str, Any]:
         return decode(text.encode(), dict[str, Any])
     except (InvalidMessage, UnicodeError) as error:
         raise UsageError(f"{text!r} are no fields: write a JSON object, as in '{{\"amount\": 5}}'") from error
+
+
+def settings_of(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
+    """The settings of a command about what some contexts have in stores, with logging set up as they say."""
+    return settled(
+        verbose=log.verbose,
+        app=app,
+        store=stores.store,
+        read_store=stores.read_store,
+        partition=partition.partition,
+        log_format=log.log_format,
+    )

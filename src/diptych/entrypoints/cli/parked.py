@@ -20,8 +20,9 @@ from diptych.entrypoints.cli.options import (
     PartitionOptions,
     StoreOptions,
     fields_of,
+    settings_of,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
 
@@ -69,7 +70,7 @@ def list_parked(
     async def listed(parked: Parked) -> ParkedPage:
         return await parked.list(kind=kind, after=after, limit=limit)
 
-    page = _run(_settings(app, stores, partition, log), listed)
+    page = _run(settings_of(app, stores, partition, log), listed)
     if json:
         for item in page.items:
             screen.write(encode(item))
@@ -105,7 +106,7 @@ def list_discarded(
     async def listed(parked: Parked) -> Discards:
         return await parked.discarded(after=after, limit=limit)
 
-    page = _run(_settings(app, stores, partition, log), listed)
+    page = _run(settings_of(app, stores, partition, log), listed)
     if json:
         for item in page.items:
             screen.write(encode(item))
@@ -138,7 +139,7 @@ def show(
         partition: which.
         log: how.
     """
-    found = _run(_settings(app, stores, partition, log), lambda parked: parked.show(item_id))
+    found = _run(settings_of(app, stores, partition, log), lambda parked: parked.show(item_id))
     if json:
         screen.write(encode(found))
         return
@@ -181,7 +182,7 @@ def retry(
         return await parked.retry(item_id, actor=operator(), reason=reason, edited=edited)
 
     return _say(
-        _run(_settings(app, stores, partition, log), retried),
+        _run(settings_of(app, stores, partition, log), retried),
         "is tried again",
         "every event is folded",
         "as command {}",
@@ -219,22 +220,11 @@ def discard(
             return None
         return await parked.discard(item_id, actor=operator(), reason=reason)
 
-    dealt = _run(_settings(app, stores, partition, log), discarded)
+    dealt = _run(settings_of(app, stores, partition, log), discarded)
     if dealt is None:
         screen.output().print("Nothing was changed.")
         return FAILED
     return _say(dealt, "is discarded", "it is left out", "and command {} is rejected")
-
-
-def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
-    return settled(
-        verbose=log.verbose,
-        app=app,
-        store=stores.store,
-        read_store=stores.read_store,
-        partition=partition.partition,
-        log_format=log.log_format,
-    )
 
 
 def _run(settings: Settings, work: Callable[[Parked], Awaitable[Any]]) -> Any:

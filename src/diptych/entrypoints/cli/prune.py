@@ -19,8 +19,9 @@ from diptych.entrypoints.cli.options import (
     LogOptions,
     PartitionOptions,
     StoreOptions,
+    settings_of,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
 
@@ -64,14 +65,7 @@ def prune(
     moment = _moment(before, older_than_days)
     if not (yes or dry_run) and not sys.stdin.isatty():
         raise UsageError("what is pruned is gone for good: answer on a terminal, or give --yes or --dry-run")
-    settings = settled(
-        verbose=log.verbose,
-        app=app,
-        store=stores.store,
-        read_store=stores.read_store,
-        partition=partition.partition,
-        log_format=log.log_format,
-    )
+    settings = settings_of(app, stores, partition, log)
     found = run_async(lambda: _pruned(settings, event, moment, dry_run=dry_run, ask=not yes))
     if found is None:
         screen.output().print("Nothing was changed.")
@@ -99,15 +93,13 @@ def _moment(before: str | None, older_than_days: int | None) -> datetime:
 
 
 async def _pruned(settings: Settings, event: str, moment: datetime, *, dry_run: bool, ask: bool) -> PruneReport | None:
-    from diptych.application.partition import Partition
-    from diptych.entrypoints.cli.looking import choose, opened_partition
+    from diptych.entrypoints.cli.looking import choose, opened_history
 
-    async with opened_partition(settings) as partition:
-        if not isinstance(partition, Partition):
-            raise UsageError("what is across partitions has no events of its own: name a partition")
+    async with opened_history(settings) as partition:
         coded = {found.name: found.cls for found in partition.history.types}
         cls = coded[choose("event", event, coded)]
-        would = await partition.pruning.prune(cls, before=moment, dry_run=True)
+        with screen.progress("Counting") as bar:
+            would = await partition.pruning.prune(cls, before=moment, dry_run=True, moved=bar)
         if dry_run or (ask and not _confirmed(would)):
             return would if dry_run else None
         with screen.progress("Pruning") as bar:

@@ -17,8 +17,9 @@ from diptych.entrypoints.cli.options import (
     LogOptions,
     PartitionOptions,
     StoreOptions,
+    settings_of,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 
 __all__ = ["rebuild"]
@@ -46,14 +47,7 @@ def rebuild(
         partition: which.
         log: how.
     """
-    settings = settled(
-        verbose=log.verbose,
-        app=app,
-        store=stores.store,
-        read_store=stores.read_store,
-        partition=partition.partition,
-        log_format=log.log_format,
-    )
+    settings = settings_of(app, stores, partition, log)
     run_async(lambda: _rebuilt(settings, read_model))
 
 

@@ -17,8 +17,9 @@ from diptych.entrypoints.cli.options import (
     LogOptions,
     PartitionOptions,
     StoreOptions,
+    settings_of,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
 
@@ -55,7 +56,7 @@ def list_scheduled(
     """
 
     async def listed() -> Sequence[CommandStatus]:
-        async with _opened(_settings(app, stores, partition, log)) as scheduled:
+        async with _opened(settings_of(app, stores, partition, log)) as scheduled:
             return await scheduled.list(after=after, failed=failed)
 
     found = run_async(listed)
@@ -89,7 +90,7 @@ def show(
     """
 
     async def shown() -> CommandStatus | None:
-        async with _opened(_settings(app, stores, partition, log)) as scheduled:
+        async with _opened(settings_of(app, stores, partition, log)) as scheduled:
             return await scheduled.status(command_id)
 
     found = _known(run_async(shown), command_id)
@@ -124,7 +125,7 @@ def cancel(
     """
 
     async def cancelled() -> CommandStatus | None:
-        async with _opened(_settings(app, stores, partition, log)) as scheduled:
+        async with _opened(settings_of(app, stores, partition, log)) as scheduled:
             return await scheduled.cancel(command_id, reason=reason, actor=_operator())
 
     found = _known(run_async(cancelled), command_id)
@@ -134,26 +135,11 @@ def cancel(
         raise _failed(f"{command_id} was {_outcome(found)} before: nothing is changed")
 
 
-def _settings(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
-    return settled(
-        verbose=log.verbose,
-        app=app,
-        store=stores.store,
-        read_store=stores.read_store,
-        partition=partition.partition,
-        log_format=log.log_format,
-    )
-
-
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncGenerator[ScheduledCommands]:
-    from diptych.application.partition import Partition
-    from diptych.entrypoints.cli.looking import opened_partition
-    from diptych.errors import ConfigurationError
+    from diptych.entrypoints.cli.looking import opened_history
 
-    async with opened_partition(settings) as partition:
-        if not isinstance(partition, Partition):
-            raise ConfigurationError("a command is of one partition: name it with --partition")
+    async with opened_history(settings) as partition:
         yield partition.scheduled
 
 
