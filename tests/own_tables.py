@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -46,11 +47,12 @@ __all__ = [
     "Opened",
 ]
 
-Database: TypeAlias = Literal["sqlite", "postgres"]
+Database: TypeAlias = Literal["memory", "sqlite", "postgres"]
 Hook: TypeAlias = Callable[[Any, CommandContext], Any]
 """What a test does in the middle of a handler, with its connection; it may be awaitable on PostgreSQL."""
 
 DEPOSITS_MAX = 100
+_numbers = count()
 TABLE = "CREATE TABLE accounts (id TEXT PRIMARY KEY, cents BIGINT NOT NULL)"
 
 
@@ -137,20 +139,30 @@ class Bank:
         self.runs = 0
         self.hook: Hook = lambda connection, context: None
         self.begun: Callable[[], Any] = lambda: None
-        if database == "sqlite":
-            self.path = folder / "bank.db"
-            self.url = f"sqlite:{self.path}?own_tables=true"
-            self.sql(TABLE)
-        else:
+        self.path = str(folder / "bank.db")
+        self._kept = ExitStack()
+        if database == "postgres":
             self.url = in_thread(new_stores())
             in_thread(run(self.url, "DROP TABLE IF EXISTS accounts", TABLE))
+        else:
+            self.url = f"sqlite:{self.path}?own_tables=true"
+            if database == "memory":
+                name = f"bank-{next(_numbers)}"
+                self.path = f"file:/{name}?vfs=memdb"
+                self.url = f"memory:?own_tables={name}"
+                self._kept.enter_context(closing(sqlite3.connect(self.path, uri=True)))
+            self.sql(TABLE)
         self.context = _context(self)
+
+    def close(self) -> None:
+        """Let go of a table in memory."""
+        self._kept.close()
 
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """What somebody else sees, or does, in the table; statements have no parameters."""
         if self.database == "postgres":
             return in_thread(_fetched(statement))
-        with closing(sqlite3.connect(self.path)) as connection, connection:
+        with closing(sqlite3.connect(self.path, uri=True)) as connection, connection:
             return connection.execute(statement).fetchall()
 
     def balances(self) -> dict[str, int]:
@@ -179,7 +191,7 @@ def _context(bank: Bank) -> BoundedContext:
     def note(command: Note, account: Account) -> Noted:
         return Noted(account=command.account, number=account.notes + 1)
 
-    (_add_sqlite if bank.database == "sqlite" else _add_postgres)(context, bank)
+    (_add_postgres if bank.database == "postgres" else _add_sqlite)(context, bank)
     return context
 
 

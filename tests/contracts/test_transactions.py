@@ -14,10 +14,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from diptych.adapters import lent_sqlite
+from diptych.adapters.memory import own_tables
+from diptych.adapters.memory.event_store import connect as connect_memory
 from diptych.adapters.postgres import transactions as postgres_transactions
 from diptych.adapters.postgres.connection import Link
 from diptych.adapters.postgres.event_store import connect as connect_postgres
-from diptych.adapters.sqlite import transactions as sqlite_transactions
 from diptych.adapters.sqlite.event_store import SqliteEventStore
 from diptych.adapters.sqlite.event_store import connect as connect_sqlite
 from diptych.clock import Clock, SystemClock
@@ -65,6 +67,31 @@ class SqliteTransactions(TransactionContract):
 
 class TestSqliteTransactions(SqliteTransactions):
     """In a file in which there was a table before."""
+
+
+class MemoryTransactions(TransactionContract):
+    path = "file:/numbers?vfs=memdb"
+
+    @asynccontextmanager
+    async def history(self, clock: Clock) -> AsyncGenerator[Callable[[], EventStore]]:
+        with closing(sqlite3.connect(self.path, uri=True)) as connection:
+            connection.execute("CREATE TABLE numbers (number INTEGER)")
+            store = connect_memory("memory:?own_tables=numbers", clock)
+            yield lambda: store
+
+    def add(self, connection: Any, number: int) -> Any:
+        connection.execute("INSERT INTO numbers VALUES (?)", (number,))
+
+    def end(self, connection: Any) -> Any:
+        connection.commit()
+
+    async def numbers(self) -> list[int]:
+        with closing(sqlite3.connect(self.path, uri=True)) as connection:
+            return [number for (number,) in connection.execute("SELECT number FROM numbers ORDER BY 1")]
+
+
+class TestMemoryTransactions(MemoryTransactions):
+    """In a database in memory, beside events that are in none."""
 
 
 class PostgresTransactions(TransactionContract):
@@ -216,28 +243,39 @@ def try_to_commit_and_go_on(connection: Any) -> None:
 
 
 ENDLESS = "SELECT count(*) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT i FROM n)"
-REFUSED: dict[str, Callable[[Any], Any]] = {
+REFUSED_ANYWHERE: dict[str, Callable[[Any], Any]] = {
     "rollback": lambda connection: connection.rollback(),
     "close": lambda connection: connection.close(),
     "script": lambda connection: connection.executescript("SELECT 1"),
     "isolation level": change_isolation_level,
     "begin": executing("BEGIN"),
+    "pragma": executing("PRAGMA synchronous = OFF"),
+    "attach": executing("ATTACH ':memory:' AS other"),
+    "savepoint": executing("ROLLBACK TO diptych_own_tables"),
+}
+REFUSED: dict[str, Callable[[Any], Any]] = REFUSED_ANYWHERE | {
     "events": executing("DELETE FROM events"),
     "outcomes": executing("INSERT INTO Outcomes VALUES ('c', x'', 1, 0, NULL)"),
     "drop": executing("DROP TABLE tags"),
     "alter": executing("ALTER TABLE history ADD COLUMN more TEXT"),
     "trigger": executing("CREATE TRIGGER t AFTER INSERT ON events BEGIN SELECT 1; END"),
     "index": executing("CREATE INDEX i ON events (version)"),
-    "pragma": executing("PRAGMA synchronous = OFF"),
-    "attach": executing("ATTACH ':memory:' AS other"),
-    "savepoint": executing("ROLLBACK TO diptych_own_tables"),
 }
+LENDING_SQLITE = {"memory": MemoryTransactions, "sqlite": SqliteTransactions}
+either = pytest.mark.parametrize("made", LENDING_SQLITE.values(), ids=LENDING_SQLITE)
 
 
-@pytest.mark.parametrize("step", REFUSED.values(), ids=REFUSED)
-async def test_sqlite_refuses_what_is_not_the_handlers(step: Callable[[Any], Any]) -> None:
+@pytest.mark.parametrize(
+    ("made", "step"),
+    [(SqliteTransactions, step) for step in REFUSED.values()]
+    + [(MemoryTransactions, step) for step in REFUSED_ANYWHERE.values()],
+    ids=[*(f"sqlite {name}" for name in REFUSED), *(f"memory {name}" for name in REFUSED_ANYWHERE)],
+)
+async def test_sqlite_refuses_what_is_not_the_handlers(
+    made: type[TransactionContract], step: Callable[[Any], Any]
+) -> None:
     """By whatever way it comes in; nothing is done, and the writer goes on as before."""
-    case = SqliteTransactions()
+    case = made()
     async with case.store() as store:
         await append_one(store, event())
         with pytest.raises(TransactionMisused):
@@ -248,17 +286,19 @@ async def test_sqlite_refuses_what_is_not_the_handlers(step: Callable[[Any], Any
         assert len(await history_of(store)) == 3
 
 
-async def test_sqlite_lets_a_handler_go_on_that_was_refused_something() -> None:
+@either
+async def test_sqlite_lets_a_handler_go_on_that_was_refused_something(made: type[TransactionContract]) -> None:
     """The refusal alone changes nothing."""
-    case = SqliteTransactions()
+    case = made()
     async with case.store() as store:
         expect(Appended, await case.transact(store, commit(event()), 1, try_to_commit_and_go_on))
         assert await case.numbers() == [1]
 
 
-async def test_sqlite_lets_handlers_have_savepoints_tables_and_foreign_keys() -> None:
+@either
+async def test_sqlite_lets_handlers_have_savepoints_tables_and_foreign_keys(made: type[TransactionContract]) -> None:
     """What stays in the transaction is theirs; foreign keys are enforced."""
-    case = SqliteTransactions()
+    case = made()
     async with case.store() as store:
         for statement in (
             "SAVEPOINT mine", "DELETE FROM numbers", "ROLLBACK TO mine", "RELEASE mine",
@@ -271,9 +311,10 @@ async def test_sqlite_lets_handlers_have_savepoints_tables_and_foreign_keys() ->
             await case.transact(store, commit(event()), 3, executing("INSERT INTO parts VALUES (7)"))
 
 
-async def test_sqlite_finds_out_what_it_has_rolled_back_itself() -> None:
+@either
+async def test_sqlite_finds_out_what_it_has_rolled_back_itself(made: type[TransactionContract]) -> None:
     """A conflict clause may end the transaction: a handler that goes on is told, and no event is stored."""
-    case = SqliteTransactions()
+    case = made()
 
     def roll_back_and_go_on(connection: Any) -> None:
         connection.execute("CREATE TABLE one (number INTEGER PRIMARY KEY)")
@@ -289,9 +330,10 @@ async def test_sqlite_finds_out_what_it_has_rolled_back_itself() -> None:
         expect(Appended, await case.transact(store, commit(event()), 2))
 
 
-async def test_sqlite_goes_on_after_a_commit_that_a_foreign_key_forbids() -> None:
+@either
+async def test_sqlite_goes_on_after_a_commit_that_a_foreign_key_forbids(made: type[TransactionContract]) -> None:
     """What was judged and written meanwhile is forgotten with it."""
-    case = SqliteTransactions()
+    case = made()
     async with case.store() as store:
         whole = executing("CREATE TABLE whole (number INTEGER PRIMARY KEY)")
         parts = executing("CREATE TABLE parts (n INTEGER REFERENCES whole (number) DEFERRABLE INITIALLY DEFERRED)")
@@ -304,9 +346,10 @@ async def test_sqlite_goes_on_after_a_commit_that_a_foreign_key_forbids() -> Non
         assert await case.numbers() == [1, 3]
 
 
-async def test_sqlite_works_in_the_callers_context() -> None:
+@either
+async def test_sqlite_works_in_the_callers_context(made: type[TransactionContract]) -> None:
     """Context variables are seen on the writer's thread."""
-    case = SqliteTransactions()
+    case = made()
     seen: list[str] = []
     async with case.store() as store:
         who.set("caller")
@@ -314,9 +357,10 @@ async def test_sqlite_works_in_the_callers_context() -> None:
     assert seen == ["caller"]
 
 
-async def test_sqlite_sets_back_what_a_handler_has_set() -> None:
+@either
+async def test_sqlite_sets_back_what_a_handler_has_set(made: type[TransactionContract]) -> None:
     """Rows and texts come to others as before."""
-    case = SqliteTransactions()
+    case = made()
     async with case.store() as store:
 
         def set_factories(connection: Any) -> None:
@@ -328,10 +372,13 @@ async def test_sqlite_sets_back_what_a_handler_has_set() -> None:
         assert [recorded.tags for recorded in await history_of(store)] == [("t:1",), ("t:1",)]
 
 
-async def test_sqlite_interrupts_a_handler_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+@either
+async def test_sqlite_interrupts_a_handler_that_takes_too_long(
+    made: type[TransactionContract], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the middle of a statement, or once it returns; nothing is done, and others go on."""
-    monkeypatch.setattr(sqlite_transactions, "TRANSACTION_S_MAX", 0)
-    case = SqliteTransactions()
+    monkeypatch.setattr(lent_sqlite, "TRANSACTION_S_MAX", 0)
+    case = made()
     async with case.store() as store:
         for steps in ([executing(ENDLESS)], []):
             with pytest.raises(Overloaded, match="TRANSACTION_S_MAX=0"):
@@ -512,8 +559,47 @@ async def test_postgres_sets_back_what_a_handler_has_set() -> None:
         assert seen[0] == seen[1]
 
 
-async def test_memory_lends_nothing() -> None:
-    """A store without a database is none of these."""
-    from diptych.adapters.memory.event_store import MemoryEventStore
+# ── in memory ────────────────────────────────────────────────────────────────
 
-    assert not isinstance(MemoryEventStore(SystemClock()), Transactional)
+
+async def test_memory_lends_nothing_that_is_not_named() -> None:
+    """Then there are no tables of its users."""
+    assert not isinstance(connect_memory("memory:", SystemClock()), Transactional)
+    assert isinstance(connect_memory("memory:?own_tables=bank", SystemClock()), Transactional)
+    for url in ("memory:bank", "memory:?own_tables=", "memory:?own_tables=a/b", "memory:?own_tables=a&b=c"):
+        with pytest.raises(ConfigurationError, match="own_tables=<name>"):
+            connect_memory(url, SystemClock())
+
+
+async def test_memory_appends_for_others_while_the_work_is_under_way() -> None:
+    """A handler holds up those who take the tables, and nobody else."""
+    case = MemoryTransactions()
+    async with case.store() as store:
+        gate = Gate()
+        call = asyncio.create_task(case.transact(store, commit(event("Own")), 1, gate.pass_through))
+        await gate.entered()
+        await append_one(store, event("Meanwhile"))
+        gate.open()
+        assert expect(Appended, await call).place.position == 2
+        assert [recorded.type for recorded in await history_of(store)] == ["Meanwhile", "Own"]
+
+
+async def test_memory_tells_of_somebody_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who stays in the middle of a transaction locks the tables: nothing is done, and it can be done later."""
+    monkeypatch.setattr(own_tables, "TABLES_WAIT_S", 0)
+    case = MemoryTransactions()
+    async with case.store() as store:
+        with closing(sqlite3.connect(case.path, uri=True, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="TABLES_WAIT_S"):
+                await case.transact(store, commit(event()), 1)
+            other.execute("ROLLBACK")
+        expect(Appended, await case.transact(store, commit(event()), 2))
+        assert await case.numbers() == [2]
+
+
+async def test_memory_refuses_a_sqlite_that_shares_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables would be others than those that were made."""
+    monkeypatch.setattr(own_tables, "SHARING_SQLITE_MIN", (99, 0, 0))
+    with pytest.raises(StoreUnavailable, match=r"own tables in memory need 99\.0\.0"):
+        await connect_memory("memory:?own_tables=numbers", SystemClock()).open()

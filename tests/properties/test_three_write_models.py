@@ -32,6 +32,7 @@ from diptych import (
     Verdict,
 )
 from diptych import replace as changed
+from diptych.adapters.memory.event_store import connect as connect_memory
 from diptych.adapters.postgres.event_store import connect as connect_postgres
 from diptych.adapters.sqlite.event_store import SqliteEventStore
 from diptych.application.registration import command_handlers, event_types
@@ -50,7 +51,8 @@ READ_MAX = 10_000
 NOTES_MAX = 4
 MOVEMENTS_MAX = 12
 TABLE = "CREATE TABLE purses (id TEXT PRIMARY KEY, cents BIGINT NOT NULL)"
-Kind: TypeAlias = Literal["sqlite", "postgres"]
+Kind: TypeAlias = Literal["memory", "sqlite", "postgres"]
+IN_MEMORY = "file:/purses?vfs=memdb"
 
 
 class AccountId(Identity): ...
@@ -147,7 +149,7 @@ def context(kind: Kind) -> BoundedContext:
             raise Rejected("enough")
         return Tallied(movements=movements.count)
 
-    (_add_sqlite if kind == "sqlite" else _add_postgres)(made)
+    (_add_postgres if kind == "postgres" else _add_sqlite)(made)
     return made
 
 
@@ -237,6 +239,16 @@ commands = st.one_of(
 )
 
 
+def two_instances(kind: Kind, place: str) -> list[EventStore]:
+    """Of one store; in memory, where there can be one alone, that one twice."""
+    clock = SystemClock()
+    if kind == "memory":
+        return [connect_memory("memory:?own_tables=purses", clock)] * 2
+    if kind == "postgres":
+        return [connect_postgres(place, clock) for _ in range(2)]
+    return [SqliteEventStore(place, clock, synchronous="NORMAL", beside_tables=True) for _ in range(2)]
+
+
 class World:
     """Two instances of one store, and its table.
 
@@ -247,26 +259,19 @@ class World:
     def __init__(self, kind: Kind, place: str) -> None:
         self._kind: Kind = kind
         self._place = place
-        clock = SystemClock()
-        self.stores: list[EventStore] = []
-        for _ in range(2):
-            self.stores.append(
-                SqliteEventStore(place, clock, synchronous="NORMAL", beside_tables=True)
-                if kind == "sqlite"
-                else connect_postgres(place, clock)
-            )
+        self.stores = two_instances(kind, place)
 
     async def make_table(self) -> None:
         rows = "INSERT INTO purses VALUES ('ada', 0), ('bob', 0)"
-        if self._kind == "sqlite":
-            with closing(sqlite3.connect(self._place)) as connection, connection:
-                connection.executescript(f"{TABLE}; {rows}")
-        else:
+        if self._kind == "postgres":
             await run(self._place, "DROP TABLE IF EXISTS purses", TABLE, rows)
+        else:
+            with closing(sqlite3.connect(self._place, uri=True)) as connection, connection:
+                connection.executescript(f"{TABLE}; {rows}")
 
     async def rows(self) -> dict[str, int]:
-        if self._kind == "sqlite":
-            with closing(sqlite3.connect(self._place)) as connection:
+        if self._kind != "postgres":
+            with closing(sqlite3.connect(self._place, uri=True)) as connection:
                 return dict(connection.execute("SELECT id, cents FROM purses").fetchall())
         async with by_hand(self._place) as link:
             return {row[0]: row[1] for row in await link.fetch("SELECT id, cents FROM purses")}
@@ -290,10 +295,11 @@ class World:
 @asynccontextmanager
 async def opened(kind: Kind) -> AsyncIterator[World]:
     with TemporaryDirectory() as folder:
-        world = World(kind, str(Path(folder, "events.db")) if kind == "sqlite" else await new_store())
-        await world.make_table()
+        file = str(Path(folder, "events.db"))
+        world = World(kind, {"memory": IN_MEMORY, "sqlite": file}.get(kind) or await new_store())
         for store in world.stores:
             await store.open()
+        await world.make_table()
         try:
             yield world
         finally:
@@ -346,7 +352,7 @@ async def check_kept(world: World, answers: Sequence[Answer], log: Sequence[Even
     assert len(log) - before == len(receipts) + len(facts)
 
 
-KINDS: dict[Kind, int] = {"sqlite": 40, "postgres": 12}
+KINDS: dict[Kind, int] = {"memory": 40, "sqlite": 40, "postgres": 12}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from diptych.errors import InvalidEvent, MissingService, NotPure, OutcomeUnknown
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import Commit, KeptState
 from diptych.event_store.position import START, Position
+from diptych.testing import scenario
 from diptych.testing.contracts.event_store_case import let_others_run
 from diptych.testing.contracts.transactions import Gate
 from diptych.write_side.state_form import STATE_STORED
@@ -56,19 +57,34 @@ CALLERS = 8
 DEPOSITS = 6
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def bank(request: pytest.FixtureRequest, tmp_path: Path) -> Bank:
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bank]:
     """A bank in each database, with two accounts."""
     database: Database = request.param
-    made = Bank(database, tmp_path)
-    made.sql("INSERT INTO accounts VALUES ('ada', 0), ('bob', 0)")
-    return made
+    with closing(Bank(database, tmp_path)) as made:
+        made.sql("INSERT INTO accounts VALUES ('ada', 0), ('bob', 0)")
+        yield made
+
+
+SHARED = pytest.mark.parametrize("bank", ["sqlite", "postgres"], indirect=True)
+"""Where the history can be opened again, or by somebody else."""
 
 
 @asynccontextmanager
 async def running(bank: Bank, **settings: Any) -> AsyncGenerator[Application]:
     async with Application(bank.context, store=bank.url, **settings) as app:
         yield app
+
+
+@asynccontextmanager
+async def running_twice(bank: Bank) -> AsyncGenerator[tuple[Application, Application]]:
+    """Two applications on one history; in memory, where nobody can share it, one for both."""
+    async with running(bank) as app:
+        if bank.database == "memory":
+            yield app, app
+        else:
+            async with running(bank) as other:
+                yield app, other
 
 
 async def types_of(app: Application) -> list[str]:
@@ -81,6 +97,7 @@ async def types_of(app: Application) -> list[str]:
 # ── together ─────────────────────────────────────────────────────────────────
 
 
+@SHARED
 async def test_g1_rows_events_and_outcome_are_committed_together(bank: Bank) -> None:
     """The receipt has the events; the row is there; the id has its outcome, and the handler is not run again."""
     async with running(bank) as app:
@@ -94,6 +111,7 @@ async def test_g1_rows_events_and_outcome_are_committed_together(bank: Bank) -> 
         assert await app.execute(Deposit(account=ADA, cents=5), command_id="d-1") == receipt
 
 
+@SHARED
 async def test_states_of_models_are_kept_with_rows_and_events(bank: Bank) -> None:
     """Also of those that the handler is not decided on; of what is taken back, nothing is kept."""
 
@@ -145,6 +163,7 @@ async def test_an_event_that_cannot_be_stored_takes_the_rows_back(bank: Bank) ->
 # ── decided on truth ─────────────────────────────────────────────────────────
 
 
+@SHARED
 async def test_g3_what_lost_the_race_is_taken_back_and_decided_again(bank: Bank) -> None:
     """A model that was stale is found out by the append; the second run's rows are the only ones."""
     async with running(bank) as app, running(bank) as other:
@@ -170,6 +189,7 @@ async def test_it_knows_what_it_has_appended_itself(bank: Bank) -> None:
         assert bank.runs == 4
 
 
+@SHARED
 async def test_g3_events_of_others_are_no_conflict(bank: Bank) -> None:
     """What its models would not fold does not matter."""
     async with running(bank) as app, running(bank) as other:
@@ -222,7 +242,7 @@ async def test_g4_a_rejection_takes_the_rows_back_and_is_kept(bank: Bank) -> Non
 
 async def test_g4_the_same_command_in_another_process_in_the_way_is_a_duplicate(bank: Bank) -> None:
     """It inserts the row that the first has inserted: its caller hears the first one's receipt, not of the row."""
-    async with running(bank) as app, running(bank) as other:
+    async with running_twice(bank) as (app, other):
         gate = Gate()
         bank.hook = lambda connection, context: gate.pass_through(connection)
         carl = AccountId("carl")
@@ -282,10 +302,11 @@ def ringing(bank: Bank, *, idempotent: bool) -> Context:
         return Deposited(account=command.account, cents=0, balance=account.deposits)
 
     declare: Callable[[Any], Any] = context.command_handler(idempotent=idempotent)
-    declare(ring if bank.database == "sqlite" else ring_async)
+    declare(ring_async if bank.database == "postgres" else ring)
     return context
 
 
+@SHARED
 @pytest.mark.parametrize("idempotent", [False, True])
 async def test_with_services_it_is_run_again_only_where_it_says_so(bank: Bank, idempotent: bool) -> None:
     """It may have done something outside; and what would come of it cannot be said without doing it."""
@@ -311,7 +332,7 @@ async def test_with_services_it_is_run_again_only_where_it_says_so(bank: Bank, i
 
 async def test_many_callers_beside_ordinary_commands_come_to_the_right_total(bank: Bank) -> None:
     """Eight callers of two processes change one row each many times, others decide on models: nothing is lost."""
-    async with running(bank) as app, running(bank) as other:
+    async with running_twice(bank) as (app, other):
 
         async def deposit(number: int) -> None:
             one = app if number % 2 else other
@@ -374,7 +395,7 @@ async def passed(gate: Gate, connection: object) -> None:
 async def test_a_handler_that_ends_the_transaction_is_told(bank: Bank) -> None:
     """No event is stored."""
     bank.hook = lambda connection, context: (
-        connection.commit() if bank.database == "sqlite" else connection.execute("COMMIT")
+        connection.execute("COMMIT") if bank.database == "postgres" else connection.commit()
     )
     async with running(bank) as app:
         with pytest.raises(TransactionMisused):
@@ -492,3 +513,12 @@ def test_it_works_without_an_event_loop(tmp_path: Path) -> None:
         app.execute(Open(account=ADA))
         app.execute(Deposit(account=ADA, cents=2))
     assert bank.balances() == {"ada": 2}
+
+
+@pytest.mark.parametrize("bank", ["memory"], indirect=True)
+def test_scenarios_run_handlers_on_tables_in_memory(bank: Bank) -> None:
+    """The test's own connection has made the rows, and sees what came of them."""
+    told = scenario(bank.context, stores=lambda: bank.url)
+    told.when(Deposit(account=ADA, cents=3)).then(Deposited(account=ADA, cents=3, balance=3))
+    told.when(Deposit(account=ADA, at_most=0)).then_rejected("too-many")
+    assert bank.balances() == {"ada": 3, "bob": 0}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class OwnSyncSession(Session): ...
 
 def paying(database: Database, step: Step, *, kind: str) -> BoundedContext:
     context = BoundedContext("bank")
-    if database == "sqlite":
+    if database != "postgres":
         _add_sync(context, step, kind)
     else:
         _add_async(context, step, kind)
@@ -109,11 +109,15 @@ def _add_async(context: BoundedContext, step: Step, kind: str) -> None:
     context.command_handler(handlers[kind])
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def bank(request: pytest.FixtureRequest, tmp_path: Path) -> Bank:
-    made = Bank(request.param, tmp_path)
-    made.sql("INSERT INTO accounts VALUES ('ada', 0), ('bob', 0)")
-    return made
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
+def bank(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bank]:
+    with closing(Bank(request.param, tmp_path)) as made:
+        made.sql("INSERT INTO accounts VALUES ('ada', 0), ('bob', 0)")
+        yield made
+
+
+SHARED = pytest.mark.parametrize("bank", ["sqlite", "postgres"], indirect=True)
+"""Where others have the history and the tables, also while a handler works."""
 
 
 @asynccontextmanager
@@ -141,6 +145,7 @@ async def test_what_it_changes_is_committed_with_the_events(bank: Bank, kind: st
             assert bank.balances() == {"ada": balance, "bob": 0}
 
 
+@SHARED
 async def test_many_callers_change_one_row_under_its_lock(bank: Bank) -> None:
     """Eight callers of two processes, beside ordinary commands: each reads what the one before it wrote."""
     ordinary = BoundedContext("notes")
@@ -171,6 +176,7 @@ async def test_many_callers_change_one_row_under_its_lock(bank: Bank) -> None:
     assert bank.balances()["ada"] == balances[-1]
 
 
+@SHARED
 @pytest.mark.parametrize("kind", ["session", "connection"])
 async def test_its_own_commit_commits_nothing_early(bank: Bank, kind: str) -> None:
     """Code that commits, as it has always done, runs unchanged; what fails after it takes everything back."""
@@ -304,6 +310,6 @@ async def test_a_session_of_the_other_kind_is_told_when_the_application_opens(ba
     def pay(command: Pay, session: AsyncSession) -> Paid: ...
 
     context = BoundedContext("bank")
-    context.command_handler(pay if bank.database == "sqlite" else pay_async)
+    context.command_handler(pay_async if bank.database == "postgres" else pay)
     with pytest.raises(ConfigurationError, match=told):
         await Application(context, store=bank.url).open()

@@ -53,8 +53,8 @@ def own_tables(
         return None
     if not isinstance(store, Transactional):
         raise ConfigurationError(
-            f"{takers[0][0].name} takes the transaction, and events in memory are in none: such handlers need a "
-            "database with their tables, store='sqlite:…' or 'postgresql://…', in tests as well"
+            f"{takers[0][0].name} takes the transaction, and events in memory are in none: name the database with its "
+            "tables, store='sqlite:…', 'postgresql://…', or in tests 'memory:?own_tables=<name>'"
         )
     for handler, lender in takers:
         _check(handler, lender, store)

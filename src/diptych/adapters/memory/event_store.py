@@ -10,13 +10,14 @@ import heapq
 import time
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import msgspec
 
+from diptych.adapters.memory.own_tables import OwnTables, own_tables_in
 from diptych.clock import Clock
-from diptych.errors import ConfigurationError, StoreClosed
+from diptych.errors import StoreClosed
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import (
     Appended,
@@ -43,20 +44,22 @@ from diptych.event_store.refusal import refusal
 from diptych.event_store.restoring import check_folded, check_outcomes, check_part, check_places, refused
 from diptych.event_store.tagging import UNTOUCHED, Tagging, check_tagging
 from diptych.event_store.timestamp import moment, to_microseconds
+from diptych.event_store.transactions import Lending, Work
 from diptych.messages.unique_id import unique_bytes
 
-__all__ = ["MemoryEventStore", "connect"]
+__all__ = ["MemoryEventStore", "MemoryEventStoreBesideTables", "connect"]
 
 
 def connect(url: str, clock: Clock) -> MemoryEventStore:
     """A new, empty store for `memory:`.
 
+    `memory:?own_tables=<name>` lends handlers SQLite's database in memory of that name, `file:/<name>?vfs=memdb`.
+
     Raises:
-        ConfigurationError: something follows the colon; stores in memory have no names.
+        ConfigurationError: something else follows the colon; stores in memory have no names.
     """
-    if url != "memory:":
-        raise ConfigurationError(f"{url!r}: a store in memory has no name, write memory:")
-    return MemoryEventStore(clock)
+    name = own_tables_in(url)
+    return MemoryEventStore(clock) if name is None else MemoryEventStoreBesideTables(clock, OwnTables(name))
 
 
 class MemoryEventStore:
@@ -119,9 +122,7 @@ class MemoryEventStore:
     async def append(self, commits: Sequence[Commit], base: Position | None = None) -> list[AppendResult]:
         """Judge and append commits one after the other."""
         self._check_open()
-        check_tagging(self._tagging.id, self._opened_under)
-        self._recorded_at_us = max(self._recorded_at_us, to_microseconds(self._clock.now()))
-        pending = PendingPositions(len(self._events), base)
+        pending = self._begin_append(base)
         results: list[AppendResult] = []
         for commit in commits:
             result = self._judge(commit, pending) or self._carry_out(commit)
@@ -129,6 +130,11 @@ class MemoryEventStore:
             results.append(result)
         self._watch.wake()
         return results
+
+    def _begin_append(self, base: Position | None = None) -> PendingPositions:
+        check_tagging(self._tagging.id, self._opened_under)
+        self._recorded_at_us = max(self._recorded_at_us, to_microseconds(self._clock.now()))
+        return PendingPositions(len(self._events), base)
 
     def _judge(self, commit: Commit, pending: PendingPositions) -> AppendResult | None:
         """What stands against the commit; None where nothing does."""
@@ -389,6 +395,53 @@ class MemoryEventStore:
     def _check_open(self) -> None:
         if not self._open:
             raise StoreClosed("the event store in memory is not open")
+
+
+class MemoryEventStoreBesideTables(MemoryEventStore):
+    """Keeps a history, and lends its handlers a database in memory for tables of their own."""
+
+    def __init__(self, clock: Clock, tables: OwnTables) -> None:
+        """Make an empty history. `tables` is the database that is lent."""
+        super().__init__(clock)
+        self._tables = tables
+
+    @property
+    def lending(self) -> Lending:
+        """Connections of the standard library, on a thread."""
+        return self._tables.lending
+
+    async def open(self) -> None:
+        """Take calls from now on.
+
+        Raises:
+            StoreUnavailable: this Python's SQLite shares no database in memory.
+        """
+        self._tables.open()
+        await super().open()
+
+    async def close(self) -> None:
+        """Take no more calls, and wait for handlers under way. Events stay, and tables that others have open."""
+        await super().close()
+        await self._tables.close()
+
+    async def transact(self, work: Work, lane: str = "") -> AppendResult:  # noqa: ARG002 - there is one connection
+        """Do work in a transaction of the tables, append what it comes to, and commit; others append meanwhile.
+
+        Raises:
+            StoreUnavailable: another connection to the tables stays in the way; nothing was done.
+            TransactionMisused: the work ended the transaction.
+            Overloaded: the work took too long.
+        """
+        self._check_open()
+        return await self._tables.transact(work, self._append_beside)
+
+    def _append_beside(self, commit: Commit, commit_tables: Callable[[], object]) -> AppendResult:
+        if result := self._judge(commit, self._begin_append()):
+            return result
+        commit_tables()
+        appended = self._carry_out(commit)
+        self._watch.wake()
+        return appended
 
 
 def _between(positions: Sequence[int], after: int, until: int, *, backward: bool = False) -> Iterator[int]:

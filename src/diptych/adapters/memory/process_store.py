@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from diptych.errors import ConfigurationError, StoreClosed
+from diptych.adapters.memory.own_tables import own_tables_in
+from diptych.errors import StoreClosed
 from diptych.event_store.position import NOWHERE, START, Place
 from diptych.process_managers.process_store import Instance, InstanceCount, Outgoing, ProcessChange, StoredProcess
 
@@ -18,13 +19,12 @@ __all__ = ["MemoryProcessStore", "connect"]
 
 
 def connect(url: str) -> MemoryProcessStore:
-    """A new, empty store for `memory:`.
+    """A new, empty store beside events in memory.
 
     Raises:
-        ConfigurationError: something follows the colon; stores in memory have no names.
+        ConfigurationError: the URL names no events in memory.
     """
-    if url != "memory:":
-        raise ConfigurationError(f"{url!r}: a store in memory has no name, write memory:")
+    own_tables_in(url)
     return MemoryProcessStore()
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Literal, TypeAlias, TypeVar
 from urllib.parse import quote
 
-from diptych.errors import Overloaded, StoreClosed, StoreUnavailable, TransactionMisused
+from diptych.adapters.lent_sqlite import LentConnection
+from diptych.errors import Overloaded, StoreClosed, StoreUnavailable
 
 try:
     import fcntl
@@ -30,7 +31,6 @@ __all__ = [
     "Synchronous",
     "Work",
     "Writer",
-    "WriterConnection",
     "data_version",
     "is_busy",
     "open_reader",
@@ -77,26 +77,6 @@ _REMEDIES = {
     sqlite3.SQLITE_NOMEM: "memory ran out",
     sqlite3.SQLITE_PROTOCOL: "its locking protocol failed; is it on a network file system?",
 }
-
-
-class WriterConnection(sqlite3.Connection):
-    """The connection that writes; while it is lent to a handler it cannot be closed.
-
-    Attributes:
-        lent: whether it is.
-    """
-
-    lent = False
-
-    def close(self) -> None:
-        """Let go of the file.
-
-        Raises:
-            TransactionMisused: it is lent.
-        """
-        if self.lent:
-            raise TransactionMisused("the handler closes the connection that was lent to it, which others need")
-        super().close()
 
 
 class CommitFailed(Exception):
@@ -288,7 +268,7 @@ class Writer:
                 isolation_level=None,
                 check_same_thread=False,
                 cached_statements=CACHED_STATEMENTS,
-                factory=WriterConnection,
+                factory=LentConnection,
             )
             try:
                 self._configure(connection)

@@ -104,7 +104,7 @@ def hint(wanted: str, known: Iterable[str]) -> str:
 
 
 def _kept(url: str | None, *, or_new: bool = False) -> str:
-    if url is None or url == "memory:":
+    if url is None or url.startswith("memory:"):
         raise ConfigurationError(
             "which store? One in memory ends with its process; name a kept one with --store sqlite:<path>, "
             "DIPTYCH_STORE, or store in diptych.toml"
