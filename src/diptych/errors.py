@@ -22,6 +22,7 @@ DiptychError
 │   ├── TransactionAborted     the database ended a handler's transaction, since others were in the way
 │   ├── OutcomeUnknown         the commit may or may not be durable: send the same command id again
 │   ├── NotFresh               the answer asked for is not there yet, and the wait is over
+│   ├── CannotOverlay          what rows lack of the history cannot be folded onto them for one answer
 │   ├── Blocked                the answer touches a key whose projection is blocked
 │   ├── NewerHistory           newer code has stored an event: ask a process that runs it (an UnreadableEvent, too)
 │   └── Retagged               stored events are, or were, tagged anew under an open store (a HistoryError, too)
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Blocked",
+    "CannotOverlay",
     "CommandIdReused",
     "ConfigurationError",
     "Conflict",
@@ -376,6 +378,23 @@ class NotFresh(Unavailable):
         super().__init__(
             f"{read_model} shows position {reached}, {wanted - reached} behind {wanted} as asked for{because}; "
             "ask again, or wait longer"
+        )
+
+
+class CannotOverlay(Unavailable):
+    """An answer with `freshness="overlay"` touches rows onto which what they lack cannot be folded.
+
+    Attributes:
+        read_model: the name of the read model.
+        reason: why not.
+    """
+
+    def __init__(self, read_model: str, reason: str) -> None:
+        self.read_model = read_model
+        self.reason = reason
+        super().__init__(
+            f"what {read_model} lacks of the history cannot be overlaid: {reason}; ask with freshness='latest', which "
+            "waits for it to be projected"
         )
 
 

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from diptych.adapters.memory import read_store as memory
-from diptych.adapters.memory import row_filters
 from diptych.adapters.memory.read_store import MemoryReadStore
+from diptych.read_side import row_filters
 from diptych.read_side.read_store import Comparison, Failed, Generation, SliceWrite
 from diptych.testing.contracts import read_store as contract
 from diptych.testing.contracts import read_store_leases, read_store_slices
@@ -196,10 +196,10 @@ def datetimes_lose_microseconds(patch: pytest.MonkeyPatch) -> None:
 
 
 def change_values(patch: pytest.MonkeyPatch, kind: type, change: Callable[[Any], Any]) -> None:
-    real = memory._as_read
+    real = row_filters.as_read
     patch.setattr(
         memory,
-        "_as_read",
+        "as_read",
         lambda table, row: tuple(change(v) if isinstance(v, kind) else v for v in real(table, row)),
     )
 
@@ -220,14 +220,12 @@ def text_orders_by_utf_16(patch: pytest.MonkeyPatch) -> None:
 
 
 def rank_by(patch: pytest.MonkeyPatch, change: Callable[[Any], Any]) -> None:
-    for module in (memory, row_filters):
-        patch.setattr(module, "rank", lambda value: (value is not None, change(value)))
+    patch.setattr(row_filters, "rank", lambda value: (value is not None, change(value)))
 
 
 @noticed_by("test_every_kind_orders_as_python_does")
 def none_comes_last(patch: pytest.MonkeyPatch) -> None:
-    for module in (memory, row_filters):
-        patch.setattr(module, "rank", lambda value: (value is None, value))
+    patch.setattr(row_filters, "rank", lambda value: (value is None, value))
 
 
 # ── filters and pages ────────────────────────────────────────────────────────
@@ -236,14 +234,14 @@ def none_comes_last(patch: pytest.MonkeyPatch) -> None:
 @noticed_by("test_pages_cover_everything_once")
 def pages_skip_ties(patch: pytest.MonkeyPatch) -> None:
     real = row_filters.comes_after
-    patch.setattr(memory, "comes_after", lambda row, places, after: real(row, places[:1], after[:1]))
+    patch.setattr(row_filters, "comes_after", lambda row, places, after: real(row, places[:1], after[:1]))
 
 
 @noticed_by("test_pages_cover_everything_once")
 def pages_repeat_their_last_row(patch: pytest.MonkeyPatch) -> None:
     real = row_filters.comes_after
     patch.setattr(
-        memory,
+        row_filters,
         "comes_after",
         lambda row, places, after: real(row, places, after) or all(row[p] == v for (p, _), v in zip(places, after)),  # noqa: B905
     )
@@ -253,7 +251,7 @@ def pages_repeat_their_last_row(patch: pytest.MonkeyPatch) -> None:
 def pages_ignore_directions(patch: pytest.MonkeyPatch) -> None:
     real = row_filters.comes_after
     patch.setattr(
-        memory, "comes_after", lambda row, places, after: real(row, [(place, False) for place, _ in places], after)
+        row_filters, "comes_after", lambda row, places, after: real(row, [(place, False) for place, _ in places], after)
     )
 
 
@@ -264,7 +262,7 @@ def pages_lose_none(patch: pytest.MonkeyPatch) -> None:
     def comes_after(row: Any, places: Any, after: Any) -> bool:
         return real(row, places, after) and None not in (*row, *after)
 
-    patch.setattr(memory, "comes_after", comes_after)
+    patch.setattr(row_filters, "comes_after", comes_after)
 
 
 @noticed_by("test_none_in_filters")
@@ -351,7 +349,7 @@ def keys_in_the_order_of_the_columns(patch: pytest.MonkeyPatch) -> None:
         places = [place for place, column in enumerate(table.columns) if column.name in table.key]
         return lambda row: tuple(row[place] for place in places)
 
-    patch.setattr(memory, "_key_getter", key_getter)
+    patch.setattr(memory, "key_getter", key_getter)
 
 
 @noticed_by("test_generations_have_rows_of_their_own")

@@ -28,8 +28,9 @@ from diptych.event_store.position import START
 from diptych.messages.registry import EventTypes
 from diptych.read_side import projector as projector_module
 from diptych.read_side import slice as slice_module
-from tests.properties.test_batches import append, events, naive, projected, shown, warehouse
+from tests.properties.test_batches import append, naive, projected, shown
 from tests.properties.test_slices import Turns, came_and_went, processes
+from tests.warehouse import events, warehouse
 
 HISTORIES = 3
 READ_MAX = 1_000

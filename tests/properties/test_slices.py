@@ -30,7 +30,8 @@ from diptych.read_side import slice as slice_module
 from diptych.read_side.partitions import SLICES_MAX, slice_of
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import ReadStore
-from tests.properties.test_batches import A, B, Moved, events, naive, shown, stored, warehouse
+from tests.properties.test_batches import A, B, naive, shown, stored
+from tests.warehouse import Moved, events, warehouse
 
 Turns = Sequence[tuple[int, Sequence[tuple[int, int]]]]
 """For each process that comes: its number of slices, and who then moves which slice by a batch."""

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 from diptych.application.follower import Follower
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, Place, Position, Token
-from diptych.read_side.freshness import Requirement
+from diptych.read_side.freshness import HowFresh, Requirement
 
 __all__ = ["Across"]
 
@@ -33,9 +32,7 @@ class Across(Follower):
             closing.push_async_callback(self.log.close)
             closing.push_async_callback(super().close)
 
-    async def requirement(
-        self, after: Sequence[Token] | None, asked: Literal["eventual", "latest"], within_s: float | None
-    ) -> Requirement:
+    async def requirement(self, after: Sequence[Token] | None, asked: HowFresh, within_s: float | None) -> Requirement:
         """As of one partition; a token of any of them asks for what it tells, wherever that is in the merged log."""
         if after is None:
             return await super().requirement(after, asked, within_s)

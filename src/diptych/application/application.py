@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from importlib import import_module
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -31,7 +31,7 @@ from diptych.messages.command import Command
 from diptych.messages.query import Query
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.process_managers.scheduled_commands import When
-from diptych.read_side.freshness import WAIT_S
+from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.rebuild import Rebuilds
 from diptych.security import Actor, actor_of, check_reason
@@ -385,7 +385,7 @@ class Application:
         /,
         *,
         after: Receipt | Answer[Any] | str | None = None,
-        freshness: Literal["eventual", "latest"] = "eventual",
+        freshness: HowFresh = "eventual",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
     ) -> R:
@@ -399,7 +399,7 @@ class Application:
         /,
         *,
         after: Receipt | Answer[Any] | str | None = None,
-        freshness: Literal["eventual", "latest"] = "eventual",
+        freshness: HowFresh = "eventual",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
     ) -> Answer[R]:
@@ -408,12 +408,14 @@ class Application:
         Args:
             query: what is asked.
             after: a receipt, answer or token: the answer shows at least that.
-            freshness: "latest" shows everything that is in the history when it is asked.
+            freshness: "latest" shows everything that is in the history when it is asked, and waits for its projection;
+                "overlay" the same without a wait: what rows lack is folded onto them for this answer.
             within_s: the answer lacks nothing that is older than so many seconds.
             wait_s: for how long to wait for it, 0 to 60 seconds.
 
         Raises:
             NotFresh: it is not there within `wait_s`; an older answer is never given.
+            CannotOverlay: rows lack too much, or what the answer touches only the store can find.
             Blocked: what was asked for waits behind an event that cannot be folded.
             HistoryDiverged: the token is of another history.
         """

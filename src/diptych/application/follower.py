@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Literal
 
 from diptych.application.parked import Parked
 from diptych.application.status import Health, ProjectionStatus, Status
@@ -18,7 +17,7 @@ from diptych.event_store.position import START, Position, Token
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.stored_query import stored_query
 from diptych.read_side.blocked_keys import BlockedKeys
-from diptych.read_side.freshness import EVENTUAL, Requirement
+from diptych.read_side.freshness import EVENTUAL, HowFresh, Requirement
 from diptych.read_side.leases import Leases
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import QueryBus, ReadPanel
@@ -93,9 +92,7 @@ class Follower:
             for subscription in reversed(self.subscriptions):
                 closing.push_async_callback(subscription.close)
 
-    async def requirement(
-        self, after: Sequence[Token] | None, asked: Literal["eventual", "latest"], within_s: float | None
-    ) -> Requirement:
+    async def requirement(self, after: Sequence[Token] | None, asked: HowFresh, within_s: float | None) -> Requirement:
         """What an answer from this partition has to show, of the tokens, freshness or age that was asked for.
 
         Raises:
@@ -107,6 +104,8 @@ class Follower:
             return await freshness.after(after)
         if within_s is not None:
             return freshness.within(within_s)
+        if asked == "overlay":
+            return await freshness.overlay()
         return await freshness.latest() if asked == "latest" else EVENTUAL
 
     # ── what is known of it ──────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from diptych.application.across import Across
 from diptych.application.follower import Follower
@@ -23,7 +23,7 @@ from diptych.messages.identity import Identity, tag_name
 from diptych.messages.message import Message, field_types
 from diptych.messages.query import Query
 from diptych.messages.tags import tag_reader
-from diptych.read_side.freshness import Requirement
+from diptych.read_side.freshness import HowFresh, Requirement
 from diptych.read_side.query_bus import Answer, Handle, ReadPanel
 from diptych.read_side.spanning_queries import SpanningQueryBus
 
@@ -37,12 +37,12 @@ class Asked(NamedTuple):
 
     Attributes:
         after: tokens that it shows at least; None where none are given.
-        freshness: "latest" shows everything that is in the history now.
+        freshness: "latest" and "overlay" show everything that is in the history now.
         within_s: it lacks nothing that is older than so many seconds.
     """
 
     after: Sequence[Token] | None = None
-    freshness: Literal["eventual", "latest"] = "eventual"
+    freshness: HowFresh = "eventual"
     within_s: float | None = None
 
 

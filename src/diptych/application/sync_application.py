@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
@@ -23,7 +23,7 @@ from diptych.errors import StoreClosed
 from diptych.messages.command import Command
 from diptych.messages.event import Event
 from diptych.messages.query import Query
-from diptych.read_side.freshness import WAIT_S
+from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.query_bus import Answer
 from diptych.security import Actor
 from diptych.write_side.command_bus import CommandMiddleware
@@ -191,7 +191,7 @@ class SyncApplication:
         /,
         *,
         after: Receipt | Answer[Any] | str | None = None,
-        freshness: Literal["eventual", "latest"] = "eventual",
+        freshness: HowFresh = "eventual",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
     ) -> R:
@@ -206,7 +206,7 @@ class SyncApplication:
         /,
         *,
         after: Receipt | Answer[Any] | str | None = None,
-        freshness: Literal["eventual", "latest"] = "eventual",
+        freshness: HowFresh = "eventual",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
     ) -> Answer[R]:

@@ -40,6 +40,7 @@ from diptych.process_managers.stuck import FindOutcome, StuckProcesses
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
 from diptych.read_side.leases import Leases
+from diptych.read_side.overlay import Overlay
 from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import Handle, QueryBus, ReadPanel, compile_query_handlers
@@ -229,7 +230,8 @@ def follow(
     projector = Projector(log, history, read_store, compiled.projections)
     by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in compiled.projections}
     holds, missing = (log.shown, log.missing) if isinstance(log, MergedLog) else (None, None)
-    panel = ReadPanel(by_model, log, source, Freshness(log, clock, missing), holds)
+    overlay = Overlay(log, history, read_store, compiled.projections)
+    panel = ReadPanel(by_model, log, source, Freshness(log, clock, missing), overlay, holds)
     subscriptions = [Subscription(found, log, history, read_store) for found in compiled.subscribers]
     blocked_keys = BlockedKeys(projector, log, read_store, clock)
     return Follower(

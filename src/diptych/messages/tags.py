@@ -16,7 +16,7 @@ from diptych.messages.annotations import members, unwrap
 from diptych.messages.identity import UNTAGGED, Identity, tag_name
 from diptych.messages.message import field_types
 
-__all__ = ["TagReader", "is_struct", "tag", "tag_reader", "types_of_fields"]
+__all__ = ["TagReader", "is_struct", "tag", "tag_reader", "tagging_identity", "types_of_fields"]
 
 Collect = Callable[[Any], Iterable[str]]
 _Get = Callable[[Any], Any]
@@ -63,13 +63,19 @@ def _of_one_identity(cls: type) -> Callable[[Any], tuple[str, ...]] | None:
 
     One name of a tag would not do to tell: an event that holds others of its own class names it once, too.
     """
-    plain = [(get, unwrap(annotation)) for get, annotation in _fields(cls).values()]
-    fields = [(get, bare) for get, (bare, marks) in plain if _is_identity(bare) and UNTAGGED not in marks]
-    if not fields:
+    fields = [(get, tagging_identity(annotation)) for get, annotation in _fields(cls).values()]
+    found = [(get, identity) for get, identity in fields if identity is not None]
+    if not found:
         return None
-    ((get, identity),) = fields
+    ((get, identity),) = found
     prefix = f"{tag_name(identity)}:"
     return lambda event: (prefix + get(event),)
+
+
+def tagging_identity(annotation: Any) -> type[Identity] | None:
+    """The identity that a field of this type tags its message with; None where it holds none, or is `Untagged`."""
+    bare, marks = unwrap(annotation)
+    return bare if _is_identity(bare) and UNTAGGED not in marks else None
 
 
 def _is_identity(bare: Any) -> bool:

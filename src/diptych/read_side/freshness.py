@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import NoneType, TracebackType
-from typing import Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 
 from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
@@ -24,13 +24,26 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_store import Generation, Key
 
-__all__ = ["EVENTUAL", "WAIT_S", "WAIT_S_MAX", "Behind", "Checks", "Freshness", "Requirement", "Verify", "check_wait"]
+__all__ = [
+    "EVENTUAL",
+    "WAIT_S",
+    "WAIT_S_MAX",
+    "Behind",
+    "Checks",
+    "Freshness",
+    "HowFresh",
+    "Requirement",
+    "Verify",
+    "check_wait",
+]
 
 WAIT_S = 5.0
 """Seconds that an answer is waited for, unless the caller says otherwise."""
 WAIT_S_MAX = 60.0
 """Seconds that a caller may ask to wait."""
 
+HowFresh: TypeAlias = Literal["eventual", "latest", "overlay"]
+"""Whatever is there; everything that is in the history, once it is projected; the same, folded for the answer."""
 _Slice: TypeAlias = tuple[str, int]
 """A projection's name, and the number of one of its slices."""
 _Verified: TypeAlias = tuple[int, Place]
@@ -51,9 +64,10 @@ class Requirement:
             meanwhile; None where none have.
         recorded_before: every event that was recorded before this time; None asks for no time.
         strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
+        overlay: up to where what is missing is folded onto the rows for this answer; None: it is waited for.
     """
 
-    __slots__ = ("place", "recorded_before", "strict", "verify", "wanted")
+    __slots__ = ("overlay", "place", "recorded_before", "strict", "verify", "wanted")
 
     def __init__(
         self,
@@ -62,7 +76,9 @@ class Requirement:
         place: Place | None = None,
         recorded_before: datetime | None = None,
         strict: bool = True,
+        overlay: Place | None = None,
     ) -> None:
+        self.overlay = overlay
         self.wanted = wanted
         self.place = place
         self.verify: Verify | None = None
@@ -136,12 +152,16 @@ class Checks:
     async def is_met(self, generation: Generation) -> bool:
         """Whether a slice of a read model shows what it has to, if it is of the history, which is judged later."""
         if self.requirement.strict:
-            self._rests_on.setdefault(generation.checkpoint, f"the read model {generation.name}")
-            verified = self._freshness.unverified(generation)
-            if verified is not None:
-                self._shown[generation.name, generation.slice] = verified
-                self._begin(generation.checkpoint)
+            self.rest_on(generation)
         return await self._freshness.is_met(self.requirement, generation)
+
+    def rest_on(self, generation: Generation) -> None:
+        """Note that the answer rests on a slice, whose checkpoint has to be in the history: judged later."""
+        self._rests_on.setdefault(generation.checkpoint, f"the read model {generation.name}")
+        verified = self._freshness.unverified(generation)
+        if verified is not None:
+            self._shown[generation.name, generation.slice] = verified
+            self._begin(generation.checkpoint)
 
     def _begin(self, place: Place) -> None:
         if place not in self._checking:
@@ -237,6 +257,11 @@ class Freshness:
     async def latest(self) -> Requirement:
         """Everything that is in the history now."""
         return Requirement((await self._store.head()).position)
+
+    async def overlay(self) -> Requirement:
+        """The same, without a wait: what rows lack is folded onto them for the answer."""
+        head = await self._store.head()
+        return Requirement(head.position, overlay=head)
 
     def within(self, seconds: float) -> Requirement:
         """Everything that is in the history for that many seconds or longer.

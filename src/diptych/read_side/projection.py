@@ -20,8 +20,10 @@ from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import Scope, members, parameter_types
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.fingerprint import fingerprint
+from diptych.messages.identity import Identity
 from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
+from diptych.messages.tags import tag, tagging_identity
 from diptych.read_side.partitions import SLICES_MAX
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
 from diptych.read_side.read_store import Key
@@ -100,16 +102,28 @@ class Step(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Fold:
-    """How one event class changes rows of a read model."""
+    """How one event class changes rows of a read model.
+
+    Attributes:
+        tagging: of the fields of the key those that are fields of the event, and the identities that they tag it with.
+    """
 
     def __init__(
-        self, declaration: ProjectionDeclaration, form: RowForm, mode: RowMode, plan: _Plan, *, takes_context: bool
+        self,
+        declaration: ProjectionDeclaration,
+        form: RowForm,
+        mode: RowMode,
+        plan: _Plan,
+        tagging: Mapping[str, type[Identity]],
+        *,
+        takes_context: bool,
     ) -> None:
         self.declaration = declaration
         self.name = declaration.name
         self.form = form
         self.mode = mode
         self.plan = plan
+        self.tagging = tagging
         self.takes_context = takes_context
         self.takes_parts = declaration.each is not None
         self._call = _caller(
@@ -170,6 +184,7 @@ class Projection:
         query: those events.
         functions: what was declared to fold into it, for messages.
         takes_context: whether its steps need the `EventContext`: a function asks for it, or rows expire.
+        tag_of_key: a key, as the columns hold it, to a tag that every event of its row has; None where none is known.
         partitions: into how many slices its rows are split by key, so that as many processes can fold them.
         commutative: whether it may fold events of several histories, in whatever order those are merged.
     """
@@ -187,6 +202,7 @@ class Projection:
         self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
         self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
         self.partitions = partitions
+        self.tag_of_key = _tag_of_key(form, folds)
         self.commutative = any(fold.declaration.commutative for fold in folds.values())
 
     def fingerprint(self) -> str:
@@ -235,6 +251,19 @@ class Projection:
                 f"{KEYS_PER_EVENT_MAX} is the limit"
             )
         return steps
+
+
+def _tag_of_key(form: RowForm, folds: Mapping[type, _Fold]) -> Callable[[Key], str] | None:
+    """Of a field of the key that is a field of every event as well, and tags it there."""
+    for place, name in enumerate(form.key_fields):
+        identities = {fold.tagging.get(name) for fold in folds.values()}
+        if len(identities) == 1 and (identity := identities.pop()) is not None:
+            return _tag_of(place, identity)
+    return None
+
+
+def _tag_of(place: int, identity: type[Identity]) -> Callable[[Key], str]:
+    return lambda key: tag(identity, key[place])
 
 
 def told(error: BaseException) -> str:
@@ -321,7 +350,8 @@ class _Compiler:
 
     def fold(self, form: RowForm, event: type[Event]) -> _Fold:
         """The fold for one event class."""
-        return _Fold(self._declaration, form, self.mode, self._plan(form, event), takes_context=self.takes_context)
+        plan, tagging = self._plan(form, event), self._tagging(form, event)
+        return _Fold(self._declaration, form, self.mode, plan, tagging, takes_context=self.takes_context)
 
     def _model(self, annotation: Any) -> type[ReadModel]:
         for member in members(annotation):
@@ -360,8 +390,7 @@ class _Compiler:
     def _by_fields(self, form: RowForm, event: type[Event]) -> Callable[[Any, Any], Key | None]:
         event_fields = field_types(event)
         part: Any = self._part
-        is_struct = isinstance(part, type) and issubclass(part, msgspec.Struct)
-        part_fields: tuple[str, ...] = tuple(field_types(part)) if is_struct else ()
+        part_fields = self._part_fields()
         missing = [name for name in form.key_fields if name not in event_fields and name not in part_fields]
         if missing and self.mode is RowMode.CREATES:
             return lambda event, part: None
@@ -382,6 +411,18 @@ class _Compiler:
             return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))
 
         return key_of
+
+    def _part_fields(self) -> tuple[str, ...]:
+        part = self._part
+        is_struct = isinstance(part, type) and issubclass(part, msgspec.Struct)
+        return tuple(field_types(part)) if is_struct else ()
+
+    def _tagging(self, form: RowForm, event: type[Event]) -> Mapping[str, type[Identity]]:
+        if self._declaration.key is not None or self._declaration.keys is not None:
+            return {}
+        of_event = [name for name in form.key_fields if name not in self._part_fields()]
+        found = {name: tagging_identity(field_types(event).get(name)) for name in of_event}
+        return {name: identity for name, identity in found.items() if identity is not None}
 
     def _check_kind(self, form: RowForm, name: str, source: type) -> None:
         wanted, kind = form.columns[name].kind, column_kind(field_types(source)[name])[0]

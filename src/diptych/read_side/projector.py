@@ -18,16 +18,14 @@ from functools import partial
 from typing import NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import HistoryDiverged, NotGranted, Unavailable, UnreadableEvent
+from diptych.errors import HistoryDiverged, NotGranted, Unavailable
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
-from diptych.messages.event import Event
 from diptych.read_side.batch import (
     DecodedEvent,
-    DecodedPart,
     FoldedBatch,
     Planned,
     Reached,
@@ -37,6 +35,7 @@ from diptych.read_side.batch import (
     plan_steps,
     slice_write,
 )
+from diptych.read_side.decoding import decoded
 from diptych.read_side.leases import Leases
 from diptych.read_side.projection import Projection, Step, told
 from diptych.read_side.read_store import (
@@ -394,37 +393,7 @@ class Projector:
 
     def decoded(self, events: Sequence[RecordedEvent], group: Sequence[Slice]) -> list[DecodedEvent]:
         """Recorded events with their classes, and with their contexts where a slice of the group asks."""
-        in_context = any(slice.projection.takes_context for slice in group)
-        splitting = self._history.types.splitting
-        if splitting and any(recorded.type in splitting for recorded in events):
-            return [self._decode_parts(recorded, in_context=in_context) for recorded in events]
-        return [self._decode(recorded, in_context=in_context) for recorded in events]
-
-    def _decode(self, recorded: RecordedEvent, *, in_context: bool) -> DecodedEvent:
-        event: Event | None = None
-        error = ""
-        try:
-            event = self._history.event(recorded)
-        except UnreadableEvent as unreadable:
-            error = str(unreadable)
-        context = self._history.context(recorded) if in_context else None
-        return DecodedEvent(recorded.position, recorded.event_id, recorded.type, event, context, error)
-
-    def _decode_parts(self, recorded: RecordedEvent, *, in_context: bool) -> DecodedEvent:
-        """An event that may be several now, or none: they stay together, for they are at one place."""
-        if not self._history.splits(recorded):
-            return self._decode(recorded, in_context=in_context)
-        parts: Sequence[DecodedPart] | None = None
-        error = ""
-        try:
-            parts = [
-                DecodedPart(event, self._history.context(recorded, ordinal) if in_context else None)
-                for ordinal, event in enumerate(self._history.parts(recorded))
-            ]
-        except UnreadableEvent as unreadable:
-            error = str(unreadable)
-        context = self._history.context(recorded) if in_context else None
-        return DecodedEvent(recorded.position, recorded.event_id, recorded.type, None, context, error, parts)
+        return decoded(self._history, events, in_context=any(slice.projection.takes_context for slice in group))
 
     # ── folding ──────────────────────────────────────────────────────────────
 

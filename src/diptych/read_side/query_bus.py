@@ -31,9 +31,11 @@ from diptych.messages.codec import Codec
 from diptych.messages.message import field_types
 from diptych.messages.query import Query, answer_type
 from diptych.read_side.freshness import Behind, Checks, Freshness, Requirement, check_wait
+from diptych.read_side.overlay import Overlay
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking, QuerySource
 from diptych.read_side.read_model import ReadModel
+from diptych.read_side.read_store import ReadSnapshot
 from diptych.read_side.reader import Page, Reader
 from diptych.read_side.snapshot_reader import SnapshotReader
 
@@ -103,6 +105,7 @@ class ReadPanel(NamedTuple):
         store: the history that they are folded from.
         source: where queries are asked.
         freshness: tells how fresh the rows are, and waits for them.
+        overlay: folds what they lack onto them.
         holds: of a log that is merged from histories, tells up to where it holds each, at a position of its own.
     """
 
@@ -110,7 +113,14 @@ class ReadPanel(NamedTuple):
     store: EventLog
     source: QuerySource
     freshness: Freshness
+    overlay: Overlay
     holds: Callable[[Position], Awaitable[Sequence[Place]]] | None = None
+
+    def reader(self, snapshot: ReadSnapshot, checks: Checks) -> SnapshotReader:
+        """What a handler reads a snapshot with: with what it lacks, where that is to be overlaid."""
+        until = checks.requirement.overlay
+        shown = snapshot if until is None else self.overlay.over(snapshot, until, checks)
+        return SnapshotReader(shown, self.projections, checks)
 
 
 class TellingReader(Reader, Protocol):
@@ -189,7 +199,7 @@ class QueryBus:
         limit = asyncio.timeout(HANDLER_S_MAX)
         try:
             async with limit, asking.snapshot() as snapshot:
-                reader = SnapshotReader(snapshot, self._panel.projections, checks)
+                reader = self._panel.reader(snapshot, checks)
                 if missing is not None:
                     await reader.check(missing)
                 value = await handled(handle, query, reader)

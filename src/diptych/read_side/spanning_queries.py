@@ -233,5 +233,5 @@ class SpanningReader:
             panel = visit.panel
             checks = await self._snapshots.enter_async_context(panel.freshness.checks(visit.requirement))
             snapshot = await self._snapshots.enter_async_context(visit.asking.snapshot())
-            self._readers[place] = SnapshotReader(snapshot, panel.projections, checks)
+            self._readers[place] = panel.reader(snapshot, checks)
         return self._readers[place]

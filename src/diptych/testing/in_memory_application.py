@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from diptych.application import registration
 from diptych.application.application import Application
@@ -24,7 +24,7 @@ from diptych.messages.unique_id import unique_bytes
 from diptych.process_managers.process_worker import ProcessStatus
 from diptych.process_managers.scheduled_commands import Scheduled
 from diptych.process_managers.scheduler import SCHEDULED
-from diptych.read_side.freshness import WAIT_S
+from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.read_model import ReadModel
@@ -195,7 +195,7 @@ class InMemoryApplication(Application):
         /,
         *,
         after: Receipt | Answer[Any] | str | None = None,
-        freshness: Literal["eventual", "latest"] = "latest",
+        freshness: HowFresh = "latest",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
     ) -> Answer[R]:
@@ -210,7 +210,7 @@ class InMemoryApplication(Application):
         /,
         *,
         after: Receipt | Answer[Any] | str | None = None,
-        freshness: Literal["eventual", "latest"] = "latest",
+        freshness: HowFresh = "latest",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
     ) -> R:

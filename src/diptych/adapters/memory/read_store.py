@@ -28,14 +28,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
-from diptych.adapters.memory.row_filters import comes_after, matcher, rank, words_of
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.lease_shares import deal
 from diptych.read_side.partitions import reaches, split, whole
 from diptych.read_side.read_store import (
     BlockedKey,
-    Column,
     ColumnKind,
     Discard,
     Failed,
@@ -54,6 +52,7 @@ from diptych.read_side.read_store import (
     WriteResult,
     Written,
 )
+from diptych.read_side.row_filters import as_read, in_order, key_getter, matcher, words_of
 from diptych.read_side.row_refusal import row_refusal
 from diptych.read_side.snapshot_turns import SnapshotTurns
 
@@ -274,10 +273,10 @@ class MemoryReadStore:
         return Written(changed)
 
     def _change_rows(self, build: _Build, table: Table, write: SliceWrite) -> None:
-        key_of = _key_getter(table)
+        key_of = key_getter(table)
         changes: dict[Key, Row | None] = {tuple(key): None for key in write.deletes}
         for given in write.upserts:
-            row = _as_read(table, given)
+            row = as_read(table, given)
             changes[key_of(row)] = row
         rows = build.rows
         for snapshot in self._snapshots:
@@ -423,14 +422,7 @@ class _Snapshot:
     ) -> list[Row]:
         """Rows that every filter matches, in order. See the port."""
         build, table = self._build(name, number)
-        index = {column.name: place for place, column in enumerate(table.columns)}
-        places = [(index[by.column], by.descending) for by in order]
-        rows = list(filter(matcher(filters, table), self._rows(build)))
-        if after is not None:
-            rows = [row for row in rows if comes_after(row, places, after)]
-        for place, descending in reversed(places):  # each sort is stable: the last one, by the first column, rules
-            rows.sort(key=lambda row: rank(row[place]), reverse=descending)
-        return rows[:limit]
+        return in_order(filter(matcher(filters, table), self._rows(build)), table, order, after)[:limit]
 
     async def count(self, name: str, filters: Sequence[Filter]) -> int:
         """How many rows every filter matches."""
@@ -440,7 +432,7 @@ class _Snapshot:
     async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
         build, table = self._build(name, None)
-        wanted, key_of = words_of(text), _key_getter(table)
+        wanted, key_of = words_of(text), key_getter(table)
         places = [place for place, column in enumerate(table.columns) if column.searchable]
         found: list[tuple[float, Key, Row]] = []
         for row in filter(matcher(filters, table), self._rows(build) if wanted else ()):
@@ -523,22 +515,3 @@ def _taken(build: _Build, place: int, moment: dt.datetime, limit: int, uncounted
             last = entry
             limit -= entry[1] not in uncounted
             yield entry
-
-
-def _key_getter(table: Table) -> Callable[[Row], Key]:
-    names = [column.name for column in table.columns]
-    places = [names.index(name) for name in table.key]
-    return lambda row: tuple(row[place] for place in places)
-
-
-def _as_read(table: Table, row: Row) -> Row:
-    """The row as any store reads it back: datetimes in UTC, floats where ints stood for them."""
-    return tuple(_value_as_read(column, value) for column, value in zip(table.columns, row, strict=True))
-
-
-def _value_as_read(column: Column, value: Any) -> Any:
-    if value is None:
-        return None
-    if column.kind is ColumnKind.DATETIME:
-        return value.astimezone(dt.UTC)
-    return float(value) if column.kind is ColumnKind.REAL else value

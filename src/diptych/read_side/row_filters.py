@@ -1,17 +1,18 @@
-"""Filters, order and words over rows in memory: what an index would find, found by looking at every row."""
+"""Filters, order and words over rows in Python: what an index would find, found by looking at every row."""
 
 from __future__ import annotations
 
+import datetime as dt
 import operator
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from diptych.errors import InvalidMessage
-from diptych.read_side.read_store import Comparison, Filter, Row, Table
+from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Key, Order, Row, Table
 from diptych.read_side.row_refusal import value_refusal
 
-__all__ = ["comes_after", "matcher", "rank", "words_of"]
+__all__ = ["as_read", "comes_after", "in_order", "key_getter", "matcher", "rank", "words_of"]
 
 _COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
     Comparison.EQUAL: operator.eq,
@@ -52,6 +53,16 @@ def rank(value: Any) -> tuple[bool, Any]:
     return value is not None, value
 
 
+def in_order(rows: Iterable[Row], table: Table, order: Sequence[Order], after: Sequence[Any] | None) -> list[Row]:
+    """The rows in that order; behind a place, one value for each column of the order, if one is given."""
+    index = {column.name: place for place, column in enumerate(table.columns)}
+    places = [(index[by.column], by.descending) for by in order]
+    found = [row for row in rows if after is None or comes_after(row, places, after)]
+    for place, descending in reversed(places):  # each sort is stable: the last one, by the first column, rules
+        found.sort(key=lambda row: rank(row[place]), reverse=descending)
+    return found
+
+
 def comes_after(row: Row, places: Sequence[tuple[int, bool]], after: Sequence[Any]) -> bool:
     """Whether a row comes behind a place, by columns (each with whether it is descending) and their values."""
     for (place, descending), bound in zip(places, after, strict=True):
@@ -64,3 +75,23 @@ def words_of(text: str) -> list[str]:
     """The runs of letters and digits, without case and accents."""
     bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return "".join(letter if letter.isalnum() else " " for letter in bare.casefold()).split()
+
+
+def key_getter(table: Table) -> Callable[[Row], Key]:
+    """A row to its key."""
+    names = [column.name for column in table.columns]
+    places = [names.index(name) for name in table.key]
+    return lambda row: tuple(row[place] for place in places)
+
+
+def as_read(table: Table, row: Row) -> Row:
+    """The row as any store reads it back: datetimes in UTC, floats where ints stood for them."""
+    return tuple(_value_as_read(column, value) for column, value in zip(table.columns, row, strict=True))
+
+
+def _value_as_read(column: Column, value: Any) -> Any:
+    if value is None:
+        return None
+    if column.kind is ColumnKind.DATETIME:
+        return value.astimezone(dt.UTC)
+    return float(value) if column.kind is ColumnKind.REAL else value
