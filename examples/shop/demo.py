@@ -169,8 +169,8 @@ async def _verify(app: Application) -> bool:
         if projection.lag_events or projection.blocked or projection.stopped:
             _log.error("%s does not show all of the history: see `diptych status`", projection.name)
             verified = False
-        elif (difference := await app.rebuilds.verify(projection.name)) is not None:
-            _log.error("%s differs from a fresh fold: %s, not %s", *difference)
+        elif not (found := await app.rebuilds.compare(projection.name)).same:
+            _log.error("%s differs from a fresh fold: %s", projection.name, found.samples)
             verified = False
     return verified
 

@@ -222,7 +222,7 @@ class Calls:
                 await log.wait_for_events((await log.head()).position, WELL_LOOK_S)
         for follower in followers_of(self.worker):
             for slice in follower.projector.slices:
-                assert await follower.rebuilds.verify(slice.projection.name) is None
+                assert (await follower.rebuilds.compare(slice.projection.name)).same
 
 
 @dataclass(frozen=True)

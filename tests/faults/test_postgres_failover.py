@@ -260,7 +260,7 @@ async def test_commands_are_decided_on_the_history_that_is_there_after_a_fork(fo
         row = await kept.app.query(TotalOf(name="all"), after=receipt, wait_s=WAIT_S)
         assert row is not None
         assert row.events == sum(map(len, events)) + SHARED + 1
-        assert await kept.worker.across.rebuilds.verify("totals.Total") is None
+        assert (await kept.worker.across.rebuilds.compare("totals.Total")).same
         assert (await kept.worker.health()).impaired == ()
 
 
@@ -284,7 +284,7 @@ async def goes_on(branch: Branch, lost: dict[int, Receipt]) -> None:
     row = await app.query(CountOf(counter=counter), after=token_of(list(again.values())), wait_s=WAIT_S)
     assert row is not None
     assert row.events == row.value == reached + 1 + LOST // each
-    assert await branch.folding.rebuilds.verify("counting.Count") is None
+    assert (await branch.folding.rebuilds.compare("counting.Count")).same
     assert (await branch.worker.health()).ready
 
 

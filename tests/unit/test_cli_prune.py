@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -10,14 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli_project import STORE, Project, project_in
-
-
-class Terminal(io.StringIO):
-    """Somebody who answers."""
-
-    def isatty(self) -> bool:
-        return True
+from tests.cli_project import STORE, Project, Terminal, project_in
 
 
 @pytest.fixture

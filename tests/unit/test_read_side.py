@@ -37,6 +37,7 @@ from diptych import (
 )
 from diptych.errors import Blocked, HistoryDiverged, InvalidMessage, Overloaded, UnknownMessage
 from diptych.event_store.event_query import ALL_EVENTS
+from diptych.read_side.comparison import RowDifference
 from tests.parking import discard, parked, retry
 from tests.school import CourseId, CoursesTaken, Enrolled, Seats, SeatsOf, StudentId
 
@@ -439,7 +440,7 @@ async def test_g9_a_discard_is_for_good(store_url: str) -> None:
         assert await app.query(SeatsOf(course=CourseId("a")), freshness="latest") == Seats(
             course=CourseId("a"), taken=3
         )
-        assert await app.rebuilds.verify("school.Seats") is None
+        assert (await app.rebuilds.compare("school.Seats")).same
 
 
 @pytest.mark.usefixtures("_broken")
@@ -547,7 +548,7 @@ async def test_g6_a_rebuild_equals_what_was_built_live(store_url: str) -> None:
                 await app.execute(Cancel(order=OrderId(str(n % 50))))
         await app.projected()
         for status in (await app.status()).projections:
-            assert await app.rebuilds.verify(status.name) is None
+            assert (await app.rebuilds.compare(status.name)).same
         before = await app.query(SkuSalesOf(sku="s1"))
         assert before is not None
         await app.rebuilds.rebuild("SkuSales")
@@ -568,12 +569,10 @@ async def test_g6_a_difference_is_found(tmp_path: Path) -> None:
         connection.execute(f"UPDATE {table} SET taken = 7 WHERE course = 'b'")
     connection.close()
     async with Application(fragile(), store=url, read_store=f"sqlite:{tmp_path}/read.db") as app:
-        difference = await app.rebuilds.verify("school.Seats")
-        assert difference is not None
-        assert (difference.live, difference.fresh) == (
-            Seats(course=CourseId("b"), taken=7),
-            Seats(course=CourseId("b"), taken=2),
-        )
+        found = await app.rebuilds.compare("school.Seats")
+        assert (found.same, found.rows, found.position) == (False, 2, 3)
+        assert (found.changed, found.added, found.removed) == (1, 0, 0)
+        assert found.samples == (RowDifference({"course": "b", "taken": 7}, {"course": "b", "taken": 2}),)
 
 
 async def test_a_changed_fold_is_built_beside_and_never_answers_half_built(tmp_path: Path) -> None:
@@ -640,13 +639,14 @@ async def test_an_application_that_does_not_project_makes_no_generation(tmp_path
         assert [(found.number, found.live) for found in await running.read_store.generations()] == [(1, True)]
         (status,) = (await looking.status()).projections
         assert (status.live, status.other_code, status.checkpoint, status.lag_events) == (False, True, 0, 2)
-        with pytest.raises(ConfigurationError, match="no rows of this code"):
-            await looking.rebuilds.verify("school.Seats")
+        found = await looking.rebuilds.compare("school.Seats")
+        assert (found.changed, found.rows, found.position) == (1, 1, 2)
+        assert [(found.number, found.live) for found in await running.read_store.generations()] == [(1, True)]
         async with Application(context, store=url) as app:
             await app.projected()
             (status,) = (await looking.status()).projections
             assert (status.live, status.other_code, status.checkpoint) == (True, False, 2)
-            assert await looking.rebuilds.verify("school.Seats") is None
+            assert (await looking.rebuilds.compare("school.Seats")).same
             assert await looking.query(SeatsOf(course=PYTHON)) == Seats(course=PYTHON, taken=20)
 
 

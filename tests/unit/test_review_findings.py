@@ -86,7 +86,7 @@ def with_other_seats() -> BoundedContext:
 # ── rebuilds ─────────────────────────────────────────────────────────────────
 
 
-async def test_concurrent_verifies_leave_the_live_read_model_alone(store_url: str) -> None:
+async def test_concurrent_comparisons_leave_the_live_read_model_alone(store_url: str) -> None:
     """Two comparisons of one read model at once neither fail nor drop the rows that answer."""
     async with Application(with_seats(), store=store_url) as app:
         for n in range(30):
@@ -94,12 +94,13 @@ async def test_concurrent_verifies_leave_the_live_read_model_alone(store_url: st
         await app.execute(OpenCourse(course=PYTHON, capacity=2))
         await app.projected()
         async with asyncio.timeout(HANG_S):
-            assert await asyncio.gather(*(app.rebuilds.verify("Seats") for _ in range(3))) == [None] * 3
+            found = await asyncio.gather(*(app.rebuilds.compare("Seats") for _ in range(3)))
+            assert [(each.same, each.rows) for each in found] == [(True, 1)] * 3
             await asyncio.gather(*(app.rebuilds.rebuild("Seats") for _ in range(3)))
             assert await app.query(SeatsOf(course=PYTHON), freshness="latest") == Seats(course=PYTHON, taken=30)
 
 
-@pytest.mark.parametrize("work", ["rebuild", "verify"])
+@pytest.mark.parametrize("work", ["rebuild", "compare"])
 async def test_a_build_that_another_process_drops_ends_the_work_and_leaves_the_live_one(
     tmp_path: Path, work: str
 ) -> None:
@@ -115,7 +116,7 @@ async def test_a_build_that_another_process_drops_ends_the_work_and_leaves_the_l
         await app.execute(Enrol(course=PYTHON, student=ADA))
         await app.projected()
         with pytest.raises(StoreUnavailable):
-            await (app.rebuilds.rebuild("Seats", drop) if work == "rebuild" else app.rebuilds.verify("Seats", drop))
+            await (app.rebuilds.rebuild("Seats", drop) if work == "rebuild" else app.rebuilds.compare("Seats", drop))
         assert await app.query(SeatsOf(course=PYTHON), freshness="latest") == Seats(course=PYTHON, taken=1)
 
 
@@ -258,5 +259,5 @@ async def test_a_verify_never_drops_the_live_generation(tmp_path: Path) -> None:
         await asyncio.gather(*(app.execute(Enrol(course=PYTHON, student=student)) for student in students))
         await app.projected()
         with pytest.raises(StoreUnavailable):
-            await app.rebuilds.verify("Seats", drop)
+            await app.rebuilds.compare("Seats", drop)
         assert await app.query(SeatsOf(course=PYTHON), freshness="latest") == Seats(course=PYTHON, taken=1)

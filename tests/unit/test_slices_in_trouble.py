@@ -334,8 +334,8 @@ async def test_verify_finds_no_difference_where_slices_are_apart(monkeypatch: py
     await world.append(Counted(sku=skus(1)[5]), after_s=60)
     await projector.advance([second])  # removes four; the first slice is at 0
     monkeypatch.setattr(slice_module, "EXPIRED_ROWS_MAX", 1)  # stands for more than 1,000 rows
-    found = await Rebuilds(projector, world.read_store).verify("Session")
-    assert found is None, found
+    found = await Rebuilds(projector, world.read_store).compare("Session")
+    assert found.same, found
 
 
 # ── races ────────────────────────────────────────────────────────────────────
@@ -428,34 +428,37 @@ async def test_a_rebuild_gives_up_on_live_rows_that_it_cannot_catch_up_with(monk
     assert [(each.number, each.live) for each in await world.read_store.generations()] == [(1, True)] * 2
 
 
-async def test_verify_gives_up_on_live_rows_that_it_cannot_catch_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_comparison_gives_up_on_live_rows_that_it_cannot_catch_up_with(monkeypatch: pytest.MonkeyPatch) -> None:
     """Past the limit, which its error names; the fresh fold is gone, and with less to do there is no difference."""
     monkeypatch.setattr(rebuild, "CATCH_UP_ATTEMPTS_MAX", 3)
-    moves: list[int] = []
+    racing = True
 
-    class Following(Projector):
-        async def reloaded(self, name: str) -> list[Slice]:
-            found = await super().reloaded(name)
-            if len(moves) < 4:  # the first look at the live rows, and one for each attempt
-                moves.append(1)
+    class Overtaken(Projector):
+        async def advance(self, slices: Sequence[Slice], until: Position | None = None) -> bool:
+            folded = await super().advance(slices, until)
+            if racing:
                 await world.append(Counted(sku=HEALTHY))
                 await other.advance(other.slices)
-            return found
+            return folded
 
     world = World(warehouse(2))
     await world.open()
     other = world.projector()
     await other.open()
-    projector = Following(
+    await world.append(Counted(sku=HEALTHY))
+    await other.advance(other.slices)
+    projector = Overtaken(
         world.store, History(world.types), world.read_store, projections([world.context], world.types)
     )
     projector.slices = [Slice(slice.projection, slice.generation) for slice in other.slices]
     rebuilds = Rebuilds(projector, world.read_store)
     with pytest.raises(StoreUnavailable, match=r"warehouse\.Stock cannot be compared.*CATCH_UP_ATTEMPTS_MAX=3"):
-        await rebuilds.verify("Stock")
-    assert len(moves) == 4
+        await rebuilds.compare("Stock")
+    racing = False
     assert [each.number for each in await world.read_store.generations()] == [1, 1]
-    assert await rebuilds.verify("Stock") is None
+    found = await rebuilds.compare("Stock")
+    assert found.same
+    assert found.position > 1
 
 
 async def test_a_rebuild_that_another_process_holds_at_a_barrier_gives_up() -> None:

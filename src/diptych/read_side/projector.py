@@ -248,6 +248,10 @@ class Projector:
             each.blocked = {blocking.key: blocking for blocking in blocked if each.owns_text(blocking.key)}
             each.discards = discards
 
+    async def head(self) -> Position:
+        """How far the history is."""
+        return (await self._store.head()).position
+
     def follow_instead(self, following: Sequence[Slice]) -> None:
         """Follow these slices of a projection, and retire those that were followed."""
         were = self.slices_of(following[0].projection.name)

@@ -18,7 +18,8 @@ from diptych.errors import ConfigurationError
 from diptych.messages.annotations import members, snake_case, unwrap
 from diptych.messages.codec import encode
 from diptych.messages.message import MessageMeta, field_types, required_fields
-from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Table
+from diptych.read_side.read_store import Column, ColumnKind, Filter, Table
+from diptych.read_side.row_filters import unexpired
 from diptych.read_side.row_refusal import value_refusal
 
 __all__ = ["ExpiresAt", "Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
@@ -156,9 +157,7 @@ class RowForm:
 
     def unexpired(self, moment: datetime | None) -> Sequence[Filter]:
         """The filter that leaves out what has expired at a moment; none where rows do not expire, or without one."""
-        if self.table.expires is None or moment is None:
-            return ()
-        return (Filter(self.table.expires, Comparison.MORE_THAN_OR_NONE, moment),)
+        return unexpired(self.table, moment)
 
     def key_of(self, model: Any) -> tuple[Any, ...]:
         """The values of the key fields, of an instance or of whatever has fields of those names."""

@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
-from typing import NamedTuple
+from contextlib import AsyncExitStack
 
 from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.event_store.position import Position
+from diptych.read_side.comparison import Comparison, compared
 from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
-from diptych.read_side.read_store import Order, ReadSnapshot, ReadStore
+from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.slice import Slice
 
-__all__ = ["Difference", "Progress", "Rebuilds"]
+__all__ = ["Approve", "Progress", "Rebuilds"]
 
-COMPARE_PAGE_ROWS = 1_000
-"""Rows compared at once."""
 CATCH_UP_ATTEMPTS_MAX = 10_000
 """How often a build is brought to the place of the live one, which another process moves on meanwhile."""
 
 Progress = Callable[[int, int], None]
 """Told the position reached, and the position to reach."""
-
-
-class Difference(NamedTuple):
-    """The first place at which a read model differs from a fresh fold of the history.
-
-    Attributes:
-        read_model: the projection's name.
-        live: the row that answers queries; None where there is none.
-        fresh: the row as folded anew; None where there is none.
-    """
-
-    read_model: str
-    live: object
-    fresh: object
+Approve = Callable[[Comparison], bool]
+"""Told how a fresh build differs from the one that answers; whether to switch to it."""
 
 
 class Rebuilds:
@@ -47,11 +33,18 @@ class Rebuilds:
         self._read_store = read_store
         self._turn = asyncio.Lock()  # one at a time: each drops what builds others have left behind
 
-    async def rebuild(self, name: str, progress: Progress | None = None) -> Position:
+    async def rebuild(
+        self, name: str, progress: Progress | None = None, *, approve: Approve | None = None
+    ) -> Position | None:
         """Build a read model anew beside the live one, and switch when it has caught up; the old one is dropped.
 
+        Args:
+            name: the read model's.
+            progress: told how far it is.
+            approve: asked before the switch, with how the rows differ from those that answer, at one position.
+
         Returns:
-            The position from which the new rows answer.
+            The position from which the new rows answer; None where that was not approved, and nothing has changed.
 
         Raises:
             ConfigurationError: no read model has that name.
@@ -59,10 +52,31 @@ class Rebuilds:
                 it can be caught up with; the live one stays.
         """
         async with self._turn:
-            return await self._rebuild(self._projection(name), progress)
+            projection = self._projection(name)
+            if approve is None:
+                until = await self._answering(projection)
+                fresh: Sequence[Slice] = await self._built(projection, projection.partitions, until, progress)
+                return await self._switch(projection, fresh)
+            comparison, fresh = await self._compared(projection, progress)
+            approved = False
+            try:
+                approved = approve(comparison)
+            finally:
+                if not approved:
+                    await self._drop(fresh)
+            return await self._switch(projection, fresh) if approved else None
 
-    async def _rebuild(self, projection: Projection, progress: Progress | None) -> Position:
-        fresh = await self._built(projection, projection.partitions, await self._answering(projection), progress)
+    async def compare(self, name: str, progress: Progress | None = None) -> Comparison:
+        """Compare the rows that answer, whatever code has folded them, with a fresh fold of this code at one position.
+
+        Raises as `rebuild` does; nothing is changed.
+        """
+        async with self._turn:
+            comparison, fresh = await self._compared(self._projection(name), progress)
+            await self._drop(fresh)
+            return comparison
+
+    async def _switch(self, projection: Projection, fresh: Sequence[Slice]) -> Position:
         for _ in range(CATCH_UP_ATTEMPTS_MAX):
             async with self._projector.lock:
                 if await self._read_store.switch(projection.name, fresh[0].generation.number):
@@ -74,37 +88,45 @@ class Rebuilds:
                 await self._advance(fresh, await self._answering(projection))
         raise await self._given_up(fresh, _not_caught_up())
 
-    async def verify(self, name: str, progress: Progress | None = None) -> Difference | None:
-        """Compare a read model, row by row, with a fresh fold of the history at the same position.
-
-        Raises as `rebuild` does, and ConfigurationError where there are no rows of this code.
-        """
-        async with self._turn:
-            return await self._verify(self._projection(name), progress)
-
-    async def _verify(self, projection: Projection, progress: Progress | None) -> Difference | None:
-        name = projection.name
-        async with self._projector.lock:
-            live = await self._projector.reloaded(name)
-        number = live[0].generation.number
-        if number == 0:
-            raise ConfigurationError(f"{name} has no rows of this code to compare: run the application, or rebuild it")
-        fresh = await self._built(projection, len(live), _position(live), progress)
+    async def _compared(self, projection: Projection, progress: Progress | None) -> tuple[Comparison, Sequence[Slice]]:
+        """How what answers differs from a fresh build, in one snapshot in which both are at the same places."""
+        name, live = projection.name, await self._live(projection.name)
+        until = min((each.checkpoint.position for each in live), default=await self._answering(projection))
+        fresh = await self._built(projection, len(live) or projection.partitions, until, progress)
         try:
             for _ in range(CATCH_UP_ATTEMPTS_MAX):
-                async with self._projector.lock:
-                    live = await self._projector.reloaded(name)
-                    if [slice.lease_key for slice in live] != [(name, number, n) for n in range(len(fresh))]:
-                        raise StoreUnavailable(f"{name} was replaced or split anew meanwhile; compare it again")
-                    for mine, theirs in zip(fresh, live, strict=True):
-                        await self._advance([mine], theirs.position)
-                    async with self._read_store.snapshot() as snapshot:
-                        now = [slice.checkpoint for slice in await snapshot.slices(name, number)]
-                        if now == [slice.generation.checkpoint for slice in fresh]:
-                            return await _compare(snapshot, live, fresh[0].generation.number)
+                async with AsyncExitStack() as looking:
+                    async with self._projector.lock:  # the live one goes on once the snapshot is there
+                        await self._follow(fresh, live)
+                        snapshot = await looking.enter_async_context(self._read_store.snapshot())
+                    now, mine = await snapshot.slices(name), [slice.generation for slice in fresh]
+                    if not now or [each.checkpoint for each in now] == [each.checkpoint for each in mine]:
+                        return await compared(snapshot, now, mine), fresh
             raise StoreUnavailable(f"{name} cannot be compared: {_not_caught_up()}")
-        finally:
-            await self._read_store.drop_generation(name, fresh[0].generation.number)
+        except BaseException:
+            await self._drop(fresh)
+            raise
+
+    async def _follow(self, fresh: Sequence[Slice], live: Sequence[Generation]) -> None:
+        """Bring each slice to where that of the live build is now.
+
+        Raises:
+            StoreUnavailable: that is another build, or another number of slices, by now.
+        """
+        now = await self._live(fresh[0].projection.name)
+        if [each.lease_key for each in now] != [each.lease_key for each in live]:
+            name = fresh[0].projection.name
+            raise StoreUnavailable(f"{name} was replaced or split anew meanwhile; compare it again")
+        for slice, each in zip(fresh, now, strict=bool(now)):
+            await self._advance([slice], each.checkpoint.position)
+
+    async def _live(self, name: str) -> Sequence[Generation]:
+        async with self._read_store.snapshot() as snapshot:
+            return await snapshot.slices(name)
+
+    async def _drop(self, fresh: Sequence[Slice]) -> None:
+        generation = fresh[0].generation
+        await self._read_store.drop_generation(generation.name, generation.number)
 
     def _projection(self, name: str) -> Projection:
         known = {slice.projection.name: slice.projection for slice in self._projector.slices}
@@ -114,11 +136,13 @@ class Rebuilds:
         return known[name] if name in known else short[0]
 
     async def _answering(self, projection: Projection) -> Position:
-        """How far what answers queries is, and what is followed here, which may be another one that is being built."""
+        """How far what answers queries is, and what is followed here, which may be another one that is being built.
+
+        Where nothing answers, how far the history is.
+        """
         followed = [slice.position for slice in self._projector.slices_of(projection.name)]
-        known = await self._read_store.generations()
-        answering = [found.checkpoint.position for found in known if found.live and found.name == projection.name]
-        return max([*followed, *answering])
+        answering = [found.checkpoint.position for found in await self._live(projection.name)]
+        return max([*followed, *(answering or [await self._projector.head()])])
 
     async def _built(
         self, projection: Projection, slices: int, until: Position, progress: Progress | None
@@ -168,9 +192,8 @@ class Rebuilds:
 
     async def _given_up(self, fresh: Sequence[Slice], reason: str) -> StoreUnavailable:
         """Remove a build, and say why."""
-        generation = fresh[0].generation
-        await self._read_store.drop_generation(generation.name, generation.number)
-        return StoreUnavailable(f"{generation.name} cannot be rebuilt: {reason}")
+        await self._drop(fresh)
+        return StoreUnavailable(f"{fresh[0].generation.name} cannot be rebuilt: {reason}")
 
 
 def _not_caught_up() -> str:
@@ -182,20 +205,3 @@ def _not_caught_up() -> str:
 
 def _position(slices: Sequence[Slice]) -> Position:
     return min(slice.position for slice in slices)
-
-
-async def _compare(snapshot: ReadSnapshot, live: Sequence[Slice], fresh: int) -> Difference | None:
-    name, form, number = live[0].projection.name, live[0].projection.form, live[0].generation.number
-    moments = [slice.generation.recorded_at for slice in live if slice.generation.recorded_at is not None]
-    order, shown = [Order(column) for column in form.table.key], form.unexpired(max(moments, default=None))
-    indexes = [[column.name for column in form.table.columns].index(name) for name in form.table.key]
-    after = None
-    while True:
-        mine = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=number)
-        theirs = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=fresh)
-        if mine != theirs:
-            row, other = next(pair for pair in zip_longest(mine, theirs) if pair[0] != pair[1])
-            return Difference(name, row and form.model(row), other and form.model(other))
-        if len(mine) < COMPARE_PAGE_ROWS:
-            return None
-        after = [mine[-1][index] for index in indexes]

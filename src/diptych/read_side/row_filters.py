@@ -12,7 +12,7 @@ from diptych.errors import InvalidMessage
 from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Key, Order, Row, Table
 from diptych.read_side.row_refusal import value_refusal
 
-__all__ = ["as_read", "comes_after", "in_order", "key_getter", "matcher", "rank", "words_of"]
+__all__ = ["as_read", "comes_after", "in_order", "key_getter", "matcher", "rank", "unexpired", "words_of"]
 
 _COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
     Comparison.EQUAL: operator.eq,
@@ -40,6 +40,13 @@ def matcher(filters: Sequence[Filter], table: Table) -> Callable[[Row], bool]:
             if reason is not None:
                 raise InvalidMessage(f"a filter of {table.name}", [(wanted.column, reason)])
     return lambda row: all(_matches(row[index[wanted.column]], wanted) for wanted in filters)
+
+
+def unexpired(table: Table, moment: dt.datetime | None) -> Sequence[Filter]:
+    """The filter that leaves out what has expired at a moment; none where rows do not expire, or without one."""
+    if table.expires is None or moment is None:
+        return ()
+    return (Filter(table.expires, Comparison.MORE_THAN_OR_NONE, moment),)
 
 
 def _matches(value: Any, wanted: Filter) -> bool:

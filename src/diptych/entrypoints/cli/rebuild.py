@@ -1,14 +1,16 @@
-"""`diptych rebuild`: a read model built anew from the history, beside the one that answers."""
+"""`diptych rebuild`: read models built anew from the history, beside those that answer; and how the two differ."""
 
 from __future__ import annotations
 
 import logging
+import sys
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from diptych.entrypoints.cli import screen
+from diptych.entrypoints.cli.failures import FAILED, UsageError
 from diptych.entrypoints.cli.options import (
     LOGS_UNSET,
     PARTITION_UNSET,
@@ -21,8 +23,19 @@ from diptych.entrypoints.cli.options import (
 )
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
+from diptych.messages.codec import encode
+
+if TYPE_CHECKING:
+    from diptych.application.follower import Follower
+    from diptych.application.status import ProjectionStatus
+    from diptych.read_side.comparison import Comparison, RowDifference
 
 __all__ = ["rebuild"]
+
+CHANGED, ALL = "changed", "all"
+"""Words for read models: those whose code is another one than that of their rows; every one."""
+VALUE_CHARACTERS_MAX = 60
+"""Characters of one value that a difference shows; the rest is left out."""
 
 _log = logging.getLogger("diptych.cli")
 
@@ -31,43 +44,149 @@ def rebuild(
     read_model: Annotated[str, Parameter(name="READ_MODEL")],
     /,
     *app: AppNames,
+    diff: Annotated[bool, Parameter(negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
+    yes: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
     stores: StoreOptions = STORES_UNSET,
     partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
-) -> None:
+) -> int:
     """Build a read model anew, and switch to it when it has caught up.
 
     The old rows answer until then. Stopped in the middle, it has changed nothing. If those are of other code, a server
     that still runs it loses them: it is said, and the server is to be restarted.
 
+    With --diff the new rows are compared with the old ones, at one position, and you are asked before it switches:
+    `diptych rebuild changed school:school --diff` shows what a changed projection does to them.
+
     Args:
-        read_model: "school.Seats" or "Seats".
+        read_model: "school.Seats" or "Seats"; `changed` for all whose code has changed, `all` for all.
         app: whose.
+        diff: Compare the rows, show how many are added, removed and changed, with samples, and ask.
+        dry_run: Compare the rows, and switch to nothing; what was built is dropped again.
+        yes: Do not ask.
+        json: Print the comparison of each read model as one JSON object.
         stores: which.
         partition: which.
         log: how.
     """
-    settings = settings_of(app, stores, partition, log)
-    run_async(lambda: _rebuilt(settings, read_model))
+    if diff and not (yes or dry_run) and not sys.stdin.isatty():
+        raise UsageError("--diff asks before it switches: answer on a terminal, or give --yes or --dry-run")
+    asking = _Asking(compare=diff or dry_run, switch=not dry_run, ask=not yes, json=json)
+    return run_async(lambda: _rebuilt(settings_of(app, stores, partition, log), read_model, asking))
 
 
-async def _rebuilt(settings: Settings, read_model: str) -> None:
+class _Asking:
+    """Whether to compare before a switch, and who says that it may be done."""
+
+    def __init__(self, *, compare: bool, switch: bool, ask: bool, json: bool) -> None:
+        self.compare = compare
+        self.dry = not switch
+        self.json = json
+        self._ask = ask
+
+    def approves(self, found: Comparison) -> bool:
+        """Show how they differ; whether to switch."""
+        if self.json:
+            screen.write(encode(found))
+        else:
+            _show(found)
+        if self.dry or not self._ask:
+            return not self.dry
+        screen.output().print(f"Switch to the new rows of {found.read_model}? [y/N] ", end="")
+        return input().strip().lower() in {"y", "yes"}
+
+
+async def _rebuilt(settings: Settings, wanted: str, asking: _Asking) -> int:
     from diptych.entrypoints.cli.looking import choose, opened_partition
 
     async with opened_partition(settings) as partition:
         known = {found.name: found for found in (await partition.status()).projections}
-        name = choose("read model", read_model, known)
-        others = known[name].other_code
-        if others:
-            _log.warning(
-                "the live rows of %s are of other code than this: a server that still runs that code has none to "
-                "answer from once this has switched, and its queries of it end in NotFresh until it is restarted",
-                name,
-            )
-        started = time.perf_counter()
-        with screen.progress(f"Rebuilding {name}") as bar:
-            position = await partition.rebuilds.rebuild(name, bar)
-        took_s = time.perf_counter() - started
+        if wanted in (CHANGED, ALL):
+            names = [name for name in known if wanted == ALL or known[name].other_code]
+        else:
+            names = [choose("read model", wanted, known)]
+        if not names:
+            screen.output().print("The rows of every read model are of this code: there is nothing to rebuild.")
+        declined = [name for name in names if not await _one(partition, known[name], asking)]
+    return FAILED if declined and asking.compare and not asking.dry else 0
+
+
+async def _one(partition: Follower, status: ProjectionStatus, asking: _Asking) -> bool:
+    """Rebuild one read model; whether it was switched to."""
+    name, others = status.name, status.other_code
+    if others and not asking.dry:
+        _log.warning(
+            "the live rows of %s are of other code than this: a server that still runs that code has none to "
+            "answer from once this has switched, and its queries of it end in NotFresh until it is restarted",
+            name,
+        )
+    started = time.perf_counter()
+    with screen.progress(f"Rebuilding {name}") as bar:
+
+        def approve(found: Comparison) -> bool:
+            bar.stop()
+            return asking.approves(found)
+
+        position = await partition.rebuilds.rebuild(name, bar, approve=approve if asking.compare else None)
+    took_s = time.perf_counter() - started
+    if position is None:
+        if not asking.json:
+            screen.output().print(f"{name} is as it was.")
+        return False
     done = f"{name} is rebuilt up to position {screen.count(position)}, in {took_s:.1f} s."
     restart = " Restart with this code what still runs the other: it has lost these rows." if others else ""
     screen.output().print(done + restart, soft_wrap=True)
+    return True
+
+
+# ── differences ──────────────────────────────────────────────────────────────
+
+
+def _show(found: Comparison) -> None:
+    output = screen.output()
+    title = f"{found.read_model}, {_rows(found.rows)} at position {screen.count(found.position)}"
+    if found.same:
+        output.print(f"{title}: no row differs.", soft_wrap=True)
+    else:
+        counts = ", ".join(
+            f"{screen.count(count)} {kind}"
+            for kind, count in (("added", found.added), ("removed", found.removed), ("changed", found.changed))
+            if count
+        )
+        output.print(f"{title}: {counts}.", soft_wrap=True)
+        for sample in found.samples:
+            output.print(_told(sample), markup=False, highlight=False, soft_wrap=True)
+        more = found.added + found.removed + found.changed - len(found.samples)
+        if more:
+            output.print(f"  … and {_rows(more)} more")
+    if found.blocked:
+        output.print(f"  In the new rows {screen.count(found.blocked)} keys are blocked: see `diptych parked list`.")
+
+
+def _told(sample: RowDifference) -> str:
+    """A row in one line: what is added or removed whole, else its key columns first and what has changed."""
+    if sample.before is None or sample.after is None:
+        sign, row = ("+", sample.after) if sample.before is None else ("-", sample.before)
+        return f"  {sign} {_columns(row or {})}"
+    before, after = sample.before, sample.after
+    same = {name: value for name, value in after.items() if name in before and before[name] == value}
+    others = [name for name in {**before, **after} if name not in same]
+    changes = ", ".join(f"{name} {_value(before, name)} → {_value(after, name)}" for name in others)
+    return f"  ~ {_columns(same)}: {changes}" if same else f"  ~ {changes}"
+
+
+def _columns(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_value(row, name)}" for name in row)
+
+
+def _value(row: dict[str, Any], name: str) -> str:
+    if name not in row:
+        return "(no such column)"
+    text = encode(row[name]).decode()
+    return text if len(text) <= VALUE_CHARACTERS_MAX else f"{text[:VALUE_CHARACTERS_MAX]}…"
+
+
+def _rows(count: int) -> str:
+    return f"{screen.count(count)} row{'' if count == 1 else 's'}"

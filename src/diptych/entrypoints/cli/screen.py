@@ -82,6 +82,10 @@ class Bar:
         """Move the bar."""
         self._progress.update(self._task, completed=done, total=total)
 
+    def stop(self) -> None:
+        """Take the bar away, before something else is written or asked."""
+        self._progress.stop()
+
     def describe(self, what: str) -> None:
         """Say what is being done now."""
         self._progress.update(self._task, description=what)

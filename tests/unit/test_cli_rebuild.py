@@ -1,0 +1,88 @@
+"""`diptych rebuild`: what it builds, compares, shows, asks and leaves alone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli_project import STORE, Project, Terminal, project_in
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
+    """A project with a course that is taken twice, and one once; and changed code, in which each counts ten."""
+    with project_in(tmp_path, monkeypatch) as made:
+        made.settings(f'store = "{STORE}"\n')
+        made.enrol("python", "python", "ruby")
+        source = (tmp_path / f"{made.module}.py").read_text()
+        (tmp_path / f"changed_{made.module}.py").write_text(source.replace("row.taken + 1", "row.taken + 10"))
+        yield made
+
+
+def changed(project: Project) -> str:
+    return f"changed_{project.context}"
+
+
+def seats(project: Project, context: str) -> str:
+    """What status says of the rows of some code."""
+    (told,) = json.loads(project.run("status", context, "--json").out)["projections"]
+    return "other code" if told["other_code"] else "live" if told["live"] else "none"
+
+
+def test_it_shows_what_a_changed_projection_does_to_the_rows(project: Project) -> None:
+    """With --dry-run nothing else is done; as JSON, and for people."""
+    code, out, err = project.run("rebuild", "changed", changed(project), "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.splitlines() == [
+        "school.Seats, 2 rows at position 3: 2 changed.",
+        '  ~ course "python": taken 2 → 20',
+        '  ~ course "ruby": taken 1 → 10',
+        "school.Seats is as it was.",
+    ]
+    code, out, _ = project.run("rebuild", "Seats", changed(project), "--dry-run", "--json")
+    found = json.loads(out)
+    assert (code, found["rows"], found["changed"], found["added"]) == (0, 2, 2, 0)
+    assert found["samples"][1] == {"before": {"course": "ruby", "taken": 1}, "after": {"course": "ruby", "taken": 10}}
+    assert (seats(project, project.context), seats(project, changed(project))) == ("live", "other code")
+
+
+@pytest.mark.parametrize(("answer", "switched"), [("y\n", True), ("\n", False), ("no\n", False)])
+def test_it_asks_before_it_switches(
+    project: Project, monkeypatch: pytest.MonkeyPatch, answer: str, *, switched: bool
+) -> None:
+    """On a terminal, with what differs; anything but yes leaves the rows that answer."""
+    monkeypatch.setattr(sys, "stdin", Terminal(answer))
+    code, out, err = project.run("rebuild", "changed", changed(project), "--diff")
+    assert "Switch to the new rows of school.Seats? [y/N]" in out
+    assert ("is rebuilt up to position 3" in out, code == 0) == (switched, switched)
+    assert "of other code than this" in err
+    assert seats(project, changed(project)) == ("live" if switched else "other code")
+
+
+def test_with_yes_it_shows_and_switches(project: Project) -> None:
+    """Whoever does not sit there has said so."""
+    code, out, _ = project.run("rebuild", "changed", changed(project), "--diff", "--yes")
+    assert code == 0
+    assert "taken 2 → 20" in out
+    assert seats(project, changed(project)) == "live"
+    code, out, _ = project.run("rebuild", "changed", changed(project))
+    assert (code, out) == (0, "The rows of every read model are of this code: there is nothing to rebuild.\n")
+
+
+def test_all_are_rebuilt_and_the_same_rows_say_so(project: Project) -> None:
+    """Rows that are as they should be differ nowhere."""
+    code, out, _ = project.run("rebuild", "all", project.context, "--diff", "--yes")
+    assert code == 0
+    assert out.splitlines()[0] == "school.Seats, 2 rows at position 3: no row differs."
+    assert "is rebuilt up to position 3" in out
+
+
+def test_it_does_not_ask_where_nobody_sits(project: Project) -> None:
+    """It says what to give instead, and builds nothing."""
+    code, out, err = project.run("rebuild", "Seats", project.context, "--diff")
+    assert (code, out) == (2, "")
+    assert "give --yes or --dry-run" in err
