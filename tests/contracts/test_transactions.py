@@ -598,6 +598,30 @@ async def test_memory_tells_of_somebody_in_the_way(monkeypatch: pytest.MonkeyPat
         assert await case.numbers() == [2]
 
 
+def test_memory_lets_work_end_whose_loop_ends() -> None:
+    """Nobody is there any more to hear of it; the tables are not locked, and they and the events are as one."""
+    case = MemoryTransactions()
+    store = connect_memory("memory:?own_tables=numbers", SystemClock())
+
+    async def abandon() -> None:
+        await store.open()
+        gate = Gate()
+        call = asyncio.create_task(case.transact(store, commit(event()), 1, gate.pass_through))
+        await gate.entered()
+        call.add_done_callback(lambda _: gate.open())  # the loop ends: all that runs on it is cancelled
+
+    async def look() -> None:
+        assert len(await history_of(store)) == 1
+        expect(Appended, await case.transact(store, commit(event()), 2))
+        assert await case.numbers() == [1, 2]
+        await store.close()
+
+    with closing(sqlite3.connect(case.path, uri=True)) as connection:
+        connection.execute("CREATE TABLE numbers (number INTEGER)")
+        asyncio.run(abandon())
+        asyncio.run(look())
+
+
 async def test_memory_refuses_a_sqlite_that_shares_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tables would be others than those that were made."""
     monkeypatch.setattr(own_tables, "SHARING_SQLITE_MIN", (99, 0, 0))

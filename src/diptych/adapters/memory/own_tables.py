@@ -10,6 +10,9 @@ import asyncio
 import re
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
 from typing import TypeAlias
 
 from diptych.adapters.lent_sqlite import LentConnection, worked
@@ -97,8 +100,12 @@ class OwnTables:
             connection = self._connection
             if connection is None:
                 raise StoreClosed("the event store in memory is not open")
+            run = partial(copy_context().run, self._worked, connection, work)
+            working = asyncio.get_running_loop().run_in_executor(None, run)
             try:
-                change = await asyncio.to_thread(self._worked, connection, work)
+                with suppress(asyncio.CancelledError):  # a loop that ends cancels all that runs on it
+                    await asyncio.wait([working])
+                change = await working
                 # On the loop again, where others append: nothing comes between judging, this commit and the append.
                 return append(change.commit, lambda: connection.execute("COMMIT"))
             finally:
