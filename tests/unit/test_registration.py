@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from msgspec import Meta
 
 from diptych import (
     Application,
@@ -437,6 +438,30 @@ def test_an_application_needs_a_context() -> None:
     """None at all is a mistake."""
     with pytest.raises(ConfigurationError, match="at least one BoundedContext"):
         Application()
+
+
+class Renamed(Event):
+    course: CourseId
+    to: Annotated[str | None, Meta(max_length=9)] = None
+
+
+class Rename(Command):
+    course: CourseId
+    to: Annotated[str | None, Meta(max_length=9)] = None
+
+
+async def test_a_constraint_on_a_type_that_it_is_not_for_names_the_message() -> None:
+    """Whether a command or an event has it, with how it is written."""
+    context = BoundedContext("school")
+
+    @context.command_handler
+    def rename(command: Rename) -> None: ...
+
+    remedy = r"Annotated\[str, Meta\(max_length=9\)\] \| None"
+    with pytest.raises(ConfigurationError, match=f"Rename: .*`max_length`.*{remedy}"):
+        await Application(context, store="memory:").open()
+    with pytest.raises(ConfigurationError, match=r"Renamed: .*`max_length`"):
+        await Application(BoundedContext("school", events=[Renamed]), store="memory:").open()
 
 
 def test_models_name_events_too() -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from diptych.errors import InvalidMessage
+from diptych.errors import ConfigurationError, InvalidMessage
 from diptych.messages.message import held_types
 
 __all__ = ["Codec", "decode", "encode", "encode_canonical", "to_plain"]
@@ -53,6 +53,16 @@ def decode(data: bytes, type: type[T]) -> T:
         raise InvalidMessage(getattr(type, "__name__", str(type)), [_problem(error)]) from error
 
 
+def _decoder(cls: type[T]) -> msgspec.json.Decoder[T]:
+    try:
+        return msgspec.json.Decoder(cls)
+    except TypeError as error:
+        remedy = "; a Meta stands with the type that it constrains, as in Annotated[str, Meta(max_length=9)] | None"
+        raise ConfigurationError(
+            f"{cls.__qualname__}: {error}{remedy if 'Can only set' in str(error) else ''}"
+        ) from error
+
+
 def to_plain(value: Any) -> Any:
     """A value as JSON reads it back: dicts, lists, strings, numbers; a Decimal or datetime is a string."""
     return _plain_decoder.decode(_encoder.encode(value))
@@ -62,10 +72,16 @@ class Codec:
     """Encodes and decodes one message class, and checks what it encodes."""
 
     def __init__(self, cls: type[Any]) -> None:
+        """Compile it.
+
+        Raises:
+            ConfigurationError: a field's type is none that messages can have, or a constraint is on another type than
+                it is for.
+        """
         held = held_types(cls)  # before msgspec looks at the annotations
         structs = [found for found in held if isinstance(found, type) and issubclass(found, msgspec.Struct)]
         self.cls = cls
-        self.decode_unchecked: Callable[[bytes], Any] = msgspec.json.Decoder(cls).decode
+        self.decode_unchecked: Callable[[bytes], Any] = _decoder(cls).decode
         self._holds_floats = not held.isdisjoint(_MAY_HOLD_FLOATS)
         self._holds_decimals = not held.isdisjoint(_MAY_HOLD_DECIMALS)
         self._defaults = _defaults(cls)
