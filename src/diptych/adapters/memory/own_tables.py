@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
-from functools import partial
 from typing import TypeAlias
 
 from diptych.adapters.lent_sqlite import LentConnection, worked
@@ -100,8 +99,10 @@ class OwnTables:
             connection = self._connection
             if connection is None:
                 raise StoreClosed("the event store in memory is not open")
-            run = partial(copy_context().run, self._worked, connection, work)
-            working = asyncio.get_running_loop().run_in_executor(None, run)
+            context = copy_context()
+            working = asyncio.get_running_loop().run_in_executor(
+                None, lambda: context.run(self._worked, connection, work)
+            )
             try:
                 with suppress(asyncio.CancelledError):  # a loop that ends cancels all that runs on it
                     await asyncio.wait([working])
