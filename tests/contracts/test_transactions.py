@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, closing
 from contextvars import ContextVar
@@ -370,6 +371,20 @@ async def test_sqlite_sets_back_what_a_handler_has_set(made: type[TransactionCon
         await case.transact(store, commit(event("A", "t:1"), command_id="c-1"), 1, set_factories)
         await append_one(store, event("B", "t:1"))
         assert [recorded.tags for recorded in await history_of(store)] == [("t:1",), ("t:1",)]
+
+
+@either
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="connections have it since Python 3.12")
+@pytest.mark.parametrize("autocommit", [False, True])
+async def test_sqlite_sets_back_autocommit(made: type[TransactionContract], *, autocommit: bool) -> None:
+    """Whoever sets it is told, and nothing is done; `rollback` of the next one is refused, not ignored."""
+    case = made()
+    async with case.store() as store:
+        for step in (lambda lent: setattr(lent, "autocommit", autocommit), lambda lent: lent.rollback()):
+            with pytest.raises(TransactionMisused):
+                await case.transact(store, commit(event()), 1, step)
+        expect(Appended, await case.transact(store, commit(event()), 2))
+        assert await case.numbers() == [2]
 
 
 @either

@@ -8,6 +8,7 @@ stores that lend such connections.
 from __future__ import annotations
 
 import sqlite3
+import sys
 import time
 from collections.abc import Collection, Generator
 from contextlib import contextmanager, suppress
@@ -104,6 +105,8 @@ def _lent(connection: LentConnection, kept_tables: Collection[str]) -> Generator
         guard.check_in_time()
         if connection.isolation_level is not None:
             raise TransactionMisused("the handler sets the isolation_level of the connection that was lent to it")
+        if sys.version_info >= (3, 12) and connection.autocommit != sqlite3.LEGACY_TRANSACTION_CONTROL:
+            raise TransactionMisused("the handler sets the autocommit of the connection that was lent to it")
     except Exception as error:
         guard.check_in_time(error)
         if guard.refused and _is_refusal(error):
@@ -118,6 +121,8 @@ def _give_back(connection: LentConnection) -> None:
     if connection.isolation_level is not None:
         with suppress(sqlite3.DatabaseError):  # the driver would commit with it, which the authoriser still refuses
             connection.isolation_level = None
+    if sys.version_info >= (3, 12):
+        connection.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL  # ends nothing, unlike its other values
     connection.set_authorizer(None)
     connection.set_progress_handler(None, 0)
     connection.row_factory = None
