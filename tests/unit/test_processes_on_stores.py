@@ -22,6 +22,8 @@ from diptych import (
 from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.position import START, Place
+from diptych.messages.codec import decode
+from diptych.messages.envelope import Envelope
 from diptych.process_managers import sender
 from diptych.process_managers.process_store import Outgoing, ProcessChange
 from diptych.process_managers.processes import InstanceStatus
@@ -388,6 +390,9 @@ async def test_an_instance_is_closed_by_hand(store_url: str) -> None:
         assert (found.ended, found.failure) == (True, "closed by hand: by phone")
         assert await happened(app) == ["Requested", "Deposited", "Transferring.InstanceClosed"]
         assert (await app.status()).processes[0].count.waiting == 0
+        *_, closed = [recorded async for recorded in app.events(ALL_EVENTS)]
+        envelope = decode(closed.metadata, Envelope)
+        assert (envelope.actor, envelope.reason) == ("ann", "by phone")
 
 
 async def test_a_command_is_given_by_hand(store_url: str) -> None:

@@ -257,11 +257,12 @@ class Processes:
 
 
 async def append_by_hand(events: EventStore, history: History, event: InstanceEvent, envelope: Envelope) -> int:
-    """Append what somebody does to an instance; the position of the event.
+    """Append what somebody does to an instance; the position of the event. Why is in its metadata, as with every event.
 
     Raises:
         InvalidMessage: it cannot be stored, as where it is too large.
     """
+    envelope = msgspec.structs.replace(envelope, reason=getattr(event, "reason", "") or None)
     found = history.types.of(type(event))
     data, settled = found.codec.settle(event)
     new = NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled), encode(envelope))
