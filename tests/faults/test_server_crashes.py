@@ -159,7 +159,7 @@ async def test_g11_a_server_killed_again_and_again_loses_nothing_and_doubles_not
             row = await app.query(TotalOf(name="all"))
             assert row is not None
             assert row.events == sum(map(len, kept))
-assert (await app.across.rebuilds.compare("totals.Total")).same
+            assert (await app.across.rebuilds.compare("totals.Total")).same
         assert len(load.accepted) > KILLS_DIVIDED
         assert load.accepted <= {key for each in kept for key in each}
         assert {
