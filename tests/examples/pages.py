@@ -123,8 +123,8 @@ def pages() -> list[Page]:
     return [Page(path) for path in sorted(found)]
 
 
-def printed(page: Page, folder: Path) -> list[str]:
-    """Run a page's program in a process of its own; what each of its blocks printed.
+def printed(page: Page, folder: Path, then: str = "") -> list[str]:
+    """Run a page's program in a process of its own; what each of its blocks printed, and what `then` did behind them.
 
     Raises:
         AssertionError: it failed; with the traceback, whose line numbers are the page's.
@@ -137,6 +137,8 @@ def printed(page: Page, folder: Path) -> list[str]:
             lines = sum(part.count("\n") for part in source)
             source.append("\n" * (block.line - lines - 1) + block.text)
         source.append(f"print({_END_OF_BLOCK!r})\n")
+    if then:
+        source.append(f"{then}\nprint({_END_OF_BLOCK!r})\n")
     program = folder / f"{page.path.stem.replace('-', '_').lower()}_page.py"
     program.write_text("".join(source), encoding="utf-8")
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "examples"), str(folder)])

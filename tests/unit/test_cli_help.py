@@ -14,6 +14,8 @@ from tests.cli_project import Project, project_in
 COMMANDS = [
     ("demo",),
     ("run",),
+    ("check",),
+    ("model",),
     ("status",),
     ("events",),
     ("parked", "list"),

@@ -130,8 +130,8 @@ async def test_the_command_line_shows_what_is_read_as_what(capsys: pytest.Captur
     def some(stored: Fields) -> Any:
         return list(apart(stored))[1:]
 
-    schema._show(await checked(splitting()))
-    schema._show(await checked(splitting(some)))
+    schema.tell(await checked(splitting()))
+    schema.tell(await checked(splitting(some)))
     out = capsys.readouterr().out
     assert "shop.OrderPlaced (version 1): 3 events are read as 2 shop.AddressGiven, 3 shop.OrderPlaced\n" in out
     assert "shop.Pinged (version 1): 1 event is read as nothing\n" in out

@@ -40,7 +40,8 @@ class BoundedContext:
     Args:
         name: letters, digits, - and _; qualifies the stored names of its events.
         modules: imported when an application opens, so that a forgotten import is no silently missing projection.
-        events: events that it publishes beside those in its handlers' return annotations and models.
+        events: events that it publishes beside those in its handlers' return annotations and models. One that is
+            listed is meant to be there, whoever takes it: `diptych check` does not ask.
     """
 
     def __init__(self, name: str, *, modules: Iterable[str] = (), events: Iterable[type[Event]] = ()) -> None:

@@ -30,7 +30,7 @@ import msgspec
 
 from diptych.errors import ConfigurationError
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "home", "lambda_node"]
 
 REACHED_MAX = 1_000
 """Functions, classes and constants that one fold may reach."""
@@ -57,7 +57,7 @@ def fingerprint(
     reached = _Reached(version)
     homes = {reached.start(function) for function in functions}
     for value in values:
-        if isinstance(value, type) and _home(value) in homes:
+        if isinstance(value, type) and home(value) in homes:
             for method in _methods(value):
                 reached.start(method)
     for text in sorted(reached.texts):
@@ -89,25 +89,25 @@ class _Reached:
 
     def start(self, function: Any) -> str:
         """Follow one of the fold's own functions. Gives the name of its home."""
-        home = _home(function)
+        at = home(function)
         if isinstance(function, functools.partial):
-            home = self.start(function.func)
+            at = self.start(function.func)
             for name, value in [*enumerate(function.args), *function.keywords.items()]:
-                self._follow(str(name), value, home)
+                self._follow(str(name), value, at)
         elif isinstance(function, _GETTERS):
             self.texts.add(repr(function))
-        elif home in sys.stdlib_module_names:
+        elif at in sys.stdlib_module_names:
             self.texts.add(str(function.__qualname__))
         elif isinstance(function, types.FunctionType | types.MethodType | type) or hasattr(function, "__wrapped__"):
-            self._follow(function.__qualname__, function, home)
+            self._follow(function.__qualname__, function, at)
         elif self._version == 1:
             raise ConfigurationError(
                 f"what {function!r} does cannot be told, so a change of it could not be noticed: make it a function, "
                 "or say projection(version=2), and raise it with every change"
             )
-        return home
+        return at
 
-    def _follow(self, name: str, found: Any, home: str) -> None:
+    def _follow(self, name: str, found: Any, at: str) -> None:
         """Note what a name means, and what that reaches."""
         if (text := _constant(found)) is not None:
             self.texts.add(f"{name} = {text}")
@@ -116,22 +116,22 @@ class _Reached:
             return
         self._seen[id(found)] = found
         if len(self._seen) > REACHED_MAX:
-            raise ConfigurationError(f"a fold in {home} reaches more than {REACHED_MAX} functions and classes")
+            raise ConfigurationError(f"a fold in {at} reaches more than {REACHED_MAX} functions and classes")
         if (wrapped := getattr(found, "__wrapped__", None)) is not None:
-            self._follow(name, wrapped, home)
+            self._follow(name, wrapped, at)
         if isinstance(found, types.MethodType):
-            self._follow(name, found.__func__, home)
-        elif isinstance(found, types.FunctionType | type) and _home(found) == home:
+            self._follow(name, found.__func__, at)
+        elif isinstance(found, types.FunctionType | type) and home(found) == at:
             self.texts.add(self._source(found))
-            for inner, value in _named_by_class(found) if isinstance(found, type) else _named_by(found, home):
-                self._follow(inner, value, home)
+            for inner, value in _named_by_class(found) if isinstance(found, type) else _named_by(found, at):
+                self._follow(inner, value, at)
 
     def _source(self, found: Any) -> str:
         try:
             if isinstance(found, types.FunctionType) and found.__code__.co_filename == "<string>":
                 raise OSError("made by exec: from 3.13 on, the source kept under that name may be of another text")
             if isinstance(found, types.FunctionType) and found.__name__ == "<lambda>":
-                return _lambda(found.__code__)
+                return ast.dump(lambda_node(found.__code__))
             source = inspect.getsource(found if isinstance(found, type) else found.__code__)
             return ast.dump(_normalised(ast.parse(textwrap.dedent(source).strip())))
         except (OSError, TypeError, SyntaxError) as error:
@@ -143,7 +143,7 @@ class _Reached:
             ) from error
 
 
-def _home(found: Any) -> str:
+def home(found: Any) -> str:
     """The distribution, roughly: the first part of the name of the module that something was written in."""
     found = getattr(found, "__func__", found)
     module = found.__globals__.get("__name__") if isinstance(found, types.FunctionType) else found.__module__
@@ -158,7 +158,7 @@ def _named_by_class(cls: type) -> Iterable[tuple[str, Any]]:
     yield from ((method.__qualname__, method) for method in _methods(cls))
 
 
-def _named_by(function: types.FunctionType, home: str) -> Iterable[tuple[str, Any]]:
+def _named_by(function: types.FunctionType, at: str) -> Iterable[tuple[str, Any]]:
     """What a function's code names: globals, attributes of modules at home, defaults, and what it closes over."""
     for code in _codes(function.__code__):
         modules: list[types.ModuleType] = []
@@ -168,7 +168,7 @@ def _named_by(function: types.FunctionType, home: str) -> Iterable[tuple[str, An
             for value in found:
                 if not isinstance(value, types.ModuleType):
                     yield name, value
-                elif value.__name__.partition(".")[0] == home:
+                elif value.__name__.partition(".")[0] == at:
                     modules.append(value)
     yield from ((f"default {n}", value) for n, value in enumerate(function.__defaults__ or ()))
     yield from (function.__kwdefaults__ or {}).items()
@@ -209,10 +209,13 @@ def _constant(value: Any) -> str | None:
 # ── sources ──────────────────────────────────────────────────────────────────
 
 
-def _lambda(code: types.CodeType) -> str:
+def lambda_node(code: types.CodeType) -> ast.Lambda:
     """The expression of a lambda: the innermost one of its file that spans all that its code does.
 
     `inspect.getsource` gives whole lines, which may hold several lambdas, or only part of a statement.
+
+    Raises:
+        OSError: its source cannot be found.
     """
     lines, _ = inspect.findsource(code)
     lambdas = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.Lambda)]
@@ -223,7 +226,7 @@ def _lambda(code: types.CodeType) -> str:
         fitting = [node for node in lambdas if node.lineno == code.co_firstlineno and _compiles_to(node, code)]
     if not fitting:
         raise OSError("no such lambda")
-    return ast.dump(max(fitting, key=lambda node: (node.lineno, node.col_offset)))
+    return max(fitting, key=lambda node: (node.lineno, node.col_offset))
 
 
 def _is_within(span: tuple[int | None, ...], node: ast.Lambda) -> bool:

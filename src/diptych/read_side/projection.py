@@ -38,6 +38,7 @@ __all__ = [
     "Step",
     "compile_projections",
     "projected_events",
+    "projected_model",
     "told",
 ]
 
@@ -117,6 +118,7 @@ class _Fold:
         tagging: Mapping[str, type[Identity]],
         *,
         takes_context: bool,
+        is_told_by_row: bool,
     ) -> None:
         self.declaration = declaration
         self.name = declaration.name
@@ -125,6 +127,7 @@ class _Fold:
         self.plan = plan
         self.tagging = tagging
         self.takes_context = takes_context
+        self.is_told_by_row = is_told_by_row
         self.takes_parts = declaration.each is not None
         self._call = _caller(
             declaration.function,
@@ -204,6 +207,12 @@ class Projection:
         self.partitions = partitions
         self.tag_of_key = _tag_of_key(form, folds)
         self.commutative = any(fold.declaration.commutative for fold in folds.values())
+
+    @property
+    def told_by_row(self) -> list[Callable[..., Any]]:
+        """The functions of which only the row that they give tells which one it is."""
+        found = (fold.declaration.function for fold in self._folds.values() if fold.is_told_by_row)
+        return list(dict.fromkeys(found))
 
     def fingerprint(self) -> str:
         """What tells rows of this fold from those of another: its code and schema, see `read_side/fingerprint.py`.
@@ -326,6 +335,11 @@ def projected_events(declaration: ProjectionDeclaration) -> Sequence[type[Event]
     return _Compiler(declaration).events
 
 
+def projected_model(declaration: ProjectionDeclaration) -> type[ReadModel]:
+    """The read model that a projection's function folds into."""
+    return _Compiler(declaration).model
+
+
 class _Compiler:
     """Reads the signature of one projection function."""
 
@@ -343,6 +357,7 @@ class _Compiler:
         annotated = [(name, types.get(name)) for name in parameters]
         self.mode = _row_mode(annotated[0][1]) if annotated else RowMode.CREATES
         self._part: Any = None
+        self._is_told_by_row = False
         rest = annotated if self.mode is RowMode.CREATES else annotated[1:]
         row = types.get("return") if self.mode is RowMode.CREATES else annotated[0][1]
         self.model = self._model(row)
@@ -350,8 +365,15 @@ class _Compiler:
 
     def fold(self, form: RowForm, event: type[Event]) -> _Fold:
         """The fold for one event class."""
-        plan, tagging = self._plan(form, event), self._tagging(form, event)
-        return _Fold(self._declaration, form, self.mode, plan, tagging, takes_context=self.takes_context)
+        return _Fold(
+            self._declaration,
+            form,
+            self.mode,
+            self._plan(form, event),
+            self._tagging(form, event),
+            takes_context=self.takes_context,
+            is_told_by_row=self._is_told_by_row,
+        )
 
     def _model(self, annotation: Any) -> type[ReadModel]:
         for member in members(annotation):
@@ -381,6 +403,7 @@ class _Compiler:
         if declaration.keys is not None:
             return _by_keys(form, declaration.keys)
         key_of = _by_function(form, declaration.key) if declaration.key else self._by_fields(form, event)
+        self._is_told_by_row = key_of is _told_by_row
         if each is None:
             if declaration.key:
                 return lambda event: ((key_of(event, event), None),)
@@ -393,7 +416,7 @@ class _Compiler:
         part_fields = self._part_fields()
         missing = [name for name in form.key_fields if name not in event_fields and name not in part_fields]
         if missing and self.mode is RowMode.CREATES:
-            return lambda event, part: None
+            return _told_by_row
         if missing:
             raise ConfigurationError(
                 f"{self._name}: {event.__name__} has no field {missing[0]!r} to find the row of {form.name} by; name "
@@ -438,6 +461,11 @@ def _row_mode(annotation: Any) -> RowMode:
     if not any(isinstance(member, type) and issubclass(member, ReadModel) for member in found):
         return RowMode.CREATES
     return RowMode.EXPLICIT if type(None) in found else RowMode.BLANK
+
+
+def _told_by_row(_event: Any, _part: Any) -> Key | None:
+    """No key: which row an event is for is only known once it has been folded."""
+    return None
 
 
 def _by_function(form: RowForm, key: Callable[[Any], object]) -> Callable[[Any, Any], Key | None]:

@@ -13,19 +13,21 @@ from typing import Any
 from cyclopts import App, CycloptsError
 
 from diptych.entrypoints.cli import parked as parked_items
+from diptych.entrypoints.cli.check import check
 from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
 from diptych.entrypoints.cli.instances import close, list_instances, retry, send, show
 from diptych.entrypoints.cli.migrate import migrate
+from diptych.entrypoints.cli.model import model
 from diptych.entrypoints.cli.prune import prune
 from diptych.entrypoints.cli.rebuild import rebuild
 from diptych.entrypoints.cli.retag import retag
 from diptych.entrypoints.cli.run import run
 from diptych.entrypoints.cli.scheduled import cancel, list_scheduled
 from diptych.entrypoints.cli.scheduled import show as show_scheduled
-from diptych.entrypoints.cli.schema import check
+from diptych.entrypoints.cli.schema import check as check_schema
 from diptych.entrypoints.cli.schema import show as show_schema
 from diptych.entrypoints.cli.status import status
 
@@ -41,6 +43,8 @@ _FIRST_STEPS = """[bold]First steps[/bold]
       watch a shop being run, from command to query
   diptych run school:school --store sqlite:school.db
       serve the bounded context `school` of school.py over HTTP
+  diptych check school:school
+      find what is wrong with it before it runs
   diptych status school:school --store sqlite:school.db
       see how far its projections are"""
 
@@ -71,10 +75,14 @@ def command_line() -> App:
         '     -d \'{"course": "python"}\'',
         arguments="[APP...]",
     )
-    _add(app, 3, status, "status", f"diptych status school:school {_STORE}", arguments="[APP...]")
+    example = "diptych check school:school --strict"
+    _add(app, 3, check, "check", example, f"diptych check school:school {_STORE}", arguments="[APP...]")
+    example = "diptych model school:school > school.svg"
+    _add(app, 4, model, "model", example, "diptych model school:school --mermaid", arguments="[APP...]")
+    _add(app, 5, status, "status", f"diptych status school:school {_STORE}", arguments="[APP...]")
     _add(
         app,
-        4,
+        6,
         events,
         "events",
         f"diptych events {_STORE} --tag course:python --type Enrolled",
@@ -83,20 +91,20 @@ def command_line() -> App:
     app.command(_parked())
     app.command(_processes())
     app.command(_scheduled())
-    _add(app, 8, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
+    _add(app, 10, rebuild, "rebuild", f"diptych rebuild Seats school:school {_STORE}", arguments="READ_MODEL [APP...]")
     url = "--store postgresql://localhost/school"
-    _add(app, 9, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
-    _add(app, 10, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
+    _add(app, 11, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
+    _add(app, 12, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     app.command(_schema())
     example = f"diptych prune PriceSeen school:school {_STORE} --older-than-days 90 --dry-run"
-    _add(app, 12, prune, "prune", example, arguments="EVENT [APP...]")
+    _add(app, 14, prune, "prune", example, arguments="EVENT [APP...]")
     retag_one = f"diptych retag school:school {_STORE} --type Enrolled --yes"
-    _add(app, 11, retag, "retag", f"diptych retag school:school {_STORE} --dry-run", retag_one, arguments="[APP...]")
+    _add(app, 13, retag, "retag", f"diptych retag school:school {_STORE} --dry-run", retag_one, arguments="[APP...]")
     return app
 
 
 def _parked() -> App:
-    parked = _group("parked", 5, "List, show, retry or discard what failed: events, process steps, commands.")
+    parked = _group("parked", 7, "List, show, retry or discard what failed: events, process steps, commands.")
     _add(
         parked,
         1,
@@ -126,7 +134,7 @@ def _parked() -> App:
 
 
 def _processes() -> App:
-    processes = _group("processes", 6, "List instances of process managers, or help on those that are stuck.")
+    processes = _group("processes", 8, "List instances of process managers, or help on those that are stuck.")
     _add(processes, 1, list_instances, "list", f"diptych processes list bank:bank {_STORE}", arguments="[APP...]")
     by_hand: tuple[Callable[..., Any], ...] = (show, retry, close)
     for key, helping in enumerate(by_hand, 2):
@@ -139,7 +147,7 @@ def _processes() -> App:
 
 
 def _scheduled() -> App:
-    scheduled = _group("scheduled", 7, "List commands that are executed later, or cancel one.")
+    scheduled = _group("scheduled", 9, "List commands that are executed later, or cancel one.")
     _add(scheduled, 1, list_scheduled, "list", f"diptych scheduled list notes:notes {_STORE}", arguments="[APP...]")
     for key, name, command in (2, "show", show_scheduled), (3, "cancel", cancel):
         example = f"diptych scheduled {name} reminder-17 notes:notes"
@@ -148,9 +156,9 @@ def _scheduled() -> App:
 
 
 def _schema() -> App:
-    schema = _group("schema", 11, "List the event types of a store, or check that the code reads them.")
+    schema = _group("schema", 13, "List the event types of a store, or check that the code reads them.")
     _add(schema, 1, show_schema, "show", f"diptych schema show {_STORE}")
-    _add(schema, 2, check, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
+    _add(schema, 2, check_schema, "check", f"diptych schema check school:school {_STORE}", arguments="[APP...]")
     return schema
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from diptych.event_store.schema_check import CheckedSchema, HeldType, SplitType
     from diptych.messages.registry import EventTypes
 
-__all__ = ["check", "show"]
+__all__ = ["check", "checked", "show", "tell"]
 
 
 def show(
@@ -85,11 +85,11 @@ def check(
     settings = settled(
         verbose=log.verbose, app=app, store=stores.store, partition=partition.partition, log_format=log.log_format
     )
-    found = run_async(lambda: _checked(settings))
+    found = run_async(lambda: checked(settings))
     if json:
         screen.write(encode(found))
     else:
-        _show(found)
+        tell(found)
     return FAILED if found.breaks else 0
 
 
@@ -102,7 +102,12 @@ async def _held(settings: Settings) -> list[HeldType]:
             return await held_types(store, bar)
 
 
-async def _checked(settings: Settings) -> CheckedSchema:
+async def checked(settings: Settings) -> CheckedSchema:
+    """Read every event of a store with the code.
+
+    Raises:
+        ConfigurationError: there is no such store, or the code does not fit.
+    """
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.history import History
     from diptych.event_store.schema_check import check_schema
@@ -154,7 +159,8 @@ def _table(found: list[HeldType], splits: _Splits) -> object:
     return table
 
 
-def _show(found: CheckedSchema) -> None:
+def tell(found: CheckedSchema) -> None:
+    """Say for people what of a store the code does not read."""
     output = screen.output()
     for each in found.breaks:
         events = "1 event" if each.events == 1 else f"{screen.count(each.events)} events"
