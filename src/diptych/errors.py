@@ -9,7 +9,9 @@ DiptychError
 │   │   └── SpansPartitions      it names two partitions, or none: a decision is made in one
 │   ├── UnknownMessage         no such command or query here
 │   ├── CommandIdReused        the same command id came with another payload
-│   └── NotPure                what would come of it cannot be said without doing it
+│   ├── NotPure                what would come of it cannot be said without doing it
+│   └── CannotShowPast         it cannot be answered as of the past moment that is asked for
+│       └── PastTooLong          more would have to be folded for it than a named limit
 ├── InvalidEvent             a handler gave an event that cannot be stored
 │   └── Unstorable             it is past a limit that every store has
 ├── Conflict                 others changed what the decision stood on, up to the retry limit
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Blocked",
     "CannotOverlay",
+    "CannotShowPast",
     "CommandIdReused",
     "ConfigurationError",
     "Conflict",
@@ -73,6 +76,7 @@ __all__ = [
     "NotPure",
     "OutcomeUnknown",
     "Overloaded",
+    "PastTooLong",
     "Retagged",
     "SchemaChanged",
     "SpansPartitions",
@@ -251,6 +255,42 @@ class NotPure(MessageError):
         super().__init__(
             f"{command} cannot be tried: {handler} is async or takes services, so that running it may do something "
             "outside; decide in a synchronous handler without services, and let a subscriber do the rest"
+        )
+
+
+class CannotShowPast(MessageError):
+    """A query cannot be answered as of the past moment that is asked for; sent again it fails again.
+
+    Attributes:
+        reason: why, and what to do.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"this cannot be answered as of then: {reason}")
+
+
+class PastTooLong(CannotShowPast):
+    """More would have to be folded for an answer as of a past moment than a named limit.
+
+    Attributes:
+        limit_name: the name of the limit, as in the docs.
+        limit: its value.
+        read_model: the name of the read model that was being folded.
+        reached: the position that was come to.
+        wanted: the position of the moment that was asked for.
+    """
+
+    def __init__(self, limit_name: str, limit: int, read_model: str, reached: int, wanted: int) -> None:
+        self.limit_name = limit_name
+        self.limit = limit
+        self.read_model = read_model
+        self.reached = reached
+        self.wanted = wanted
+        super().__init__(
+            f"{read_model} has come to position {reached} of {wanted} when {limit_name}={limit} was reached, which "
+            f"would make about {limit * wanted // max(reached, 1)} in all; ask by key, where the key is an identity "
+            "that the events are tagged with, or for an earlier moment, or of a read model that keeps what was"
         )
 
 

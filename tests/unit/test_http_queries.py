@@ -335,6 +335,7 @@ async def test_the_document_describes_every_message(client: httpx2.AsyncClient) 
         "405",
         "408",
         "409",
+        "410",
         "412",
         "413",
         "415",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 from importlib import import_module
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -41,7 +42,7 @@ from diptych.write_side.idempotency import Receipt
 from diptych.write_side.verdict import Verdict
 
 if TYPE_CHECKING:
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from typing import Self
 
     from diptych.application.parked import Parked
@@ -387,10 +388,13 @@ class Application:
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
     ) -> R:
         """Ask a query; see `answer`, which gives the token as well."""
-        found = await self.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+        found = await self.answer(
+            query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+        )
         return found.value
 
     async def answer(
@@ -401,6 +405,7 @@ class Application:
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
     ) -> Answer[R]:
         """Ask a query; the value, and what it shows, are of one moment.
@@ -411,6 +416,8 @@ class Application:
             freshness: "latest" shows everything that is in the history when it is asked, and waits for its projection;
                 "overlay" the same without a wait: what rows lack is folded onto them for this answer.
             within_s: the answer lacks nothing that is older than so many seconds.
+            as_of: a receipt, answer or token, or an aware datetime: the answer shows its read models as they stood
+                then, every event up to there and none behind it. They are folded for it, by the code of today.
             wait_s: for how long to wait for it, 0 to 60 seconds.
 
         Raises:
@@ -418,10 +425,14 @@ class Application:
             CannotOverlay: rows lack too much, or what the answer touches only the store can find.
             Blocked: what was asked for waits behind an event that cannot be folded.
             HistoryDiverged: the token is of another history.
+            CannotShowPast: `as_of` is no one moment, or its answer no fold of the log; `PastTooLong` where that is too
+                much.
+            HistoryPruned: events that would have to be folded for `as_of` have no data any more.
         """
-        if (after is not None) + (freshness != "eventual") + (within_s is not None) > 1:
-            raise InvalidMessage("query", [("$", "after, freshness and within_s: give one of them")])
-        return await self._opened().answer(query, Asked(_tokens(after), freshness, within_s), wait_s)
+        if (after is not None) + (freshness != "eventual") + (within_s is not None) + (as_of is not None) > 1:
+            raise InvalidMessage("query", [("$", "after, freshness, within_s and as_of: give one of them")])
+        moment = as_of if isinstance(as_of, datetime) else _tokens(as_of)
+        return await self._opened().answer(query, Asked(_tokens(after), freshness, within_s, moment), wait_s)
 
     # ── what is known of it ──────────────────────────────────────────────────
 
@@ -452,6 +463,10 @@ class Application:
         """The events, and the names that they are stored under."""
         self._opened()
         return self._compiled.types
+
+    def now(self) -> datetime:
+        """The time by the application's clock, aware, in UTC."""
+        return self._clock.now()
 
     async def health(self) -> Health:
         """Whether the stores are reachable, and the projections run and keep up."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 
 from diptych.application.parked import Parked
 from diptych.application.status import Health, ProjectionStatus, Status
@@ -16,18 +17,23 @@ from diptych.event_store.history import History
 from diptych.event_store.position import START, Position, Token
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.stored_query import stored_query
+from diptych.messages.query import Query
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import EVENTUAL, HowFresh, Requirement
 from diptych.read_side.leases import Leases
+from diptych.read_side.past import AsOf, Past
 from diptych.read_side.projector import Projector
-from diptych.read_side.query_bus import QueryBus, ReadPanel
+from diptych.read_side.query_bus import Answer, QueryBus, ReadPanel
 from diptych.read_side.query_source import ReplicaStatus
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.row_history import RowHistories
 from diptych.read_side.slice import Slice
 from diptych.read_side.subscriber import Subscription
 
 __all__ = ["Follower"]
+
+R = TypeVar("R")
 
 READ_PAGE_EVENTS = 500
 """Events that `Follower.events` reads at once."""
@@ -52,6 +58,7 @@ class Follower:
         parked: what failed and waits for somebody: listed, shown, retried, discarded.
         log: what is followed.
         history: reads it with the event classes of the application.
+        row_histories: tells how rows came to be, event by event.
     """
 
     name: str
@@ -68,6 +75,8 @@ class Follower:
     blocked_keys: BlockedKeys
     parked: Parked
     rebuilds: Rebuilds
+    past: Past
+    row_histories: RowHistories
 
     async def open(self) -> None:
         """Open the read models, check that they fit the code and the log, which is open, and follow it."""
@@ -107,6 +116,13 @@ class Follower:
         if asked == "overlay":
             return await freshness.overlay()
         return await freshness.latest() if asked == "latest" else EVENTUAL
+
+    async def answer_as_of(self, query: Query[R], as_of: AsOf, wait_s: float) -> Answer[R]:
+        """Answer a query as its read models stood then; errors as of `QueryBus.answer` and `Past.moment`."""
+        moment = await self.past.moment(as_of)
+        return await self.queries.on(self.past.panel(self.panel, moment)).answer(
+            query, self.past.requirement(moment), wait_s
+        )
 
     # ── what is known of it ──────────────────────────────────────────────────
 

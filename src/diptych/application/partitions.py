@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from diptych.application.across import Across
@@ -15,7 +16,14 @@ from diptych.application.follower import Follower
 from diptych.application.partition import Partition
 from diptych.application.status import Health
 from diptych.application.wiring import Compiled
-from diptych.errors import ConfigurationError, DiptychError, HistoryDiverged, SpansPartitions, UnknownPartition
+from diptych.errors import (
+    CannotShowPast,
+    ConfigurationError,
+    DiptychError,
+    HistoryDiverged,
+    SpansPartitions,
+    UnknownPartition,
+)
 from diptych.event_store.position import Token
 from diptych.messages.codec import Codec
 from diptych.messages.command import Command
@@ -24,6 +32,7 @@ from diptych.messages.message import Message, field_types
 from diptych.messages.query import Query
 from diptych.messages.tags import tag_reader
 from diptych.read_side.freshness import HowFresh, Requirement
+from diptych.read_side.past import AsOf, PastTurns
 from diptych.read_side.query_bus import Answer, Handle, ReadPanel
 from diptych.read_side.spanning_queries import SpanningQueryBus
 
@@ -39,11 +48,13 @@ class Asked(NamedTuple):
         after: tokens that it shows at least; None where none are given.
         freshness: "latest" and "overlay" show everything that is in the history now.
         within_s: it lacks nothing that is older than so many seconds.
+        as_of: the past moment that it shows, instead of all that; None where it is about now.
     """
 
     after: Sequence[Token] | None = None
     freshness: HowFresh = "eventual"
     within_s: float | None = None
+    as_of: AsOf | None = None
 
 
 class Partitions:
@@ -59,6 +70,7 @@ class Partitions:
         self._first = next(iter(named.values()))
         self._followers: Sequence[Follower] = [*named.values(), *([] if across is None else [across])]
         self._of_panel = {id(follower.panel): follower for follower in self._followers}
+        self._past_turns = PastTurns()
 
     async def open(self) -> None:
         """Open every partition, or none.
@@ -124,8 +136,21 @@ class Partitions:
     async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
         """Answer a query; errors as of `QueryBus.answer`."""
         partition = self._first
+        if asked.as_of is not None:
+            return await self._as_of(partition, query, asked.as_of, wait_s)
         requirement = await partition.requirement(asked.after, asked.freshness, asked.within_s)
         return await partition.queries.answer(query, requirement, wait_s)
+
+    async def _as_of(self, partition: Follower, query: Query[R], as_of: AsOf, wait_s: float) -> Answer[R]:
+        """Answer a query from one partition, as of a past moment."""
+        self._check_known(as_of)
+        async with self._past_turns:
+            return await partition.answer_as_of(query, as_of, wait_s)
+
+    def _check_known(self, as_of: AsOf) -> None:
+        known = {each.log.history_id for each in self._followers}
+        if not isinstance(as_of, datetime) and any(token.high.history_id not in known for token in as_of):
+            raise HistoryDiverged("the moment asked for", "no partition has the history that its token is of")
 
     async def _required(self, follower: Follower, asked: Asked) -> Requirement:
         """What is required of one of several: of the tokens, those of its own history; across all, each of them."""
@@ -139,10 +164,35 @@ class Partitions:
         return await follower.requirement(after, asked.freshness, asked.within_s)
 
     async def _spanning(self, queries: SpanningQueryBus, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+        if asked.as_of is not None:
+            return await self._spanning_as_of(queries, query, asked.as_of, wait_s)
+
         async def require(panel: ReadPanel) -> Requirement:
             return await self._required(self._of_panel[id(panel)], asked)
 
         return await queries.answer(query, require, wait_s)
+
+    async def _spanning_as_of(
+        self, queries: SpanningQueryBus, query: Query[R], as_of: AsOf, wait_s: float
+    ) -> Answer[R]:
+        """As of a past moment of each history: of a time, or of what tokens tell of those that are touched."""
+        self._check_known(as_of)
+        now = {model: self._of_panel[id(panel)] for model, panel in queries.panels.items()}
+        followers = {id(follower): follower for follower in now.values()}.values()
+        moments = {id(each): await each.past.moment(as_of) for each in followers if each.past.tells_of(as_of)}
+        panels = [
+            each.past.panel(each.panel, moments[id(each)]) if id(each) in moments else each.panel for each in followers
+        ]
+        of_panel = {id(panel): each for panel, each in zip(panels, followers, strict=True)}
+
+        async def require(panel: ReadPanel) -> Requirement:
+            follower = of_panel[id(panel)]
+            if id(follower) not in moments:
+                raise CannotShowPast(follower.past.why_not or f"the token tells nothing of {follower.name!r}")
+            return follower.past.requirement(moments[id(follower)])
+
+        async with self._past_turns:
+            return await queries.on(panels).answer(query, require, wait_s)
 
 
 class ByContext(Partitions):
@@ -206,6 +256,8 @@ class ByIdentity(Partitions):
         if self._across is not None and type(query) not in self._routes:
             return await self._spanning(self._across, query, asked, wait_s)
         partition = self._of(query)
+        if asked.as_of is not None:
+            return await self._as_of(partition, query, asked.as_of, wait_s)
         return await partition.queries.answer(query, await self._required(partition, asked), wait_s)
 
     def _of(self, message: Message) -> Partition:

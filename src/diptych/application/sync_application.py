@@ -193,11 +193,14 @@ class SyncApplication:
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
     ) -> R:
         """See `Application.query`."""
         return self._call(
-            self._application.query(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+            self._application.query(
+                query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            )
         )
 
     def answer(
@@ -208,11 +211,14 @@ class SyncApplication:
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
     ) -> Answer[R]:
         """See `Application.answer`."""
         return self._call(
-            self._application.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+            self._application.answer(
+                query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            )
         )
 
     def status(self, partition: str = "") -> Status:

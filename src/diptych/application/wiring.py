@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from typing import Any, NamedTuple
 
 from diptych.application import registration
@@ -41,18 +42,25 @@ from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
 from diptych.read_side.leases import Leases
 from diptych.read_side.overlay import Overlay
+from diptych.read_side.past import Past
 from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import Handle, QueryBus, ReadPanel, compile_query_handlers
 from diptych.read_side.query_source import QuerySource, ReadStoreSource
 from diptych.read_side.read_store import ReadStore
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.row_history import RowHistories
 from diptych.read_side.subscriber import Subscriber, Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
 from diptych.write_side.command_handler import CommandHandler
 from diptych.write_side.decision_model import ModelFold
 
 __all__ = ["Compiled", "compile_contexts", "wire", "wire_across"]
+
+_NO_PAST = (
+    "the rows are folded across partitions, in an order in which times run back, so that no moment is a place in it; "
+    "ask for the rows of one partition"
+)
 
 
 class Compiled(NamedTuple):
@@ -258,4 +266,12 @@ def follow(
             ]
         ),
         rebuilds=Rebuilds(projector, read_store),
+        past=Past(log, history, read_store, clock, _rows_in_memory, _NO_PAST if isinstance(log, MergedLog) else ""),
+        row_histories=RowHistories(projector, compiled.projections, log, history, read_store),
     )
+
+
+def _rows_in_memory() -> ReadStore:
+    """A read store for what is folded for one answer."""
+    found: ReadStore = import_module("diptych.adapters.connect").connect_read_store("memory:")
+    return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
-from diptych.event_store.event_store import EventStore, KeptOutcome, StoredState
+from diptych.event_store.event_store import EventLog, EventStore, KeptOutcome, StoredState
 from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import RecordedEvent
 
@@ -24,7 +24,7 @@ PAGE_BYTES_MAX = 8 << 20
 
 
 async def event_pages(
-    store: EventStore, after: Position, until: Position, query: EventQuery = ALL_EVENTS
+    store: EventLog, after: Position, until: Position, query: EventQuery = ALL_EVENTS
 ) -> AsyncIterator[Sequence[RecordedEvent]]:
     """The events in (after, until] that match, in order, in pages that are not empty."""
     limit = FIRST_PAGE_EVENTS

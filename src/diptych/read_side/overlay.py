@@ -17,7 +17,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from diptych.errors import CannotOverlay
-from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
+from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.position import Place, Position
@@ -197,16 +197,14 @@ class OverlaidSnapshot:
     async def _changed(self, name: str, keys: Sequence[Key] | None = None) -> Mapping[Key, Row | None]:
         """The rows, of these keys and perhaps of others, that are not in the store yet as they will be; of all keys."""
         lacking = self._lacking[name]
-        tag_of = lacking.projection.tag_of_key
         if lacking.keys is None or (keys is not None and lacking.keys.issuperset(keys)):
             return lacking.rows
-        if keys is None or tag_of is None or len(keys) > KEYS_BY_TAG_MAX:
+        tagged = None if keys is None or len(keys) > KEYS_BY_TAG_MAX else lacking.projection.query_of(keys)
+        if keys is None or tagged is None:
             lacking.rows = await self._folded(lacking, lacking.projection.query)
             lacking.keys = None
         else:
-            query = lacking.projection.query
-            tagged = [QueryItem(item.types, frozenset({tag_of(key)})) for item in query.items for key in keys]
-            lacking.rows |= await self._folded(lacking, EventQuery(tuple(dict.fromkeys(tagged))))
+            lacking.rows |= await self._folded(lacking, tagged)
             lacking.keys.update(keys)
         return lacking.rows
 

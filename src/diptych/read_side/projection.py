@@ -20,10 +20,10 @@ from diptych.event_store.stored_query import stored_query
 from diptych.messages.annotations import Scope, members, parameter_types
 from diptych.messages.event import Event, EventContext, event_classes
 from diptych.messages.fingerprint import fingerprint
-from diptych.messages.identity import Identity
+from diptych.messages.identity import tag_name
 from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
-from diptych.messages.tags import tag, tagging_identity
+from diptych.messages.tags import tagging_identity
 from diptych.read_side.partitions import SLICES_MAX
 from diptych.read_side.read_model import ReadModel, RowForm, column_kind
 from diptych.read_side.read_store import Key
@@ -106,7 +106,7 @@ class _Fold:
     """How one event class changes rows of a read model.
 
     Attributes:
-        tagging: of the fields of the key those that are fields of the event, and the identities that they tag it with.
+        key_tags: the fields of the key that tags of the event tell, by their index, each with the name of its tag.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class _Fold:
         form: RowForm,
         mode: RowMode,
         plan: _Plan,
-        tagging: Mapping[str, type[Identity]],
         *,
         takes_context: bool,
         is_told_by_row: bool,
+        key_tags: Sequence[tuple[int, str]] = (),
     ) -> None:
         self.declaration = declaration
         self.name = declaration.name
         self.form = form
         self.mode = mode
         self.plan = plan
-        self.tagging = tagging
         self.takes_context = takes_context
         self.is_told_by_row = is_told_by_row
+        self.key_tags = key_tags
         self.takes_parts = declaration.each is not None
         self._call = _caller(
             declaration.function,
@@ -187,7 +187,6 @@ class Projection:
         query: those events.
         functions: what was declared to fold into it, for messages.
         takes_context: whether its steps need the `EventContext`: a function asks for it, or rows expire.
-        tag_of_key: a key, as the columns hold it, to a tag that every event of its row has; None where none is known.
         partitions: into how many slices its rows are split by key, so that as many processes can fold them.
         commutative: whether it may fold events of several histories, in whatever order those are merged.
     """
@@ -198,6 +197,7 @@ class Projection:
         self.name = f"{context}.{form.name}"
         self.form = form
         self._folds = folds
+        self._event_types = types
         self._upcasters = types.upcasters_to(folds)
         names = frozenset(types.of(cls).name for cls in folds)
         self.query = stored_query(EventQuery((QueryItem(names),)), types)
@@ -205,7 +205,6 @@ class Projection:
         self.functions = " or ".join(dict.fromkeys(fold.declaration.name for fold in folds.values()))
         self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
         self.partitions = partitions
-        self.tag_of_key = _tag_of_key(form, folds)
         self.commutative = any(fold.declaration.commutative for fold in folds.values())
 
     @property
@@ -234,6 +233,29 @@ class Projection:
         values = {held for cls in (self.form.cls, *self._folds) for held in held_types(cls)}
         return fingerprint(functions, schema, max(declaration.version for declaration in declarations), values)
 
+    def query_of(self, keys: Iterable[Key]) -> EventQuery | None:
+        """Events among which are all that change the rows of these column keys; None where no tags tell them."""
+        items: dict[QueryItem, None] = {}
+        for key in keys:
+            found = self._query_of_one(key)
+            if found is None:
+                return None
+            items |= dict.fromkeys(found.items)
+        return EventQuery(tuple(items))
+
+    def _query_of_one(self, key: Key) -> EventQuery | None:
+        tagged: dict[frozenset[str], set[str]] = {}
+        for cls, fold in self._folds.items():
+            tags = frozenset(f"{name}:{key[index]}" for index, name in fold.key_tags)
+            tagged.setdefault(tags, set()).add(self._event_types.of(cls).name)
+        if frozenset() in tagged:
+            return None
+        items = tuple(QueryItem(frozenset(names), tags) for tags, names in tagged.items())
+        try:
+            return stored_query(EventQuery(items), self._event_types)
+        except ConfigurationError:  # its identities had too many names
+            return None
+
     def steps(
         self, position: int, event: Event, context: EventContext | None, *, one_of_several: bool = False
     ) -> list[Step]:
@@ -260,19 +282,6 @@ class Projection:
                 f"{KEYS_PER_EVENT_MAX} is the limit"
             )
         return steps
-
-
-def _tag_of_key(form: RowForm, folds: Mapping[type, _Fold]) -> Callable[[Key], str] | None:
-    """Of a field of the key that is a field of every event as well, and tags it there."""
-    for place, name in enumerate(form.key_fields):
-        identities = {fold.tagging.get(name) for fold in folds.values()}
-        if len(identities) == 1 and (identity := identities.pop()) is not None:
-            return _tag_of(place, identity)
-    return None
-
-
-def _tag_of(place: int, identity: type[Identity]) -> Callable[[Key], str]:
-    return lambda key: tag(identity, key[place])
 
 
 def told(error: BaseException) -> str:
@@ -370,9 +379,9 @@ class _Compiler:
             form,
             self.mode,
             self._plan(form, event),
-            self._tagging(form, event),
             takes_context=self.takes_context,
             is_told_by_row=self._is_told_by_row,
+            key_tags=self._key_tags(form, event),
         )
 
     def _model(self, annotation: Any) -> type[ReadModel]:
@@ -410,6 +419,22 @@ class _Compiler:
             return lambda event: ((key_of(event, None), None),)
         return lambda event: [(key_of(event, part), part) for part in each(event)]
 
+    def _key_tags(self, form: RowForm, event: type[Event]) -> list[tuple[int, str]]:
+        """The fields of the key that tags of the event tell, by their index in it, each with the name of its tag.
+
+        What a part says of the key need not be in the event, nor what a function makes of it.
+        """
+        of_event, of_part = field_types(event), self._part_fields()
+        computed = self._declaration.key is not None or self._declaration.keys is not None
+        if computed or any(name not in of_event and name not in of_part for name in form.key_fields):
+            return []
+        own = [(index, tagging_identity(of_event[n])) for index, n in enumerate(form.key_fields) if n not in of_part]
+        return [(index, tag_name(identity)) for index, identity in own if identity is not None]
+
+    def _part_fields(self) -> tuple[str, ...]:
+        part = self._part
+        return tuple(field_types(part)) if isinstance(part, type) and issubclass(part, msgspec.Struct) else ()
+
     def _by_fields(self, form: RowForm, event: type[Event]) -> Callable[[Any, Any], Key | None]:
         event_fields = field_types(event)
         part: Any = self._part
@@ -434,18 +459,6 @@ class _Compiler:
             return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))
 
         return key_of
-
-    def _part_fields(self) -> tuple[str, ...]:
-        part = self._part
-        is_struct = isinstance(part, type) and issubclass(part, msgspec.Struct)
-        return tuple(field_types(part)) if is_struct else ()
-
-    def _tagging(self, form: RowForm, event: type[Event]) -> Mapping[str, type[Identity]]:
-        if self._declaration.key is not None or self._declaration.keys is not None:
-            return {}
-        of_event = [name for name in form.key_fields if name not in self._part_fields()]
-        found = {name: tagging_identity(field_types(event).get(name)) for name in of_event}
-        return {name: identity for name, identity in found.items() if identity is not None}
 
     def _check_kind(self, form: RowForm, name: str, source: type) -> None:
         wanted, kind = form.columns[name].kind, column_kind(field_types(source)[name])[0]

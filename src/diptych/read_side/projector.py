@@ -357,14 +357,16 @@ class Projector:
         ends += [slice.generation.barrier for slice in group if slice.generation.barrier is not None]
         until = min(ends, default=until)
         started = time.monotonic()
-        types = frozenset[str]().union(*(slice.projection.types for slice in group))
-        found = await self._store.read(EventQuery((QueryItem(types),)), position, self._batch_max, until=until)
+        found = await self._store.read(self._events_of(group), position, self._batch_max, until=until)
         if found.through == position:
             return False
         events = self.decoded(found.events, group)
         await self._fold(group, events, await self._end(group, events, found.through))
         self._fit_batch(time.monotonic() - started, len(events))
         return True
+
+    def _events_of(self, group: Sequence[Slice]) -> EventQuery:
+        return EventQuery((QueryItem(frozenset[str]().union(*(slice.projection.types for slice in group))),))
 
     def _fit_batch(self, took_s: float, events: int) -> None:
         if took_s > BATCH_TARGET_S:
@@ -473,7 +475,7 @@ class Projector:
         slice.generation = generation
         for blocked in write.block:
             slice.blocked[blocked.key] = blocked
-            _log.error("%s blocks %s at position %d: %s", blocked.name, blocked.key, blocked.position, blocked.error)
+            self._tell("%s blocks %s at position %d: %s", blocked.name, blocked.key, blocked.position, blocked.error)
         if write.stopped:
             self._stop(slice, write.stopped)
         if not generation.live and slice.position >= slice.target and slice.is_due():
@@ -501,9 +503,13 @@ class Projector:
             if slice.is_due() and await self._read_store.split(name, slice.generation.number):
                 await self.reloaded(name)
 
+    def _tell(self, text: str, *arguments: object) -> None:
+        """Tell operators of what is blocked, or has stopped."""
+        _log.error(text, *arguments)
+
     def _stop(self, slice: Slice, reason: str) -> None:
         slice.stopped = reason
-        _log.error("projection %s stops after position %d: %s", slice.projection.name, slice.position, reason)
+        self._tell("projection %s stops after position %d: %s", slice.projection.name, slice.position, reason)
 
     async def _bisect(self, slice: Slice, events: Sequence[DecodedEvent], end: Reached, reason: str) -> None:
         """Find the event that cannot be folded or written, and let the others through."""

@@ -157,9 +157,14 @@ class QueryHandlers:
 class QueryBus:
     """Answers queries from the read models of one history. Made by the application."""
 
-    def __init__(self, handlers: Mapping[type, Handle], panel: ReadPanel) -> None:
-        self._handlers = QueryHandlers(handlers, panel.projections)
+    def __init__(self, handlers: Mapping[type, Handle] | QueryHandlers, panel: ReadPanel) -> None:
+        found = handlers if isinstance(handlers, QueryHandlers) else QueryHandlers(handlers, panel.projections)
+        self._handlers = found
         self._panel = panel
+
+    def on(self, panel: ReadPanel) -> QueryBus:
+        """The same queries, answered from another panel of the same read models."""
+        return QueryBus(self._handlers, panel)
 
     async def answer(self, query: Query[R], requirement: Requirement, wait_s: float) -> Answer[R]:
         """Answer a query from one snapshot that meets the requirement.

@@ -43,13 +43,21 @@ class SpanningQueryBus:
     """Answers queries from read models of several histories. Made by the application.
 
     Of each history that a query touches it sees one snapshot; those of two histories are of two moments.
+
+    Attributes:
+        panels: where each read model is asked for.
     """
 
-    def __init__(self, handlers: Mapping[type, Handle], panels: Sequence[ReadPanel]) -> None:
-        self._panels = {model: panel for panel in panels for model in panel.projections}
-        self._handlers = QueryHandlers(handlers, self._panels)
+    def __init__(self, handlers: Mapping[type, Handle] | QueryHandlers, panels: Sequence[ReadPanel]) -> None:
+        self.panels = {model: panel for panel in panels for model in panel.projections}
+        found = handlers if isinstance(handlers, QueryHandlers) else QueryHandlers(handlers, self.panels)
+        self._handlers = found
         self._first = panels[0]
         self._turns = SnapshotTurns()
+
+    def on(self, panels: Sequence[ReadPanel]) -> SpanningQueryBus:
+        """The same queries, answered from other panels of the same read models."""
+        return SpanningQueryBus(self._handlers, panels)
 
     async def answer(self, query: Query[R], require: Require, wait_s: float) -> Answer[R]:
         """Answer a query; errors as of `QueryBus.answer`."""
@@ -58,11 +66,11 @@ class SpanningQueryBus:
         visits: dict[int, _Visit] = {}
         missing: Behind | None = None
         while True:
-            reader = SpanningReader(self._panels, visits, require)
+            reader = SpanningReader(self.panels, visits, require)
             try:
                 return await self._in_turn(handle, settled, reader, missing)
             except Behind as behind:
-                visit = visits[id(self._panels[behind.projection.form.cls])]
+                visit = visits[id(self.panels[behind.projection.form.cls])]
                 await visit.panel.freshness.wait(behind, visit.requirement, deadline, visit.asking)
                 missing = behind
             except (Blocked, StoreUnavailable) as error:

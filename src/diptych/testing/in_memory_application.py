@@ -197,12 +197,15 @@ class InMemoryApplication(Application):
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "latest",
         within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
     ) -> Answer[R]:
         """See `Application.answer`; unless told otherwise it shows everything."""
-        if after is not None or within_s is not None:
+        if after is not None or within_s is not None or as_of is not None:
             freshness = "eventual"
-        return await super().answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+        return await super().answer(
+            query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+        )
 
     async def query(
         self,
@@ -212,10 +215,13 @@ class InMemoryApplication(Application):
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "latest",
         within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
     ) -> R:
         """See `Application.query`; unless told otherwise it shows everything."""
-        found = await self.answer(query, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s)
+        found = await self.answer(
+            query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+        )
         return found.value
 
     async def advance(self, by: timedelta | float) -> None:

@@ -18,6 +18,7 @@ from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
 from diptych.entrypoints.cli.failures import UsageError, exit_code
+from diptych.entrypoints.cli.history import history
 from diptych.entrypoints.cli.instances import close, list_instances, retry, send, show
 from diptych.entrypoints.cli.migrate import migrate
 from diptych.entrypoints.cli.model import model
@@ -87,6 +88,15 @@ def command_line() -> App:
         "events",
         f"diptych events {_STORE} --tag course:python --type Enrolled",
         f"diptych events {_STORE} --follow --json",
+    )
+    _add(
+        app,
+        4,
+        history,
+        "history",
+        f"diptych history Seats python school:school {_STORE}",
+        'diptych history Places \'["python", "2026"]\' school:school --json',
+        arguments="READ_MODEL KEY [APP...]",
     )
     app.command(_parked())
     app.command(_processes())

@@ -181,14 +181,9 @@ def _headline(recorded: RecordedEvent) -> Text:
         (f"{recorded.position:>{POSITION_COLUMNS}}", "bold"),
         (f"  {recorded.recorded_at:%Y-%m-%d %H:%M:%S}Z  ", "dim"),
         (recorded.type, "cyan"),
-        *((f"  {_printable(tag)}", "green") for tag in recorded.tags),
+        *((f"  {screen.printable(tag)}", "green") for tag in recorded.tags),
     )
 
 
 def _data(recorded: RecordedEvent) -> str:
-    return _printable(recorded.data.decode(errors="replace")) or "(pruned)"
-
-
-def _printable(text: str) -> str:
-    """Without what a terminal would obey."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return screen.printable(recorded.data.decode(errors="replace")) or "(pruned)"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, Task
     from rich.table import Table
 
-__all__ = ["Bar", "count", "errors", "output", "progress", "table", "write"]
+__all__ = ["Bar", "count", "errors", "output", "printable", "progress", "table", "write"]
 
 PIPE_COLUMNS = 160
 """Columns of tables that go to no terminal."""
@@ -50,6 +50,11 @@ def write(line: bytes) -> None:
 def count(number: int) -> str:
     """A number for people: 12,345."""
     return f"{number:,}"
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def table(title: str, *columns: str, numbers: int = 0) -> Table:

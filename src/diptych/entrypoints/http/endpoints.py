@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import datetime
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from diptych.application.application import Application
@@ -12,6 +14,7 @@ from diptych.entrypoints.http.command_status import accepted_reply, receipt_json
 from diptych.entrypoints.http.decoding import MessageDecoder
 from diptych.entrypoints.http.field_errors import field_errors, invalid_message
 from diptych.entrypoints.http.problems import (
+    HISTORY_PRUNED,
     INVALID_HEADER,
     METHOD_NOT_ALLOWED,
     UNKNOWN_CURSOR,
@@ -22,6 +25,8 @@ from diptych.entrypoints.http.problems import (
 from diptych.entrypoints.http.query_string import as_json, parameters
 from diptych.entrypoints.http.reply import Header, Reply, entity_tag, is_known
 from diptych.entrypoints.http.request_headers import (
+    accepted_datetime,
+    as_of_token,
     based_on,
     check_json,
     consistency_token,
@@ -33,7 +38,7 @@ from diptych.entrypoints.http.request_headers import (
     select,
     traceparent,
 )
-from diptych.errors import HistoryDiverged, InvalidMessage
+from diptych.errors import HistoryDiverged, HistoryPruned, InvalidMessage
 from diptych.event_store.position import read_tokens
 from diptych.messages.codec import encode
 from diptych.messages.registry import MessageTypes
@@ -51,9 +56,10 @@ CURSOR = "cursor"
 
 _BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
 _COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match", b"reason", b"prefer"}
-_QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match"}
+_QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match", b"as-of", b"accept-datetime"}
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
+_OF_THEN: Header = (b"vary", b"accept-datetime, as-of")
 
 
 class Endpoint(Protocol):
@@ -166,18 +172,32 @@ class QueryEndpoint:
         """Answer the query."""
         found = select(scope["headers"], _QUERY_HEADERS)
         token = consistency_token(found)
+        as_of = as_of_token(found)
         wait_s = preferred_wait_s(found)
         data = await self._data(scope, receive, found)
         query = self._decoder.decode(data)
-        if token is not None:
-            _check_token(token)
+        for given in (token, as_of):
+            if given is not None:
+                _check_token(given)
+        then = self._moment(token, as_of, accepted_datetime(found))
         try:
-            answer = await self._application.answer(query, after=token, wait_s=WAIT_S if wait_s is None else wait_s)
+            answer = await self._application.answer(
+                query, after=token, as_of=then, wait_s=WAIT_S if wait_s is None else wait_s
+            )
         except InvalidMessage as error:
             raise _invalid(error, data, self._cls) from None
+        except HistoryPruned as error:
+            if then is None:
+                raise
+            detail = f"The event at position {error.position} would be needed, and its data were dropped"
+            raise Problem(HISTORY_PRUNED, detail) from error
         body, shown = encode(answer.value), answer.token
         tag = entity_tag(body, shown)
         headers: list[Header] = [(b"consistency-token", shown.encode()), (b"etag", tag.encode()), _REVALIDATE]
+        if then is not None:
+            headers.append(_OF_THEN)
+        if isinstance(then, datetime):
+            headers.append((b"memento-datetime", format_datetime(then, usegmt=True).encode()))
         if answer.incomplete:
             headers.append(_INCOMPLETE)
         if wait_s is not None:
@@ -185,6 +205,17 @@ class QueryEndpoint:
         if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
             return Reply(304, b"", headers)
         return Reply(200, body, headers)
+
+    def _moment(self, token: str | None, as_of: str | None, time: datetime | None) -> str | datetime | None:
+        """The moment that is asked for, if any; of a time that has not come yet, now (RFC 7089, section 4.5.3).
+
+        Raises:
+            Problem: more than one of the header fields that say which moment were sent.
+        """
+        if sum(given is not None for given in (token, as_of, time)) > 1:
+            told = "Of Consistency-Token, As-Of and Accept-Datetime, send one"
+            raise Problem(INVALID_HEADER, told, header="As-Of" if time is None else "Accept-Datetime")
+        return as_of if time is None else min(time, self._application.now().replace(microsecond=0))
 
     async def _data(self, scope: Scope, receive: Receive, found: dict[bytes, bytes]) -> bytes:
         """The query as JSON: from the body, or from the query string."""

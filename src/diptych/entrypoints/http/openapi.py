@@ -31,6 +31,7 @@ SECURITY = "authenticated"
 _BODY_STATUSES = (400, 404, 405, 408, 409, 413, 415, 422, 500, 503)
 _COMMAND_STATUSES = (*_BODY_STATUSES, 412)
 _GET_STATUSES = (400, 404, 405, 409, 422, 500, 503)
+_PAST_STATUSES = (410,)
 _FAILURES = {
     400: "The request cannot be read: malformed JSON or query string, or a header field that cannot be",
     401: "Credentials are missing, or do not hold; `WWW-Authenticate` says which are wanted",
@@ -39,7 +40,8 @@ _FAILURES = {
     405: "Another method is needed, see `Allow`",
     408: "The body took too long to arrive",
     409: "The domain says no, with its `code` and `facts`; or the consistency token is not of this history, or "
-    "the cursor not of this query",
+    "the cursor not of this query; or it cannot be shown as it was then",
+    410: "Data of events that it is made of were dropped, so that it cannot be shown as it was then",
     412: "What the command is decided on has changed since the answer in If-Match: `events` tells by what; ask again",
     413: f"The body has more than {BODY_BYTES_MAX} bytes",
     415: "The body is no JSON in UTF-8",
@@ -195,7 +197,7 @@ def _query(cls: type, name: str, reference: Json, answer: Json) -> Json:
             **_words(cls),
             "parameters": _query_headers(),
             "requestBody": _body(cls, reference),
-            "responses": {**_answers(answer), **_failures(_BODY_STATUSES)},
+            "responses": {**_answers(answer), **_failures((*_BODY_STATUSES, *_PAST_STATUSES))},
         }
     }
     if known is not None:
@@ -204,7 +206,7 @@ def _query(cls: type, name: str, reference: Json, answer: Json) -> Json:
             "tags": ["queries"],
             **_words(cls),
             "parameters": [*_query_parameters(cls, known), *_query_headers()],
-            "responses": {**_answers(answer), **_failures(_GET_STATUSES)},
+            "responses": {**_answers(answer), **_failures((*_GET_STATUSES, *_PAST_STATUSES))},
         }
     return operations
 
@@ -225,7 +227,7 @@ def _body(cls: type, reference: Json) -> Json:
 
 
 def _query_headers() -> list[Json]:
-    return [ref("parameters", name) for name in ("ConsistencyToken", "Prefer", "IfNoneMatch")]
+    return [ref("parameters", name) for name in ("ConsistencyToken", "AsOf", "AcceptDatetime", "Prefer", "IfNoneMatch")]
 
 
 def _query_parameters(cls: type, known: Mapping[str, Parameter]) -> list[Json]:
@@ -249,6 +251,8 @@ def _answers(answer: Json) -> Json:
         "ETag": ref("headers", "ETag"),
         "Answer-Incomplete": ref("headers", "AnswerIncomplete"),
         "Preference-Applied": ref("headers", "PreferenceApplied"),
+        "Memento-Datetime": ref("headers", "MementoDatetime"),
+        "Vary": ref("headers", "Vary"),
     }
     return {
         "200": {
@@ -364,6 +368,8 @@ same key gives the first outcome again, be it receipt or rejection; the same key
 The `Consistency-Token` of a receipt or answer, sent with a query, makes the query wait until its answer shows at least
 that, for {WAIT_S:g} seconds or as `Prefer: wait=<seconds>` says (at most {WAIT_S_MAX:g}); an older answer is
 never given.
+
+`As-Of` with such a token, or `Accept-Datetime` (RFC 7089), has a query answered as things stood then.
 
 `Prefer: respond-async` has a command accepted (202), and executed soon; `GET /commands/{{command_id}}` tells what
 becomes of it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diptych.entrypoints.http.json_schemas import Json
 from diptych.entrypoints.http.request_headers import (
+    DATE_PATTERN,
     ENTITY_TAG_PATTERN,
     IDEMPOTENCY_KEY_PATTERN,
     REASON_PATTERN,
@@ -99,6 +100,19 @@ PARAMETERS: Json = {
         "description": "As received with a receipt or an answer: this answer shows at least that",
         "schema": {"type": "string", "pattern": TOKEN_PATTERN},
     },
+    "AsOf": {
+        "name": "As-Of",
+        "in": "header",
+        "description": "A token as received with a receipt or an answer: this answer shows what was there then. Of "
+        "Consistency-Token, As-Of and Accept-Datetime, send one",
+        "schema": {"type": "string", "pattern": TOKEN_PATTERN},
+    },
+    "AcceptDatetime": {
+        "name": "Accept-Datetime",
+        "in": "header",
+        "description": "A time (RFC 7089): this answer shows what was there then; of one that has not come yet, now",
+        "schema": {"type": "string", "pattern": DATE_PATTERN, "examples": ["Sun, 06 Nov 1994 08:49:37 GMT"]},
+    },
     "Prefer": {
         "name": "Prefer",
         "in": "header",
@@ -175,6 +189,11 @@ HEADERS: Json = {
         "description": "There, as `?1`, if the answer lacks events that could not be folded",
         "schema": {"type": "string"},
     },
+    "MementoDatetime": {
+        "description": "The time as of which this is, where one was asked for (RFC 7089)",
+        "schema": {"type": "string"},
+    },
+    "Vary": {"description": "Of answers as of a past moment", "schema": {"type": "string"}},
     "PreferenceApplied": {"description": "The preference that was applied", "schema": {"type": "string"}},
     "StatusLocation": {
         "description": "Where the command's status is",

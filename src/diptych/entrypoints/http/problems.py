@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from diptych.entrypoints.http.reply import Reply
 from diptych.errors import (
     Blocked,
+    CannotShowPast,
     CommandIdReused,
     Conflict,
     Forbidden,
@@ -23,6 +24,7 @@ from diptych.errors import (
     NotPure,
     OutcomeUnknown,
     Overloaded,
+    PastTooLong,
     StoreClosed,
     StoreUnavailable,
     Unavailable,
@@ -80,6 +82,11 @@ BODY_TIMEOUT = ProblemType("body-timeout", 408, "The body took too long to arriv
 REJECTED = ProblemType("rejected", 409, "The domain says no", ("code", "facts"))
 UNKNOWN_TOKEN = ProblemType("unknown-token", 409, "The token is not of this history")
 UNKNOWN_CURSOR = ProblemType("unknown-cursor", 409, "The cursor is not of this query", ("errors",))
+CANNOT_SHOW_PAST = ProblemType("cannot-show-past", 409, "This cannot be shown as it was then")
+PAST_TOO_LONG = ProblemType(
+    "past-too-long", 409, "To show this as it was then is too much", ("limit_name", "limit", "reached", "wanted")
+)
+HISTORY_PRUNED = ProblemType("history-pruned", 410, "What this is made of is gone")
 CONTEXT_CHANGED = ProblemType("context-changed", 412, "What this is decided on has changed since", ("events", "more"))
 BODY_TOO_LARGE = ProblemType("body-too-large", 413, "The body is too large", ("limit_bytes",))
 UNSUPPORTED_MEDIA_TYPE = ProblemType("unsupported-media-type", 415, "The body must be JSON in UTF-8")
@@ -112,7 +119,8 @@ NOT_READY = ProblemType("not-ready", 503, "This application is not ready", (), R
 
 PROBLEM_TYPES = (
     MALFORMED_JSON, MALFORMED_QUERY_STRING, INVALID_HEADER, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, UNKNOWN_MESSAGE,
-    METHOD_NOT_ALLOWED, BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CONTEXT_CHANGED, BODY_TOO_LARGE,
+    METHOD_NOT_ALLOWED, BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CANNOT_SHOW_PAST, PAST_TOO_LONG,
+    HISTORY_PRUNED, CONTEXT_CHANGED, BODY_TOO_LARGE,
     UNSUPPORTED_MEDIA_TYPE, INVALID_MESSAGE, COMMAND_ID_REUSED, NOT_PURE, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED,
     STORE_UNAVAILABLE, OUTCOME_UNKNOWN, NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
 )  # fmt: skip
@@ -125,6 +133,8 @@ _OF_ERROR: tuple[tuple[type[Exception], ProblemType], ...] = (
     (UnknownMessage, UNKNOWN_MESSAGE),
     (CommandIdReused, COMMAND_ID_REUSED),
     (NotPure, NOT_PURE),
+    (PastTooLong, PAST_TOO_LONG),
+    (CannotShowPast, CANNOT_SHOW_PAST),
     (Conflict, CONFLICT),
     (ContextChanged, CONTEXT_CHANGED),
     (Overloaded, OVERLOADED),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import unquote
 
 from diptych.entrypoints.http.problems import (
@@ -18,10 +20,13 @@ from diptych.read_side.freshness import WAIT_S_MAX
 from diptych.security import REASON_CHARACTERS_MAX
 
 __all__ = [
+    "DATE_PATTERN",
     "ENTITY_TAG_PATTERN",
     "IDEMPOTENCY_KEY_PATTERN",
     "REASON_PATTERN",
     "TOKEN_PATTERN",
+    "accepted_datetime",
+    "as_of_token",
     "based_on",
     "check_json",
     "consistency_token",
@@ -57,6 +62,14 @@ _REASON_CHARACTER = "|".join(
 REASON_PATTERN = (
     f"^(?:{_REASON_CHARACTER})(?:(?: |{_REASON_CHARACTER}){{0,{REASON_CHARACTERS_MAX - 2}}}(?:{_REASON_CHARACTER}))?$"
 )
+# A date as RFC 7089, section 2.1.1.1, has it: that of RFC 9110 which is to be sent, and no other.
+_LONG, _SHORT = "Jan|Mar|May|Jul|Aug|Oct|Dec", "Apr|Jun|Sep|Nov"
+_DAY = f"(?:0[1-9]|1[0-9]|2[0-8]) (?:{_LONG}|{_SHORT}|Feb)|(?:29|30) (?:{_LONG}|{_SHORT})|31 (?:{_LONG})"
+_LEAP_YEAR = "[1-9][0-9](?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00"
+DATE_PATTERN = (
+    f"^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?:(?:{_DAY}) [1-9][0-9]{{3}}|29 Feb (?:{_LEAP_YEAR})) "
+    "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$"
+)
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""
@@ -65,6 +78,7 @@ _key = re.compile(IDEMPOTENCY_KEY_PATTERN)
 _token = re.compile(rf"[A-Za-z0-9_, -]{{1,{TOKEN_CHARACTERS_MAX}}}")  # spaces as those put them in who join fields
 _entity_tag = re.compile(ENTITY_TAG_PATTERN)
 _reason = re.compile(REASON_PATTERN)
+_date = re.compile(DATE_PATTERN)
 _traceparent = re.compile(TRACEPARENT_PATTERN)
 _wait = re.compile(
     rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
@@ -107,13 +121,41 @@ def consistency_token(found: dict[bytes, bytes]) -> str | None:
     Raises:
         Problem: it has other letters than tokens have.
     """
-    raw = found.get(b"consistency-token")
+    return _token_in(found.get(b"consistency-token"), "A Consistency-Token", "Consistency-Token")
+
+
+def as_of_token(found: dict[bytes, bytes]) -> str | None:
+    """The consistency token in `As-Of`: the answer shows what was there then, and nothing that came later.
+
+    Raises:
+        Problem: it has other letters than tokens have.
+    """
+    return _token_in(found.get(b"as-of"), "The token of an As-Of", "As-Of")
+
+
+def _token_in(raw: bytes | None, what: str, header: str) -> str | None:
     if raw is None:
         return None
     token = raw.decode("latin-1")
     if not _token.fullmatch(token):
-        raise Problem(INVALID_HEADER, "A Consistency-Token is sent as it was received", header="Consistency-Token")
+        raise Problem(INVALID_HEADER, f"{what} is sent as it was received", header=header)
     return token
+
+
+def accepted_datetime(found: dict[bytes, bytes]) -> datetime | None:
+    """The `Accept-Datetime` (RFC 7089): the time as of which the answer is wanted, in UTC.
+
+    Raises:
+        Problem: it is no date.
+    """
+    raw = found.get(b"accept-datetime")
+    if raw is None:
+        return None
+    text = raw.decode("latin-1")
+    if not _date.fullmatch(text):
+        told = "An Accept-Datetime is a date like Sun, 06 Nov 1994 08:49:37 GMT (RFC 7089)"
+        raise Problem(INVALID_HEADER, told, header="Accept-Datetime")
+    return parsedate_to_datetime(text)
 
 
 def based_on(found: dict[bytes, bytes]) -> str | None:
