@@ -88,12 +88,12 @@ async def test_a_token_is_a_moment(client: httpx2.AsyncClient) -> None:
     assert "vary" not in plain.headers
 
 
-@pytest.mark.parametrize("day", [*range(60), 365, 789])
 @pytest.mark.parametrize("year", [1899, 1900, 1999, 2000, 2004, 2026])
-def test_every_date_is_read(year: int, day: int) -> None:
-    """Each day of the calendar, leap days where there are any, and no others."""
-    date = datetime(year, 1, 1, 23, 59, 59, tzinfo=UTC) + timedelta(days=day)
-    assert accepted_datetime({b"accept-datetime": format_datetime(date, usegmt=True).encode()}) == date
+def test_every_date_is_read(year: int) -> None:
+    """Each day of the calendar, leap days where there are any."""
+    first = datetime(year, 1, 1, 23, 59, 59, tzinfo=UTC)
+    for date in (first + timedelta(days=day) for day in range(366)):
+        assert accepted_datetime({b"accept-datetime": format_datetime(date, usegmt=True).encode()}) == date
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from diptych.errors import Blocked, CannotOverlay, InvalidMessage, NotFresh
 from diptych.event_store.event_store import EventLog
 from diptych.read_side import overlay
 from diptych.testing import ManualClock
+from tests.renamed_bank import MAIN, STORED, BranchId, Moved, bank, store_as_older_code
 from tests.tenants import Places
 
 pytestmark = pytest.mark.anyio
@@ -264,6 +265,27 @@ async def test_a_key_that_tags_its_events_is_quick_behind_a_long_tail(
                 await overlaid(app, query)
         await project(app)
         assert (await overlaid(app, Overview())).value == (4, 1)
+
+
+async def test_events_with_former_tags_are_found_by_key(store_url: str) -> None:
+    """Older code tags them otherwise; they are the row's all the same."""
+    context = bank()
+
+    class Moves(ReadModel):
+        branch: Key[BranchId]
+        times: int = 0
+
+    class MovesOf(Query[Moves | None]):
+        branch: BranchId
+
+    @context.projection
+    def moves(row: Moves, event: Moved) -> Moves:
+        return replace(row, times=row.times + 1)
+
+    async with Application(context, store=store_url, projecting=False) as app:
+        for names in STORED:
+            await store_as_older_code(app.partition(), names)
+        assert (await overlaid(app, MovesOf(branch=MAIN))).value == Moves(branch=MAIN, times=len(STORED))
 
 
 async def test_many_keys_are_folded_by_type(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

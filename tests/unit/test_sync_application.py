@@ -127,3 +127,28 @@ def _waits(app: SyncApplication, what: str) -> bool:
         return False
 
     return asyncio.run_coroutine_threadsafe(look(), loop).result(timeout=WAIT_S)
+
+
+def test_a_live_query_blocks_until_there_is_the_next_answer(store_url: str) -> None:
+    """The loop goes on with each change, `break` leaves it, and closing the application ends it."""
+    app = SyncApplication(context(), store=store_url)
+    with app, ThreadPoolExecutor(1) as pool:
+        app.execute(OpenCourse(course=PYTHON, capacity=10))
+        taken: list[int] = []
+        last = None
+        for answer in app.subscribe(SeatsOf(course=PYTHON)):
+            last = answer
+            taken.append(answer.value.taken if answer.value else 0)
+            if taken[-1] == 3:
+                break
+            app.execute(Enrol(course=PYTHON, student=StudentId(f"s{len(taken)}")))
+        assert (taken[0], taken[-1]) == (0, 3)
+        assert taken == sorted(set(taken))
+        assert last is not None
+        answers = app.subscribe(SeatsOf(course=PYTHON), after=last)
+        assert next(answers).value == Seats(course=PYTHON, taken=3)
+        ended = pool.submit(lambda: list(answers))
+        app.close()
+        assert ended.result(WAIT_S) == []
+    with pytest.raises(StoreClosed):
+        next(app.subscribe(SeatsOf(course=PYTHON)))

@@ -7,7 +7,7 @@ projections are compiled against them, and whatever does not fit is a `Configura
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from types import TracebackType
@@ -33,6 +33,7 @@ from diptych.messages.query import Query
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.process_managers.scheduled_commands import When
 from diptych.read_side.freshness import WAIT_S, HowFresh
+from diptych.read_side.live_queries import LiveQueries
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.rebuild import Rebuilds
 from diptych.security import Actor, actor_of, check_reason
@@ -112,6 +113,7 @@ class Application:
         self._commands_waiting_max = commands_waiting_max
         self._partitions: Partitions | None = None
         self._routes: Partitions | None = None
+        self._live: LiveQueries
         self._compiled: Compiled
         self._opening = False
 
@@ -147,14 +149,24 @@ class Application:
                 await wired.close()
                 raise
             self._partitions = wired
+            self._live = LiveQueries(
+                lambda query, touches, after, wait_s: wired.answer(query, Asked(after, touches=touches), wait_s),
+                self._clock,
+            )
         finally:
             self._opening = False
 
     async def close(self) -> None:
-        """Commit what was submitted, finish the batch under way, and let go of the stores. May be called twice."""
+        """Commit what was submitted, finish the batch under way, and let go of the stores. May be called twice.
+
+        Whoever subscribes to a query hears that there are no more answers.
+        """
         open_ones, self._partitions = self._partitions, None
         if open_ones is not None:
-            await open_ones.close()
+            try:
+                await self._live.close()
+            finally:
+                await open_ones.close()
 
     def _wired(self) -> Partitions:
         urls = store_urls(self._partition_by, *self._urls)
@@ -433,6 +445,29 @@ class Application:
             raise InvalidMessage("query", [("$", "after, freshness, within_s and as_of: give one of them")])
         moment = as_of if isinstance(as_of, datetime) else _tokens(as_of)
         return await self._opened().answer(query, Asked(_tokens(after), freshness, within_s, moment), wait_s)
+
+    def subscribe(
+        self, query: Query[R], /, *, after: Receipt | Answer[Any] | str | None = None, wait_s: float = WAIT_S
+    ) -> AsyncGenerator[Answer[R]]:
+        """Ask a query, and again after each change that can affect its answer: `async for answer in app.subscribe(…)`.
+
+        The first answer comes at once, every other one when it differs from the last; their tokens never go back.
+        Whatever changes between two steps of the loop is one answer, computed when it is asked for. Rows that expire
+        are changes, too. What waits behind an event that cannot be folded is left out, which `incomplete` says. While
+        a store cannot be reached there is no answer, for five minutes at most. It ends when the application is closed.
+
+        Args:
+            query: what is asked.
+            after: a receipt, answer or token: the first answer shows at least that; the last one's goes on from there.
+            wait_s: for how long to wait for that, 0 to 60 seconds.
+
+        Raises:
+            NotFresh: what `after` tells is not there within `wait_s`.
+            HistoryDiverged: the token, or the last answer, is of another history.
+            Overloaded: there are too many subscriptions in this process.
+        """
+        self._opened()
+        return self._live.subscribe(query, _tokens(after), wait_s)
 
     # ── what is known of it ──────────────────────────────────────────────────
 

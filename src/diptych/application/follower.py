@@ -25,6 +25,7 @@ from diptych.read_side.past import AsOf, Past
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import Answer, QueryBus, ReadPanel
 from diptych.read_side.query_source import ReplicaStatus
+from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.row_history import RowHistories
@@ -68,6 +69,7 @@ class Follower:
     clock: Clock
     queries: QueryBus
     panel: ReadPanel
+    watches: Watches
     projector: Projector
     subscriptions: Sequence[Subscription]
     leases: Leases

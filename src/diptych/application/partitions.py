@@ -32,6 +32,7 @@ from diptych.messages.message import Message, field_types
 from diptych.messages.query import Query
 from diptych.messages.tags import tag_reader
 from diptych.read_side.freshness import HowFresh, Requirement
+from diptych.read_side.live_queries import Touches
 from diptych.read_side.past import AsOf, PastTurns
 from diptych.read_side.query_bus import Answer, Handle, ReadPanel
 from diptych.read_side.spanning_queries import SpanningQueryBus
@@ -49,12 +50,19 @@ class Asked(NamedTuple):
         freshness: "latest" and "overlay" show everything that is in the history now.
         within_s: it lacks nothing that is older than so many seconds.
         as_of: the past moment that it shows, instead of all that; None where it is about now.
+        touches: of a live query, hears what the answer touches.
     """
 
     after: Sequence[Token] | None = None
     freshness: HowFresh = "eventual"
     within_s: float | None = None
     as_of: AsOf | None = None
+    touches: Touches | None = None
+
+    async def of(self, follower: Follower, after: Sequence[Token] | None) -> Requirement:
+        """What an answer from one of the partitions has to show; errors as of `Follower.requirement`."""
+        found = await follower.requirement(after, self.freshness, self.within_s)
+        return found if self.touches is None else self.touches.of(follower.watches, found)
 
 
 class Partitions:
@@ -138,7 +146,7 @@ class Partitions:
         partition = self._first
         if asked.as_of is not None:
             return await self._as_of(partition, query, asked.as_of, wait_s)
-        requirement = await partition.requirement(asked.after, asked.freshness, asked.within_s)
+        requirement = await asked.of(partition, asked.after)
         return await partition.queries.answer(query, requirement, wait_s)
 
     async def _as_of(self, partition: Follower, query: Query[R], as_of: AsOf, wait_s: float) -> Answer[R]:
@@ -161,7 +169,7 @@ class Partitions:
                 raise HistoryDiverged("the consistency token", "no partition has the history that it is of")
             own = [token for token in asked.after if token.high.history_id == follower.log.history_id]
             after = asked.after if follower is self.across else own
-        return await follower.requirement(after, asked.freshness, asked.within_s)
+        return await asked.of(follower, after)
 
     async def _spanning(self, queries: SpanningQueryBus, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
         if asked.as_of is not None:

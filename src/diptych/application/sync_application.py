@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -221,6 +222,26 @@ class SyncApplication:
             )
         )
 
+    def subscribe(
+        self, query: Query[R], /, *, after: Receipt | Answer[Any] | str | None = None, wait_s: float = WAIT_S
+    ) -> Generator[Answer[R]]:
+        """See `Application.subscribe`: `for answer in app.subscribe(query)` blocks until there is the next one.
+
+        For one thread, which keeps it for itself. It ends when another one closes the application.
+        """
+        answers = self._call(self._subscribe(query, after, wait_s))
+        with suppress(StoreClosed):  # from here on that it is closed is the end
+            try:
+                while (answer := self._call(_next(answers))) is not None:
+                    yield answer
+            finally:
+                self._call(_leave(answers))
+
+    async def _subscribe(
+        self, query: Query[R], after: Receipt | Answer[Any] | str | None, wait_s: float
+    ) -> AsyncGenerator[Answer[R]]:
+        return self._application.subscribe(query, after=after, wait_s=wait_s)
+
     def status(self, partition: str = "") -> Status:
         """See `Partition.status`; where there are several, of the one named."""
         return self._call(self._status(partition))
@@ -266,6 +287,9 @@ class SyncApplication:
             answer = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return answer.result()
+        except KeyboardInterrupt:
+            answer.cancel()  # nobody waits for it any more, and it may wait for ever
+            raise
         except concurrent.futures.CancelledError as error:
             raise StoreClosed("the application was closed while this call waited") from error
 
@@ -285,6 +309,16 @@ class SyncApplication:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+
+async def _next(answers: AsyncGenerator[Answer[R]]) -> Answer[R] | None:
+    """The next answer; None where there are no more."""
+    return await anext(answers, None)
+
+
+async def _leave(answers: AsyncGenerator[object]) -> None:
+    with suppress(RuntimeError):  # the call for the next one was given up, and is leaving
+        await answers.aclose()
 
 
 async def _end_calls() -> None:

@@ -47,6 +47,7 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import Handle, QueryBus, ReadPanel, compile_query_handlers
 from diptych.read_side.query_source import QuerySource, ReadStoreSource
+from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import ReadStore
 from diptych.read_side.rebuild import Rebuilds
 from diptych.read_side.row_history import RowHistories
@@ -250,6 +251,7 @@ def follow(
         clock=clock,
         queries=QueryBus(compiled.query_handlers, panel),
         panel=panel,
+        watches=Watches(panel, lambda events: projector.decoded(events, ())),
         projector=projector,
         subscriptions=subscriptions,
         leases=Leases(

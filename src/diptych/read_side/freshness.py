@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import NoneType, TracebackType
-from typing import Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Literal, Protocol, Self, TypeAlias
 
 from diptych.clock import Clock
 from diptych.errors import Blocked, InvalidMessage, NotFresh
@@ -24,6 +24,9 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_store import Generation, Key
 
+if TYPE_CHECKING:
+    from diptych.read_side.read_store import ReadSnapshot
+
 __all__ = [
     "EVENTUAL",
     "WAIT_S",
@@ -33,6 +36,7 @@ __all__ = [
     "Freshness",
     "HowFresh",
     "Requirement",
+    "Touching",
     "Verify",
     "check_wait",
 ]
@@ -54,6 +58,33 @@ Verify = Callable[[], Awaitable[None]]
 """Raises `HistoryDiverged` where something is not in the history any more."""
 
 
+class Touching(Protocol):
+    """Hears what one answer of a live query touches of a history."""
+
+    def is_shown(self, generation: Generation) -> bool:
+        """Whether a slice shows at least what the answer before it did, and what has woken it."""
+        ...
+
+    async def touches(
+        self,
+        snapshot: ReadSnapshot,
+        projection: Projection,
+        live: Sequence[Generation],
+        keys: Sequence[Key] | None,
+        moment: datetime | None,
+    ) -> None:
+        """Note that the rows of these keys are asked for, or any rows where there are none.
+
+        Args:
+            snapshot: where they are read.
+            projection: that feeds them.
+            live: all slices of their generation, one object in each snapshot.
+            keys: as they are stored.
+            moment: as of when they are shown; None where they do not expire.
+        """
+        ...
+
+
 class Requirement:
     """What the read models that an answer touches have to show.
 
@@ -65,9 +96,10 @@ class Requirement:
         recorded_before: every event that was recorded before this time; None asks for no time.
         strict: whether blocked keys are an error; an eventual answer only says that it is incomplete.
         overlay: up to where what is missing is folded onto the rows for this answer; None: it is waited for.
+        touching: hears what is touched, and asks for no less than it has seen; None unless the query is a live one.
     """
 
-    __slots__ = ("overlay", "place", "recorded_before", "strict", "verify", "wanted")
+    __slots__ = ("overlay", "place", "recorded_before", "strict", "touching", "verify", "wanted")
 
     def __init__(
         self,
@@ -84,6 +116,7 @@ class Requirement:
         self.verify: Verify | None = None
         self.recorded_before = recorded_before
         self.strict = strict
+        self.touching: Touching | None = None
 
 
 EVENTUAL = Requirement(strict=False)

@@ -209,7 +209,8 @@ class SnapshotReader:
         `stored` are the same keys as they are stored, if there are any.
         """
         projection = self._projection(model)
-        live, touched = await self._answering(projection, stored), self._touched.setdefault(projection.name, {})
+        whole = await self._answering(projection, stored)
+        live, touched = whole, self._touched.setdefault(projection.name, {})
         if keys is not None and len(live) > 1:
             live = [live[number] for number in {slice_of(key, len(live)) for key in keys}]
         missing = [slice for slice in live if slice.slice not in touched]
@@ -219,6 +220,10 @@ class SnapshotReader:
             self.incomplete = self.incomplete or bool(slice.stopped)
         if projection.name not in self._blocked:
             self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
+        touching = self._checks.requirement.touching
+        if touching is not None:
+            moment = None if projection.form.expiry is None else self._moment(projection)
+            await touching.touches(self._snapshot, projection, whole, None if keys is None else stored, moment)
         return projection
 
     async def _answering(self, projection: Projection, keys: Sequence[Key]) -> Sequence[Generation]:
@@ -234,7 +239,12 @@ class SnapshotReader:
 
     async def _require(self, projection: Projection, slices: Sequence[Generation], keys: Sequence[Key]) -> None:
         met = {place: await self._checks.is_met(slice) for place, slice in _by_place(slices)}
-        behind = [slice for slice in slices if not met[slice.checkpoint]]
+        touching = self._checks.requirement.touching
+        behind = [
+            slice
+            for slice in slices
+            if not met[slice.checkpoint] or (touching is not None and not touching.is_shown(slice))
+        ]
         if behind:
             self.behind = Behind(projection, behind, same_code=True, keys=keys)
             raise self.behind

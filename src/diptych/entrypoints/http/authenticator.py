@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from starlette.requests import HTTPConnection
 
+from diptych.entrypoints.http.event_stream import EventStream
 from diptych.entrypoints.http.problems import UNAUTHORIZED, Problem, problem_of
 from diptych.entrypoints.http.reply import Header, Reply
 from diptych.errors import Forbidden
@@ -107,8 +108,8 @@ class Guard:
         self._is_bearer = scheme.get("scheme", "").lower() == "bearer"
 
     async def reply(
-        self, scope: Scope, receive: Receive, proceed: Callable[[Scope, Receive], Awaitable[Reply]]
-    ) -> Reply:
+        self, scope: Scope, receive: Receive, proceed: Callable[[Scope, Receive], Awaitable[Reply | EventStream]]
+    ) -> Reply | EventStream:
         """The reply to a request whose sender is known; else the problem is raised."""
         try:
             scope[_ADMITTED] = await self._authenticator.authenticate(HTTPConnection(scope))

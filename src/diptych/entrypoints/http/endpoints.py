@@ -12,6 +12,7 @@ from diptych.entrypoints.http.authenticator import admitted
 from diptych.entrypoints.http.body import read_body
 from diptych.entrypoints.http.command_status import accepted_reply, receipt_json
 from diptych.entrypoints.http.decoding import MessageDecoder
+from diptych.entrypoints.http.event_stream import EventStream, Streams
 from diptych.entrypoints.http.field_errors import field_errors, invalid_message
 from diptych.entrypoints.http.problems import (
     HISTORY_PRUNED,
@@ -32,13 +33,15 @@ from diptych.entrypoints.http.request_headers import (
     consistency_token,
     idempotency_key,
     is_dry_run,
+    last_event_id,
     preferred_wait_s,
+    prefers_events,
     reason,
     responds_later,
     select,
     traceparent,
 )
-from diptych.errors import HistoryDiverged, HistoryPruned, InvalidMessage
+from diptych.errors import HistoryDiverged, HistoryPruned, InvalidMessage, StoreClosed
 from diptych.event_store.position import read_tokens
 from diptych.messages.codec import encode
 from diptych.messages.registry import MessageTypes
@@ -56,7 +59,9 @@ CURSOR = "cursor"
 
 _BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
 _COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match", b"reason", b"prefer"}
-_QUERY_HEADERS = _BODY_HEADERS | {b"consistency-token", b"prefer", b"if-none-match", b"as-of", b"accept-datetime"}
+_QUERY_HEADERS = _BODY_HEADERS | {
+    b"consistency-token", b"prefer", b"if-none-match", b"as-of", b"accept-datetime", b"accept", b"last-event-id",
+}  # fmt: skip
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
 _OF_THEN: Header = (b"vary", b"accept-datetime, as-of")
@@ -65,7 +70,7 @@ _OF_THEN: Header = (b"vary", b"accept-datetime, as-of")
 class Endpoint(Protocol):
     """Replies to the requests for one message."""
 
-    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply:
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream:
         """The reply; a problem is raised."""
         ...
 
@@ -159,21 +164,27 @@ class CommandEndpoint:
 
 
 class QueryEndpoint:
-    """`GET /queries/{Query}` with the fields in the query string, and `POST /queries/{Query}` with a body."""
+    """`GET /queries/{Query}` with the fields in the query string, and `POST /queries/{Query}` with a body.
 
-    def __init__(self, application: Application, cls: type[Any]) -> None:
+    Where `text/event-stream` is accepted, the answer and those that follow.
+    """
+
+    def __init__(self, application: Application, streams: Streams, cls: type[Any]) -> None:
         self._application = application
+        self._streams = streams
         self._cls = cls
         self._decoder = MessageDecoder(cls)
         self._parameters = parameters(cls)
         self._allowed = b"POST" if self._parameters is None else b"GET, HEAD, POST"
 
-    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply:
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream:
         """Answer the query."""
         found = select(scope["headers"], _QUERY_HEADERS)
-        token = consistency_token(found)
+        is_live = prefers_events(found)
+        token = (last_event_id(found) if is_live else None) or consistency_token(found)
         as_of = as_of_token(found)
-        wait_s = preferred_wait_s(found)
+        preferred_s = preferred_wait_s(found)
+        wait_s = WAIT_S if preferred_s is None else preferred_s
         data = await self._data(scope, receive, found)
         query = self._decoder.decode(data)
         for given in (token, as_of):
@@ -181,9 +192,9 @@ class QueryEndpoint:
                 _check_token(given)
         then = self._moment(token, as_of, accepted_datetime(found))
         try:
-            answer = await self._application.answer(
-                query, after=token, as_of=then, wait_s=WAIT_S if wait_s is None else wait_s
-            )
+            if is_live:
+                return await self._stream(query, token, then, wait_s, _applied(preferred_s))
+            answer = await self._application.answer(query, after=token, as_of=then, wait_s=wait_s)
         except InvalidMessage as error:
             raise _invalid(error, data, self._cls) from None
         except HistoryPruned as error:
@@ -200,8 +211,7 @@ class QueryEndpoint:
             headers.append((b"memento-datetime", format_datetime(then, usegmt=True).encode()))
         if answer.incomplete:
             headers.append(_INCOMPLETE)
-        if wait_s is not None:
-            headers.append((b"preference-applied", b"wait=%d" % wait_s))
+        headers += _applied(preferred_s)
         if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
             return Reply(304, b"", headers)
         return Reply(200, body, headers)
@@ -217,6 +227,23 @@ class QueryEndpoint:
             raise Problem(INVALID_HEADER, told, header="As-Of" if time is None else "Accept-Datetime")
         return as_of if time is None else min(time, self._application.now().replace(microsecond=0))
 
+    async def _stream(
+        self, query: Any, token: str | None, then: str | datetime | None, wait_s: float, headers: list[Header]
+    ) -> EventStream:
+        """The live query, once its first answer is there: until then it is refused like any other."""
+        if then is not None:
+            told = "What was then does not change: leave out As-Of and Accept-Datetime, or accept application/json"
+            raise Problem(INVALID_HEADER, told, header="Accept")
+        answers = self._application.subscribe(query, after=token, wait_s=wait_s)
+        try:
+            first = await anext(answers, None)
+            if first is None:
+                raise StoreClosed("the application is being closed")
+            return EventStream(answers, first, self._streams, headers)
+        except BaseException:
+            await answers.aclose()
+            raise
+
     async def _data(self, scope: Scope, receive: Receive, found: dict[bytes, bytes]) -> bytes:
         """The query as JSON: from the body, or from the query string."""
         if scope["method"] == "POST":
@@ -228,6 +255,11 @@ class QueryEndpoint:
         if errors:
             raise self._decoder.refusal(data, tuple(errors))
         return data
+
+
+def _applied(wait_s: int | None) -> list[Header]:
+    """What tells that a preference was applied."""
+    return [] if wait_s is None else [(b"preference-applied", b"wait=%d" % wait_s)]
 
 
 def _not_allowed(allowed: bytes) -> Problem:

@@ -227,7 +227,8 @@ def _body(cls: type, reference: Json) -> Json:
 
 
 def _query_headers() -> list[Json]:
-    return [ref("parameters", name) for name in ("ConsistencyToken", "AsOf", "AcceptDatetime", "Prefer", "IfNoneMatch")]
+    names = ("ConsistencyToken", "AsOf", "AcceptDatetime", "Prefer", "IfNoneMatch", "LastEventId")
+    return [ref("parameters", name) for name in names]
 
 
 def _query_parameters(cls: type, known: Mapping[str, Parameter]) -> list[Json]:
@@ -256,9 +257,9 @@ def _answers(answer: Json) -> Json:
     }
     return {
         "200": {
-            "description": "The answer",
+            "description": "The answer; where `Accept` prefers `text/event-stream`, it and those that follow",
             "headers": headers,
-            "content": {"application/json": {"schema": answer}},
+            "content": {"application/json": {"schema": answer}, "text/event-stream": parts.EVENTS},
         },
         "304": {
             "description": "Nothing that it shows has changed since the answer in If-None-Match",

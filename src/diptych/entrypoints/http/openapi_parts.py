@@ -12,7 +12,7 @@ from diptych.entrypoints.http.request_headers import (
 )
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
 
-__all__ = ["HEADERS", "HEALTH", "PARAMETERS", "RECEIPT", "STATUS", "VERDICT", "ref"]
+__all__ = ["EVENTS", "HEADERS", "HEALTH", "PARAMETERS", "RECEIPT", "STATUS", "VERDICT", "ref"]
 
 
 def ref(kind: str, name: str) -> Json:
@@ -78,6 +78,16 @@ STATUS: Json = {
 }
 
 
+EVENTS: Json = {
+    "schema": {
+        "type": "string",
+        "description": "Server-Sent Events: the answer as it is now, and again after each change of it. `data` is its "
+        "JSON, `id` its token, to go on from with `Last-Event-ID`. An event `incomplete` is an answer that lacks "
+        "events which could not be folded; an event `error` has a problem as its data, and is the last",
+    }
+}
+
+
 PARAMETERS: Json = {
     "DryRun": {
         "name": "dry-run",
@@ -119,6 +129,12 @@ PARAMETERS: Json = {
         "description": f"`wait=<seconds>` (RFC 7240): how long to wait, {WAIT_S:g} by default, {WAIT_S_MAX:g} at most",
         "schema": {"type": "string"},
         "example": "wait=10",
+    },
+    "LastEventId": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "Of a stream of events: the `id` of the last one received; the first one shows at least that",
+        "schema": {"type": "string"},
     },
     "IfNoneMatch": {
         "name": "If-None-Match",

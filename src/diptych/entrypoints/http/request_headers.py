@@ -32,7 +32,9 @@ __all__ = [
     "consistency_token",
     "idempotency_key",
     "is_dry_run",
+    "last_event_id",
     "preferred_wait_s",
+    "prefers_events",
     "reason",
     "responds_later",
     "select",
@@ -86,6 +88,7 @@ _wait = re.compile(
 _respond_async = re.compile(
     r'(?:^|,)\s*respond-async\s*(?:=\s*(?:""|1|true)\s*)?(?:;[^,]*)?(?=$|,)', re.IGNORECASE | re.ASCII
 )
+_weight = re.compile(r"(?:^|;)\s*q\s*=\s*([01](?:\.\d{0,3})?)\s*(?=$|;)", re.ASCII)
 _charset = re.compile(rb';\s*charset\s*=\s*"?([^";\s]+)"?', re.IGNORECASE)
 
 
@@ -156,6 +159,37 @@ def accepted_datetime(found: dict[bytes, bytes]) -> datetime | None:
         told = "An Accept-Datetime is a date like Sun, 06 Nov 1994 08:49:37 GMT (RFC 7089)"
         raise Problem(INVALID_HEADER, told, header="Accept-Datetime")
     return parsedate_to_datetime(text)
+
+
+def last_event_id(found: dict[bytes, bytes]) -> str | None:
+    """The token in a `Last-Event-ID`; None where there is none, or an empty one, which says that nothing was seen.
+
+    Raises:
+        Problem: it has other letters than tokens have.
+    """
+    raw = found.get(b"last-event-id", b"")
+    if not raw:
+        return None
+    token = raw.decode("latin-1")
+    if not _token.fullmatch(token):
+        raise Problem(INVALID_HEADER, "A Last-Event-ID is sent as it was received", header="Last-Event-ID")
+    return token
+
+
+def prefers_events(found: dict[bytes, bytes]) -> bool:
+    """Whether `Accept` names `text/event-stream`, and nothing that JSON is with as great a weight.
+
+    What takes anything (`*/*`) takes one answer.
+    """
+    raw = found.get(b"accept", b"")
+    if b"event-stream" not in raw.lower():
+        return False
+    weights = {"text/event-stream": 0.0, "application/json": 0.0}
+    for part in raw.decode("latin-1").lower().split(","):
+        media_type, _, rest = part.partition(";")
+        asked = _weight.search(rest)
+        weights[media_type.strip()] = 1.0 if asked is None else float(asked[1])
+    return weights["text/event-stream"] > weights["application/json"]
 
 
 def based_on(found: dict[bytes, bytes]) -> str | None:

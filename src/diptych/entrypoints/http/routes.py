@@ -17,6 +17,7 @@ from diptych.entrypoints.http.authenticator import Authenticator, Guard
 from diptych.entrypoints.http.body import ClientGone
 from diptych.entrypoints.http.command_status import COMMANDS, StatusEndpoint
 from diptych.entrypoints.http.endpoints import CommandEndpoint, Endpoint, Endpoints, QueryEndpoint
+from diptych.entrypoints.http.event_stream import EventStream, Streams
 from diptych.entrypoints.http.health import Ready, live
 from diptych.entrypoints.http.openapi import Document
 from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, Problem, problem_of, problem_reply
@@ -51,7 +52,8 @@ def http_app(application: Application, *, authenticator: Authenticator | None = 
     """
     guard = None if authenticator is None else Guard(authenticator)
     commands = Endpoints(lambda: application.commands, partial(CommandEndpoint, application))
-    queries = Endpoints(lambda: application.queries, partial(QueryEndpoint, application))
+    streams = Streams()
+    queries = Endpoints(lambda: application.queries, partial(QueryEndpoint, application, streams))
 
     def compile_endpoints() -> None:
         commands.compile()
@@ -81,6 +83,7 @@ def http_app(application: Application, *, authenticator: Authenticator | None = 
         exception_handlers={HTTPException: _no_route, Exception: _no_route},
     )
     app.router.redirect_slashes = False
+    app.state.streams = streams
     return app
 
 
@@ -118,7 +121,7 @@ class _ReplyingRoute(BaseRoute):
     def endpoint(self, scope: Scope) -> Endpoint:
         raise NotImplementedError
 
-    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream:
         return await self.endpoint(scope)(scope, receive)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -128,7 +131,11 @@ class _ReplyingRoute(BaseRoute):
             return
         except Exception as error:  # noqa: BLE001  # becomes a problem; logged where nobody foresaw it
             reply = problem_reply(problem_of(error))
-        await send_reply(send, reply, with_body=scope["method"] != "HEAD")
+        with_body = scope["method"] != "HEAD"
+        if isinstance(reply, EventStream):
+            await reply.send(receive, send, with_body=with_body)
+        else:
+            await send_reply(send, reply, with_body=with_body)
 
 
 class _HttpApp(Starlette):
@@ -171,7 +178,7 @@ class _MessageRoute(_ReplyingRoute):
         found = scope["type"] == "http" and _path(scope).startswith(self._prefix)
         return (Match.FULL if found else Match.NONE), {}
 
-    async def reply(self, scope: Scope, receive: Receive) -> Reply:
+    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream:
         """The endpoint's reply to whom the guard lets in."""
         if self._guard is None:
             return await super().reply(scope, receive)

@@ -1,6 +1,7 @@
 """The server: uvicorn, run inside a loop that is there already, and stopped so that whoever was being served is served.
 
-On a signal it takes no new connections, closes the idle ones, and answers the requests under way, for `STOP_S` at most.
+On a signal it takes no new connections, closes the idle ones, ends streams of events, and answers the requests under
+way, for `STOP_S` at most.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import uvicorn
 
 from diptych.application.application import Application
 from diptych.entrypoints.http.authenticator import Authenticator
+from diptych.entrypoints.http.event_stream import Streams
 from diptych.entrypoints.http.routes import health_app, http_app
 from diptych.errors import ConfigurationError
 
@@ -74,8 +76,9 @@ async def serve(
     """
     for_anyone = not messages or authenticator is not None
     listening = listening or listen(host, port, for_anyone=for_anyone)
+    app = http_app(application, authenticator=authenticator) if messages else health_app(application)
     config = uvicorn.Config(
-        http_app(application, authenticator=authenticator) if messages else health_app(application),
+        app,
         lifespan="off",
         ws="none",
         log_config=None,
@@ -90,16 +93,20 @@ async def serve(
     try:
         if not for_anyone:
             _check_is_loopback(host, listening.getsockname()[0])
-        await _Server(config, url_of(host, listening), on_ready).serve(sockets=[listening])
+        streams: Streams | None = getattr(app.state, "streams", None)
+        await _Server(config, url_of(host, listening), on_ready, streams).serve(sockets=[listening])
     finally:
         listening.close()
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, url: str, on_ready: Callable[[str], None] | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, url: str, on_ready: Callable[[str], None] | None, streams: Streams | None
+    ) -> None:
         super().__init__(config)
         self._url = url
         self._on_ready = on_ready
+        self._streams = streams
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -115,6 +122,8 @@ class _Server(uvicorn.Server):
             raise
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._streams is not None:
+            self._streams.end()  # they would not end by themselves
         await super().shutdown(sockets)
         for connection in list(self.server_state.connections):  # past the limit: they were told, by the cancelled task
             connection.transport.close()
