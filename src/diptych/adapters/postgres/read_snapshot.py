@@ -260,6 +260,7 @@ class SnapshotTurn:
         """Give it back."""
         assert self._snapshot is not None
         assert self._lent is not None
+        self._snapshot.is_over = True
         link, used_by_hand = self._snapshot.connection, self._snapshot.used_by_hand
         in_doubt = isinstance(error, (StoreUnavailable, *DRIVER_ERRORS)) or not isinstance(error, (Exception, NoneType))
         if used_by_hand or in_doubt:
@@ -277,11 +278,13 @@ class PostgresReadSnapshot:
     Attributes:
         connection: the read-only connection itself.
         used_by_hand: whether SQL written by hand ran on it.
+        is_over: whether the connection is given back.
     """
 
     def __init__(self, link: Link, pool: Snapshots) -> None:
         self.connection = link
-        self.used_by_hand = False
+        self.used_by_hand = self.is_over = False
+        self._turn = asyncio.Lock()  # a handler may ask for several things at once, and there is one connection
         self._catalog = pool.catalog
         self._builds = pool.builds
         self._url = pool.url
@@ -459,6 +462,11 @@ class PostgresReadSnapshot:
 
     async def _run_by_hand(self, text: str, given: Sequence[Any]) -> tuple[list[str], list[asyncpg.Record]]:
         """Run a statement, and take back whatever settings it changed; the snapshot goes on."""
+        async with self._turn:
+            self._check_open()
+            return await self._run_alone_by_hand(text, given)
+
+    async def _run_alone_by_hand(self, text: str, given: Sequence[Any]) -> tuple[list[str], list[asyncpg.Record]]:
         self.used_by_hand = True
         link, timeout = self.connection, READ_S_MAX + ANSWER_S_MAX
         settings = f"{_PLAN_FREELY}; SET LOCAL search_path = {self._catalog.schema}; SAVEPOINT by_hand"
@@ -510,10 +518,17 @@ class PostgresReadSnapshot:
             self._plans_freely = True
 
     async def _run(self, statements: str) -> None:
-        try:
-            await self.connection.execute(statements, timeout=ANSWER_S_MAX)
-        except DRIVER_ERRORS as error:
-            raise (failure(self._url, error) or error) from error
+        async with self._turn:
+            self._check_open()
+            try:
+                await self.connection.execute(statements, timeout=ANSWER_S_MAX)
+            except DRIVER_ERRORS as error:
+                raise (failure(self._url, error) or error) from error
+
+    def _check_open(self) -> None:
+        """What a caller has begun and not waited for must not run on a connection that is somebody else's by now."""
+        if self.is_over:
+            raise StoreUnavailable("this snapshot is over: whoever asked for it has not waited for all that they read")
 
     async def _rows(self, table: StoredTable, statement: str, *given: Any) -> list[asyncpg.Record]:
         """Rows of a generation; its table is gone where it was replaced long ago for everybody else."""
@@ -528,9 +543,11 @@ class PostgresReadSnapshot:
 
     async def _fetch(self, statement: str, *given: Any) -> list[asyncpg.Record]:
         self._has_read = True
-        try:
-            return await self.connection.fetch(statement, *given, timeout=READ_S_MAX + ANSWER_S_MAX)
-        except asyncpg.QueryCanceledError as error:
-            raise Overloaded("READ_S_MAX", READ_S_MAX) from error
-        except DRIVER_ERRORS as error:
-            raise (failure(self._url, error) or error) from error
+        async with self._turn:
+            self._check_open()
+            try:
+                return await self.connection.fetch(statement, *given, timeout=READ_S_MAX + ANSWER_S_MAX)
+            except asyncpg.QueryCanceledError as error:
+                raise Overloaded("READ_S_MAX", READ_S_MAX) from error
+            except DRIVER_ERRORS as error:
+                raise (failure(self._url, error) or error) from error
