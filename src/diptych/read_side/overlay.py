@@ -9,6 +9,7 @@ It is the fold of the projector, over the same rows, with nothing written.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
@@ -97,6 +98,7 @@ class OverlaidSnapshot:
         self._until = until
         self._checks = checks
         self._lacking: dict[str, _Lacking] = {}
+        self._turn = asyncio.Lock()  # a handler may ask for several things at once; they are folded one by one
 
     async def slices(
         self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
@@ -182,7 +184,7 @@ class OverlaidSnapshot:
         Raises:
             CannotOverlay: some are.
         """
-        for name, lacking in self._lacking.items():
+        for name, lacking in tuple(self._lacking.items()):
             if await self._changed(name):
                 raise _cannot(lacking.projection, "SQL reads rows as they are stored")
         return await self._snapshot.sql(statement, parameters, columns, moments)
@@ -197,19 +199,23 @@ class OverlaidSnapshot:
     async def _changed(self, name: str, keys: Sequence[Key] | None = None) -> Mapping[Key, Row | None]:
         """The rows, of these keys and perhaps of others, that are not in the store yet as they will be; of all keys."""
         lacking = self._lacking[name]
-        if lacking.keys is None or (keys is not None and lacking.keys.issuperset(keys)):
+        async with self._turn:
+            if lacking.keys is None or (keys is not None and lacking.keys.issuperset(keys)):
+                return lacking.rows
+            tagged = None if keys is None or len(keys) > KEYS_BY_TAG_MAX else lacking.projection.query_of(keys)
+            if keys is None or tagged is None:
+                lacking.rows, lacking.keys = await self._folded(lacking, lacking.projection.query), None
+            else:
+                lacking.rows |= await self._folded(lacking, tagged, frozenset(keys))
+                lacking.keys.update(keys)
             return lacking.rows
-        tagged = None if keys is None or len(keys) > KEYS_BY_TAG_MAX else lacking.projection.query_of(keys)
-        if keys is None or tagged is None:
-            lacking.rows = await self._folded(lacking, lacking.projection.query)
-            lacking.keys = None
-        else:
-            lacking.rows |= await self._folded(lacking, tagged)
-            lacking.keys.update(keys)
-        return lacking.rows
 
-    async def _folded(self, lacking: _Lacking, query: EventQuery) -> dict[Key, Row | None]:
+    async def _folded(
+        self, lacking: _Lacking, query: EventQuery, keys: Collection[Key] | None = None
+    ) -> dict[Key, Row | None]:
         """The rows after the events of a query that they lack; None for those that there are none of any more.
+
+        With `keys` those of them alone: of other rows not all events may be here.
 
         Raises:
             CannotOverlay: there are too many, or one of them cannot be folded.
@@ -225,20 +231,24 @@ class OverlaidSnapshot:
         for slice in lacking.slices:
             slice.discards = discards
             try:
-                rows |= await self._fold(slice, found.events)
+                rows |= await self._fold(slice, found.events, keys)
             except POISON as error:
                 raise _cannot(projection, told(error)) from error
         return rows
 
-    async def _fold(self, slice: Slice, events: Sequence[RecordedEvent]) -> dict[Key, Row | None]:
+    async def _fold(
+        self, slice: Slice, events: Sequence[RecordedEvent], keys: Collection[Key] | None
+    ) -> dict[Key, Row | None]:
         projection, form = slice.projection, slice.projection.form
         lacked = [event for event in events if event.position > slice.position]
         planned = plan_steps(projection, decoded(self._overlay.history, lacked, in_context=projection.takes_context))
         if planned.stopped:
             raise _cannot(projection, planned.stopped)
         steps = slice.owned(planned.steps)
-        keys = keys_to_load(steps, slice.blocked)
-        loaded = await self._snapshot.get_many(projection.name, keys) if keys else {}
+        if keys is not None:
+            steps = [step for step in steps if step.key in keys]
+        stored = keys_to_load(steps, slice.blocked)
+        loaded = await self._snapshot.get_many(projection.name, stored) if stored else {}
         owns = None if slice.generation.slices == 1 else slice.owns
         folded = fold_steps(projection, steps, loaded, slice.blocked, slice.discards, owns)
         if folded.block:
