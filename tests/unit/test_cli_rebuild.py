@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,35 @@ def test_it_does_not_ask_where_nobody_sits(project: Project) -> None:
     code, out, err = project.run("rebuild", "Seats", project.context, "--diff")
     assert (code, out) == (2, "")
     assert "give --yes or --dry-run" in err
+
+
+class Gone(Terminal):
+    """Somebody who ends the command instead of answering."""
+
+    def readline(self, size: int | None = -1, /) -> str:  # type: ignore[override]  # as of io.StringIO
+        signal.raise_signal(signal.SIGINT)
+        return super().readline(-1 if size is None else size)
+
+
+@pytest.mark.parametrize(("terminal", "expected"), [(Gone("y\n"), 130), (Terminal(""), 1)])
+def test_no_answer_is_no_yes(
+    project: Project, monkeypatch: pytest.MonkeyPatch, terminal: Terminal, expected: int
+) -> None:
+    """Ctrl-C ends the command at once, the end of the input is a no; what was built is dropped."""
+    monkeypatch.setattr(sys, "stdin", terminal)
+    code, _, err = project.run("rebuild", "changed", changed(project), "--diff")
+    assert code == expected
+    assert "unexpected" not in err
+    assert (seats(project, project.context), seats(project, changed(project))) == ("live", "other code")
+
+
+def test_as_json_stdout_is_json(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is for people is on stderr then, the question included."""
+    monkeypatch.setattr(sys, "stdin", Terminal("y\n"))
+    code, out, err = project.run("rebuild", "changed", changed(project), "--diff", "--json")
+    assert (code, [json.loads(line)["changed"] for line in out.splitlines()]) == (0, [2])
+    assert "[y/N]" in err
+    assert "is rebuilt up to position 3" in err
+    code, out, err = project.run("rebuild", "changed", changed(project), "--diff", "--json", "--yes")
+    assert (code, out) == (0, "")
+    assert "nothing to rebuild" in err

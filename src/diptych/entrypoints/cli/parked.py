@@ -22,6 +22,7 @@ from diptych.entrypoints.cli.options import (
     fields_of,
     settings_of,
 )
+from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
@@ -257,8 +258,7 @@ async def _unbuilt(partition: Follower) -> str:
 
 def _confirmed(item: ParkedDetails) -> bool:
     screen.output().print(_table([item]))
-    screen.output().print(f"Leave {item.type} out of {item.name} {item.key} for good? [y/N] ", end="")
-    return input().strip().lower() in {"y", "yes"}
+    return confirmed(f"Leave {item.type} out of {item.name} {item.key} for good?")
 
 
 def _say(dealt: Dealt, done: str, at_once: str, as_command: str) -> int:

@@ -21,6 +21,7 @@ from diptych.entrypoints.cli.options import (
     StoreOptions,
     settings_of,
 )
+from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
@@ -109,8 +110,7 @@ async def _pruned(settings: Settings, event: str, moment: datetime, *, dry_run: 
 def _confirmed(would: PruneReport) -> bool:
     what = " and ".join(_events(name, events) for name, events in would.pruned.items())
     up_to = f"up to position {screen.count(would.until)}"
-    screen.output().print(f"Drop the data of {what}, {up_to}, for good? [y/N] ", end="")
-    return input().strip().lower() in {"y", "yes"}
+    return confirmed(f"Drop the data of {what}, {up_to}, for good?")
 
 
 def _show(found: PruneReport, *, dry_run: bool) -> None:

@@ -21,11 +21,14 @@ from diptych.entrypoints.cli.options import (
     StoreOptions,
     settings_of,
 )
+from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from diptych.application.follower import Follower
     from diptych.application.status import ProjectionStatus
     from diptych.read_side.comparison import Comparison, RowDifference
@@ -94,8 +97,12 @@ class _Asking:
             _show(found)
         if self.dry or not self._ask:
             return not self.dry
-        screen.output().print(f"Switch to the new rows of {found.read_model}? [y/N] ", end="")
-        return input().strip().lower() in {"y", "yes"}
+        return confirmed(f"Switch to the new rows of {found.read_model}?", self.people)
+
+    @property
+    def people(self) -> Console:
+        """Where people are told: with JSON not on stdout."""
+        return screen.errors() if self.json else screen.output()
 
 
 async def _rebuilt(settings: Settings, wanted: str, asking: _Asking) -> int:
@@ -108,7 +115,7 @@ async def _rebuilt(settings: Settings, wanted: str, asking: _Asking) -> int:
         else:
             names = [choose("read model", wanted, known)]
         if not names:
-            screen.output().print("The rows of every read model are of this code: there is nothing to rebuild.")
+            asking.people.print("The rows of every read model are of this code: there is nothing to rebuild.")
         declined = [name for name in names if not await _one(partition, known[name], asking)]
     return FAILED if declined and asking.compare and not asking.dry else 0
 
@@ -132,12 +139,11 @@ async def _one(partition: Follower, status: ProjectionStatus, asking: _Asking) -
         position = await partition.rebuilds.rebuild(name, bar, approve=approve if asking.compare else None)
     took_s = time.perf_counter() - started
     if position is None:
-        if not asking.json:
-            screen.output().print(f"{name} is as it was.")
+        asking.people.print(f"{name} is as it was.")
         return False
     done = f"{name} is rebuilt up to position {screen.count(position)}, in {took_s:.1f} s."
     restart = " Restart with this code what still runs the other: it has lost these rows." if others else ""
-    screen.output().print(done + restart, soft_wrap=True)
+    asking.people.print(done + restart, soft_wrap=True)
     return True
 
 

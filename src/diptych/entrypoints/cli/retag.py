@@ -18,6 +18,7 @@ from diptych.entrypoints.cli.options import (
     LogOptions,
     PartitionOptions,
 )
+from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings, settled
 from diptych.entrypoints.cli.signals import run_async
 from diptych.messages.codec import encode
@@ -135,7 +136,4 @@ def _tell_done(found: Sequence[RetaggedType]) -> None:
 
 
 def _confirmed() -> bool:
-    screen.output().print(
-        "Whatever has this store open appends nothing any more, until it is started again. Begin? [y/N] ", end=""
-    )
-    return input().strip().lower() in {"y", "yes"}
+    return confirmed("Whatever has this store open appends nothing any more, until it is started again. Begin?")

@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["INTERRUPTED", "STOP_S_MAX", "TERMINATED", "Terminated", "run_async"]
+__all__ = ["INTERRUPTED", "STOP_S_MAX", "TERMINATED", "Terminated", "ended_by_signals", "run_async"]
 
 STOP_S_MAX = 20.0
 """Seconds from the signal to the end of the process, however much is under way."""
@@ -73,6 +73,15 @@ async def _stopped_by_signals(work: Callable[[], Awaitable[T]]) -> T:
             if not came:
                 raise
             raise (KeyboardInterrupt if came[0] == signal.SIGINT else Terminated) from None
+
+
+def ended_by_signals() -> AbstractContextManager[None]:
+    """A block that waits for somebody, and holds the event loop up: a signal raises what ends the work, in it."""
+    return _handling(_raise)
+
+
+def _raise(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
 
 def _end(number: int, why: str) -> None:
