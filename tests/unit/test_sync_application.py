@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import pytest
 from anyio.lowlevel import checkpoint
 
-from diptych import BoundedContext, ConfigurationError, NotFresh, Rejected, SyncApplication
+from diptych import BoundedContext, ConfigurationError, NotFresh, Query, Rejected, SyncApplication
 from diptych.errors import StoreClosed
 from tests.school import CourseId, Enrol, OpenCourse, Seats, SeatsOf, StudentId, school, with_seats
 
@@ -152,3 +154,28 @@ def test_a_live_query_blocks_until_there_is_the_next_answer(store_url: str) -> N
         assert ended.result(WAIT_S) == []
     with pytest.raises(StoreClosed):
         next(app.subscribe(SeatsOf(course=PYTHON)))
+
+
+def test_a_live_query_that_nobody_holds_is_let_go_of_in_any_thread(store_url: str) -> None:
+    """The garbage collector may end it in the very thread that it would wait for."""
+    made = context()
+
+    class Swept(Query[int]):
+        """How much the garbage collector has found."""
+
+    @made.query_handler
+    async def swept(query: Swept) -> int:
+        return gc.collect()
+
+    def abandon() -> Seats | None:
+        with SyncApplication(made, store=store_url) as app:
+            circle: list[object] = [app.subscribe(SeatsOf(course=PYTHON))]
+            circle.append(circle)
+            next(cast("Generator[object]", circle[0]))
+            del circle
+            app.query(Swept())
+            return app.query(SeatsOf(course=PYTHON))
+
+    gone: Future[Seats | None] = Future()
+    threading.Thread(target=lambda: gone.set_result(abandon()), daemon=True).start()
+    assert gone.result(WAIT_S) is None

@@ -81,6 +81,7 @@ class SyncApplication:
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
         self._turn = threading.Lock()  # so that no call slips in behind the last one that close() answers
 
     def __enter__(self) -> Self:
@@ -235,7 +236,7 @@ class SyncApplication:
                 while (answer := self._call(_next(answers))) is not None:
                     yield answer
             finally:
-                self._call(_leave(answers))
+                self._let_go(answers)
 
     async def _subscribe(
         self, query: Query[R], after: Receipt | Answer[Any] | str | None, wait_s: float
@@ -292,6 +293,18 @@ class SyncApplication:
             raise
         except concurrent.futures.CancelledError as error:
             raise StoreClosed("the application was closed while this call waited") from error
+
+    def _let_go(self, answers: AsyncGenerator[object]) -> None:
+        """End a live query, without a wait: it may be the garbage collector that ends it, in the loop's own thread."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # the loop is closed, and so is every live query
+                loop.call_soon_threadsafe(self._leave_soon, answers)
+
+    def _leave_soon(self, answers: AsyncGenerator[object]) -> None:
+        task = asyncio.get_running_loop().create_task(_leave(answers))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     def _refusal(self) -> str:
         if self._loop is None or self._thread is None:
