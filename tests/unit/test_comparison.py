@@ -191,3 +191,16 @@ async def test_rows_are_compared_where_both_are_while_the_live_ones_go_on(store_
             found = await looking.rebuilds.compare("Stock")
             assert found.same
             assert found.position <= receipt.position
+
+
+async def test_a_comparison_leaves_the_builds_of_others_alone(store_url: str) -> None:
+    """Whoever only looks takes away nothing that another process is building."""
+    await kept_by(plain(), store_url, ("a", 1))
+    async with (
+        Application(plain(), store=store_url) as server,
+        Application(sold_out_is_gone(), store=store_url, projecting=False) as other,
+    ):
+        projector = server.partition().projector
+        (made,) = await projector.create(projector.slices[0].projection, live=False, anew=True, slices=1)
+        assert not (await other.partition().rebuilds.compare("Stock")).same
+        assert made.number in {found.number for found in await server.partition().read_store.generations()}

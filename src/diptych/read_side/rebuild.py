@@ -53,6 +53,7 @@ class Rebuilds:
         """
         async with self._turn:
             projection = self._projection(name)
+            await self._clear(projection)
             if approve is None:
                 until = await self._answering(projection)
                 fresh: Sequence[Slice] = await self._built(projection, projection.partitions, until, progress)
@@ -69,7 +70,7 @@ class Rebuilds:
     async def compare(self, name: str, progress: Progress | None = None) -> Comparison:
         """Compare the rows that answer, whatever code has folded them, with a fresh fold of this code at one position.
 
-        Raises as `rebuild` does; nothing is changed.
+        Raises as `rebuild` does; nothing is changed, and what others are building meanwhile is left alone.
         """
         async with self._turn:
             comparison, fresh = await self._compared(self._projection(name), progress)
@@ -148,7 +149,6 @@ class Rebuilds:
         self, projection: Projection, slices: int, until: Position, progress: Progress | None
     ) -> list[Slice]:
         """A new generation, folded up to a position; the live one has its turn between batches."""
-        await self._clear(projection)
         made = await self._projector.create(projection, live=False, anew=True, slices=slices)
         fresh = [Slice(projection, generation, target=Position(1 << 62)) for generation in made]
         for slice in fresh:
