@@ -204,3 +204,16 @@ async def test_a_comparison_leaves_the_builds_of_others_alone(store_url: str) ->
         (made,) = await projector.create(projector.slices[0].projection, live=False, anew=True, slices=1)
         assert not (await other.partition().rebuilds.compare("Stock")).same
         assert made.number in {found.number for found in await server.partition().read_store.generations()}
+
+
+async def test_what_has_become_live_while_it_was_compared_is_not_dropped(store_url: str) -> None:
+    """A server that begins with the new code goes on with the build that is there."""
+    await kept_by(plain(), store_url, ("a", 1))
+    async with Application(sold_out_is_gone(), store=store_url, projecting=False) as asking:
+        rebuilds = asking.partition().rebuilds
+        compared = await rebuilds._compared(rebuilds._projection("Stock"), None)  # pyright: ignore[reportPrivateUsage]
+        async with Application(sold_out_is_gone(), store=store_url) as server:
+            await server.projected()
+            await rebuilds._drop(compared[1])  # pyright: ignore[reportPrivateUsage]
+            receipt = await server.execute(Count(item=ItemId("a"), amount=2))
+            assert await server.query(StockOf(item=ItemId("a")), after=receipt) == Stock(item=ItemId("a"), amount=4)

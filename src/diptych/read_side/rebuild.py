@@ -127,7 +127,9 @@ class Rebuilds:
 
     async def _drop(self, fresh: Sequence[Slice]) -> None:
         generation = fresh[0].generation
-        await self._read_store.drop_generation(generation.name, generation.number)
+        answering = {found.number for found in await self._live(generation.name)}
+        if generation.number not in answering:  # a process that began with this code meanwhile goes on with it
+            await self._read_store.drop_generation(generation.name, generation.number)
 
     def _projection(self, name: str) -> Projection:
         known = {slice.projection.name: slice.projection for slice in self._projector.slices}
