@@ -515,7 +515,7 @@ class UnreadableEvent(HistoryError):
 
 
 class NewerHistory(UnreadableEvent, Unavailable):
-    """Newer code has stored an event that has to be read: ask a process that runs that code."""
+    """Newer code has stored an event that has to be read, or that only its model folds: ask a process that runs it."""
 
 
 class HistoryPruned(UnreadableEvent):

@@ -21,14 +21,18 @@ from diptych.adapters.postgres.event_store import connect
 from diptych.adapters.postgres.grants import Role, role_name
 from diptych.adapters.postgres.known_types import register_statement
 from diptych.adapters.postgres.read_store import PostgresReadStore
+from diptych.application.registration import decided_models, event_types
 from diptych.clock import SystemClock
-from diptych.errors import ConfigurationError
+from diptych.errors import ConfigurationError, NotGranted
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import StoredType
+from diptych.event_store.model_unions import ModelUnion
 from diptych.event_store.position import START
 from diptych.event_store.timestamp import to_microseconds
 from diptych.testing.contracts.event_store_case import append_one, commit, event, history_of, opened
 from diptych.testing.contracts.read_store_cases import ARTICLES, NAME, SEATS, build, create, rows_of, write
+from diptych.write_side.known_models import KnownModels
+from tests import outgrown_orders
 from tests.faults.counting import CounterId, Increment, counting
 from tests.postgres_server import (
     GIVEN,
@@ -67,7 +71,17 @@ TRIED = {
 """What is tried with every table and view of both schemas."""
 CHANGED = "SELECT INSERT UPDATE LOCK DELETE"
 ALL = f"{CHANGED} TRUNCATE ALTER DROP"
-HISTORY = ("migrations", "history", "event_types", "event_versions", "events", "tags", "event_tags", "horizons")
+HISTORY = (
+    "migrations",
+    "history",
+    "event_types",
+    "event_versions",
+    "events",
+    "tags",
+    "event_tags",
+    "horizons",
+    "model_unions",
+)
 SHOWN = (
     "diptych_projections",
     "diptych_generations",
@@ -354,6 +368,26 @@ async def owners(url: str) -> dict[str, str]:
             parse_url(url).schema,
         )
         return {row[0]: row[1] for row in rows}
+
+
+@pytest.mark.parametrize("role", ["reader", "projector"])
+async def test_g13_whoever_adds_nothing_leaves_to_others_what_models_fold(role: Role) -> None:
+    """It learns what is kept, and is refused where it would keep some itself."""
+    url = await new_granted_store()
+    contexts = [outgrown_orders.newer()]
+    folds = decided_models(contexts, event_types(contexts))
+    async with (
+        opened(connect(as_role(url, "writer"), SystemClock())) as writer,
+        opened(connect(as_role(url, role), SystemClock())) as store,
+    ):
+        assert await writer.keep_models([ModelUnion("orders.Other", 1, ())], b"")
+        kept = await store.stored_models()
+        known = KnownModels(folds, store, lambda: None)
+        await known.open()
+        assert known.mark == kept.mark
+        with pytest.raises(NotGranted):
+            await store.keep_models([ModelUnion("orders.Order", 1, ())], kept.mark)
+        assert await writer.stored_models() == kept
 
 
 async def test_what_one_worker_made_another_one_replaces_and_drops(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from diptych.event_store.event_store import (
     ModelState,
     StoredType,
 )
+from diptych.event_store.model_unions import NONE_KEPT, ModelUnion
 from diptych.event_store.position import Position
 from diptych.event_store.tagging import UNTOUCHED
 from diptych.testing.contracts.event_store_case import append_one, commit, condition, event, expect, history_of
@@ -305,10 +306,33 @@ async def test_a_file_of_before_schemas_were_kept_is_upgraded(path: Path, store:
 
 def as_version_2(shell: sqlite3.Connection) -> None:
     """Make of a file what Diptych made before it kept schemas and horizons."""
+    as_version_3(shell)
     for table, column in ("history", "tagging"), ("history", "unfinished"), ("event_versions", "facts"):
         shell.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
     shell.execute("DROP TABLE horizons")
     shell.execute("PRAGMA user_version = 2")
+
+
+def as_version_3(shell: sqlite3.Connection) -> None:
+    """Make of a file what Diptych made before it kept which events models fold."""
+    shell.execute("DROP TABLE model_unions")
+    shell.execute("ALTER TABLE history DROP COLUMN models")
+    shell.execute("PRAGMA user_version = 3")
+
+
+async def test_a_file_of_before_models_were_kept_is_upgraded(path: Path, store: SqliteEventStore) -> None:
+    """It keeps what it has; nothing is known of models until some are kept."""
+    await append_one(store, event("A"))
+    await store.close()
+    shell = by_hand(path)
+    as_version_3(shell)
+    shell.close()
+    await store.open()
+    assert await store.stored_models() == NONE_KEPT
+    order = ModelUnion("shop.Order", 1, ("A",))
+    assert await store.keep_models([order], b"")
+    found = await store.stored_models()
+    assert (found.models, [recorded.type for recorded in await history_of(store)]) == ((order,), ["A"])
 
 
 async def test_another_applications_file_is_left_alone(path: Path) -> None:

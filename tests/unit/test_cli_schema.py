@@ -81,7 +81,11 @@ def test_check_passes_where_the_code_reads_everything(project: Project) -> None:
     """Exit code 0, for people and for machines."""
     assert project.run("schema", "check") == (0, "3 events of 2 types and versions: all can be read\n", "")
     code, out, err = project.run("schema", "check", "--json")
-    assert (code, json.loads(out), err) == (0, {"events": 3, "types": 2, "breaks": [], "ignored": [], "split": []}, "")
+    assert (code, json.loads(out), err) == (
+        0,
+        {"events": 3, "types": 2, "breaks": [], "ignored": [], "split": [], "lacking": []},
+        "",
+    )
 
 
 def test_check_fails_with_what_breaks_and_what_to_write(project: Project) -> None:
@@ -142,3 +146,71 @@ def test_check_needs_code(project: Project) -> None:
     code, _, err = project.run("schema", "check")
     assert code == 1
     assert "which bounded context?" in err
+
+
+ORDER = """
+
+class Course(DecisionModel[CourseId]):
+    enrolled: int = 0
+
+    def evolve(self, event: Enrolled | Audited) -> "Course":
+        return self
+
+
+"""
+
+
+def deciding(project: Project, folds: str, version: int = 1) -> str:
+    """The project's context, where enrolling is decided on a model that folds these; its name for the command line."""
+    source = (project.folder / f"{project.module}.py").read_text()
+    model = ORDER.replace("Enrolled | Audited", folds).replace("[CourseId])", f"[CourseId], version={version})")
+    source = source.replace("import BoundedContext,", "import DecisionModel, BoundedContext,")
+    source = source.replace("class Audit(Command):", f"{model}class Audit(Command):")
+    source = source.replace("def enrol(command: Enrol)", "def enrol(command: Enrol, course: Course)")
+    name = f"{project.module}_deciding{next(_LATER)}"
+    (project.folder / f"{name}.py").write_text(source)
+    return f"{name}:school"
+
+
+def run_once(project: Project, app: str) -> None:
+    """Open the store with this code."""
+    context = importlib.import_module(app.partition(":")[0]).school
+    with SyncApplication(context, store=STORE):
+        pass
+
+
+def test_show_lists_what_models_fold(project: Project) -> None:
+    """As the store keeps it, under the types."""
+    run_once(project, deciding(project, "Enrolled | Audited", version=2))
+    lines = [line.split() for line in project.run("schema", "show").out.splitlines()]
+    assert ["school.Course", "school.Audited", "school.Enrolled", "2"] in lines
+    last = json.loads(project.run("schema", "show", "--json").out.splitlines()[-1])
+    assert last == {"model": "school.Course", "version": 2, "folds": ["school.Audited", "school.Enrolled"]}
+
+
+def test_check_tells_of_models_that_fold_less_than_newer_code(project: Project) -> None:
+    """Where there are such events it fails; a higher version says that they are left out on purpose."""
+    run_once(project, deciding(project, "Enrolled | Audited"))
+    less = deciding(project, "Enrolled")
+    code, out, _ = project.run("schema", "check", less)
+    assert code == 1
+    told = "school.Course: newer code's model folds school.Audited as well, and there are such events."
+    assert told in out
+    assert "say version=2 in the class statement" in out
+    found = json.loads(project.run("schema", "check", less, "--json").out)["lacking"]
+    assert found == [{"model": "school.Course", "version": 1, "types": ["school.Audited"], "stored": True}]
+    assert project.run("schema", "check", deciding(project, "Enrolled", version=2)).code == 0
+    findings = [json.loads(line) for line in project.run("check", less, "--json").out.splitlines()]
+    assert ("model-outgrown", "error") in [(each["code"], each["severity"]) for each in findings]
+
+
+def test_check_passes_where_nothing_is_lacking_yet(project: Project) -> None:
+    """It says so all the same."""
+    newer = deciding(project, "Enrolled | Later")
+    folder = project.folder / f"{newer.partition(':')[0]}.py"
+    later = "class Later(Event):\n    course: CourseId\n\n\nclass Enrolled(Event):"
+    folder.write_text(folder.read_text().replace("class Enrolled(Event):", later))
+    run_once(project, newer)
+    code, out, _ = project.run("schema", "check", deciding(project, "Enrolled"))
+    assert code == 0
+    assert "folds school.Later as well, though no such event is stored" in out

@@ -25,6 +25,7 @@ from diptych.event_store.event_store import (
     StoredType,
     TypeFacts,
 )
+from diptych.event_store.model_unions import ModelUnion
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.tagging import UNTOUCHED
@@ -400,3 +401,40 @@ async def test_schemas_that_come_later_are_copied() -> None:
     await source.keep_facts(await source.stored_types(), [TypeFacts((first, later), ())])
     await copy_history(source, target, quietly)
     assert await target.stored_types() == await source.stored_types()
+
+
+# ── which events models fold ─────────────────────────────────────────────────
+
+
+async def test_what_is_kept_of_models_is_copied() -> None:
+    """Else an older process would decide on the copy without the events that only newer code folds."""
+    source, target = await holding(original()), await opened_store()
+    order = ModelUnion("shop.Order", 1, ("A", "B"))
+    await source.keep_models([order], b"")
+    await copy_history(source, target, quietly)
+    assert (await target.stored_models()).models == (order,)
+    mark = (await target.stored_models()).mark
+    await copy_history(source, target, quietly)
+    assert (await target.stored_models()).mark == mark, "nothing was new"
+
+
+async def test_what_is_kept_of_models_in_both_is_joined() -> None:
+    """An application was opened on the copy already; neither one's events are forgotten, and a higher version wins."""
+    source, target = await holding(original()), await opened_store()
+    here = [ModelUnion("shop.Order", 1, ("A",)), ModelUnion("shop.Stock", 2, ("A",))]
+    there = [ModelUnion("shop.Order", 1, ("B",)), ModelUnion("shop.Stock", 1, ("B",)), ModelUnion("shop.New", 1, ())]
+    await source.keep_models(here, b"")
+    await target.keep_models(there, b"")
+    await copy_history(source, target, quietly)
+    assert (await target.stored_models()).models == (there[2], ModelUnion("shop.Order", 1, ("A", "B")), here[1])
+
+
+async def test_a_comparison_notices_that_something_is_not_kept_of_models() -> None:
+    """What the target keeps beyond is no difference: its own application may have brought it."""
+    source, target = await holding(original()), await opened_store()
+    at = await copy_history(source, target, quietly)
+    await target.keep_models([ModelUnion("shop.Stock", 1, ("A",))], b"")
+    assert (await compare(source, target, at, quietly)).difference is None
+    await source.keep_models([ModelUnion("shop.Order", 1, ("A",))], b"")
+    found = await compare(source, target, at, quietly)
+    assert found.difference == "the target lacks what is kept of the events that the model shop.Order folds"

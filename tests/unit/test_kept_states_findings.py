@@ -630,9 +630,9 @@ async def test_a_schema_of_before_is_migrated_and_keeps_states_from_then_on() ->
         await app.execute(Take(clerk=CLERK))
     await run(
         url,
-        f"DROP TABLE {quoted}.model_states, {quoted}.horizons",
-        f"DROP FUNCTION {quoted}.keep_facts",
-        f"ALTER TABLE {quoted}.history DROP COLUMN tagging, DROP COLUMN unfinished",
+        f"DROP TABLE {quoted}.model_states, {quoted}.horizons, {quoted}.model_unions",
+        f"DROP FUNCTION {quoted}.keep_facts, {quoted}.keep_models",
+        f"ALTER TABLE {quoted}.history DROP COLUMN tagging, DROP COLUMN unfinished, DROP COLUMN models",
         f"ALTER TABLE {quoted}.event_versions DROP COLUMN facts",
         f"DELETE FROM {quoted}.migrations WHERE store = 'event store' AND number > 5",
     )

@@ -268,7 +268,7 @@ async def test_a_state_is_looked_for_once_however_many_events_it_is_of(
         store = LookedAt(SettableClock())
         store.__dict__ = partition.store.__dict__
         LookedAt.asked.clear()
-        models = [ModelFold(Stored.Times, partition.history.types)]
+        models = [("bins", ModelFold(Stored.Times, partition.history.types))]
         report = await Pruning(store, partition.history, models, ()).prune(Placed, before=LATER)
         assert (report.states, report.pruned) == (1, {"bins.Placed": 4})
         folded = 1  # which begins with what is kept
@@ -406,7 +406,7 @@ async def test_it_may_be_stopped_and_run_again(
         partition.store._states.clear()
         stopping = store_type(SettableClock())
         stopping.__dict__ = partition.store.__dict__
-        models = [ModelFold(Stored.Times, partition.history.types)]
+        models = [("bins", ModelFold(Stored.Times, partition.history.types))]
         with pytest.raises(error):
             await Pruning(stopping, partition.history, models, ()).prune(Placed, before=LATER)
         assert [await seen(app, "a"), await seen(app, "b")] == [3, 2]

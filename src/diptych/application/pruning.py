@@ -22,6 +22,7 @@ from diptych.event_store.position import START, Place, Position
 from diptych.messages.event import Event
 from diptych.messages.identity import tag_name
 from diptych.write_side.decision_model import Folded, ModelFold
+from diptych.write_side.known_models import CodedModels
 from diptych.write_side.left_states import kept
 from diptych.write_side.state_form import key_of
 
@@ -61,7 +62,7 @@ class Pruning:
     Args:
         store: the history.
         history: reads it.
-        models: that are folded from its events.
+        models: that are folded from its events, each with the context whose handlers are decided on it.
         followers: what else folds them, with the stored names of those: all in the application, in whichever order
             of them it does.
     """
@@ -70,12 +71,13 @@ class Pruning:
         self,
         store: EventStore,
         history: History,
-        models: Iterable[ModelFold],
+        models: Sequence[tuple[str, ModelFold]],
         followers: Sequence[tuple[str, frozenset[str]]],
     ) -> None:
         self._store = store
         self._history = history
-        self._models = {fold: _types_in(fold.query(tuple(map(str, range(len(fold.identities)))))) for fold in models}
+        self._models = {fold: fold.stored_names for _, fold in models}
+        self._coded = CodedModels(models)
         self._followers = followers
 
     async def prune(
@@ -95,6 +97,7 @@ class Pruning:
         Raises:
             ConfigurationError: something folds them that has to begin with the first event: an event-sourced model,
                 with snapshots or without, a process, a projection, or a subscriber; with what.
+                Or newer code's model folds more than the state-stored one of this code.
             NotGranted: this role changes nothing of the history.
             HistoryDiverged: the history has turned out to be another one meanwhile.
         """
@@ -109,6 +112,7 @@ class Pruning:
                 counts[recorded.type] += bool(recorded.data)
                 moved(recorded.position, at.position)
             return PruneReport(at.position, counts, 0)
+        await self._check_known(types)  # after the place: whatever is up to it was registered before
         whole = at.position * (1 + len(types))
         states = await self._keep_states(types, at, lambda done, _: moved(done, whole))
         for number, name in enumerate(types, 1):
@@ -149,6 +153,17 @@ class Pruning:
         for follower, types in self._followers:
             if not names.isdisjoint(types):
                 yield follower
+
+    async def _check_known(self, types: Iterable[str]) -> None:
+        """Make sure that the states which are going to be kept are all that newer code would make of these events.
+
+        Raises:
+            ConfigurationError: they are not.
+        """
+        names = set(types)
+        for fold, found in self._coded.outgrown(await self._store.stored_models()).items():
+            if _is_stored(fold) and not names.isdisjoint(self._models[fold]):
+                raise ConfigurationError(f"nothing was pruned: {found.told}")
 
     async def _last_before(self, moment: datetime) -> Place:
         """The place of the last event that was recorded before a time: times never run backwards."""
@@ -239,8 +254,3 @@ class Pruning:
 
 def _is_stored(fold: ModelFold) -> bool:
     return fold.form is not None and fold.form.every is None
-
-
-def _types_in(query: EventQuery) -> frozenset[str]:
-    """Stored names, former ones as well."""
-    return frozenset(name for item in query.items for name in item.types)

@@ -35,6 +35,7 @@ __all__ = [
     "check_decisions",
     "check_requirements",
     "command_handlers",
+    "decided_models",
     "event_types",
     "handled_commands",
     "handled_queries",
@@ -121,6 +122,17 @@ def command_handlers(
                 raise ConfigurationError(f"{handler.command.__name__} has two handlers: {other.name}, {handler.name}")
     _check_kept(folds.values())
     return found
+
+
+def decided_models(contexts: Sequence[BoundedContext], types: EventTypes) -> list[tuple[str, ModelFold]]:
+    """The compiled decision models, each with the contexts whose handlers are decided on it; no service is needed.
+
+    Raises:
+        ConfigurationError: one of them cannot be folded.
+    """
+    found = {(c.name, model): None for c in contexts for each in c.command_handlers for model in decision_models(each)}
+    folds = {model: ModelFold(model, types) for _, model in found}
+    return [(context, folds[model]) for context, model in found]
 
 
 def _check_kept(folds: Iterable[ModelFold]) -> None:

@@ -186,8 +186,11 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     )
 
 
-def _models(compiled: Compiled) -> list[ModelFold]:
-    return list({fold.cls: fold for handler in compiled.handlers.values() for fold in handler.folds}.values())
+def _models(compiled: Compiled) -> list[tuple[str, ModelFold]]:
+    """The models that commands are decided on, each with the contexts of their handlers."""
+    return list(
+        dict.fromkeys((handler.context, fold) for handler in compiled.handlers.values() for fold in handler.folds)
+    )
 
 
 def _followers(compiled: Compiled) -> list[tuple[str, frozenset[str]]]:

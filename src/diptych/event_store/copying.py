@@ -15,8 +15,9 @@ from typing import TypeAlias
 import msgspec
 
 from diptych.errors import HistoryDiverged
-from diptych.event_store.digest import HistoryDigest, Moved, differing_state, digest, first_difference
+from diptych.event_store.digest import HistoryDigest, Moved, differing_model, differing_state, digest, first_difference
 from diptych.event_store.event_store import EventStore, HistoryPart, StoredType
+from diptych.event_store.model_unions import unions_to_keep
 from diptych.event_store.pages import event_bytes, event_pages, outcome_pages, state_pages
 from diptych.event_store.position import NOWHERE, START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -29,6 +30,8 @@ PASSES_MAX = 10
 BATCH_BYTES_MAX = 16 << 20
 """Bytes of events written in one transaction; one event may have more."""
 
+KEEP_ATTEMPTS_MAX = 10
+"""How often models are copied again because an application has kept some in the target meanwhile."""
 HORIZON_PAGE_EVENTS = 10_000
 """Events of a pruned type that are gone through in one transaction."""
 
@@ -110,6 +113,7 @@ async def copy_history(source: EventStore, target: EventStore, progress: Progres
             break
         head = found
     await _copy_facts(source, target)
+    await _copy_models(source, target)
     await _copy_horizons(horizons, target, at)
     return at
 
@@ -195,6 +199,16 @@ async def _copy_facts(source: EventStore, target: EventStore) -> None:
         await target.keep_facts([type for type, _ in changed], [facts for _, facts in changed])
 
 
+async def _copy_models(source: EventStore, target: EventStore) -> None:
+    """Which events models fold, joined with what an application may have kept in the target already."""
+    models = (await source.stored_models()).models
+    for _ in range(KEEP_ATTEMPTS_MAX):
+        kept = await target.stored_models()
+        new = unions_to_keep(kept, models)
+        if not new or await target.keep_models(new, kept.mark):
+            return
+
+
 async def _copy_horizons(horizons: Mapping[str, Position], target: EventStore, at: Place) -> None:
     """The events have come without data; this notes up to where."""
     for type, horizon in horizons.items():
@@ -219,7 +233,11 @@ async def compare(source: EventStore, target: EventStore, at: Place, progress: P
             digest(source, at.position, follow(0, moved)), digest(target, at.position, follow(1, moved))
         )
     if ours == theirs:
-        difference = await _difference_beyond(source, target, at) or await differing_state(source, target, at.position)
+        difference = (
+            await _difference_beyond(source, target, at)
+            or await differing_state(source, target, at.position)
+            or await differing_model(source, target)
+        )
     else:
         difference = await first_difference(source, target, at.position) or "one of them changed while it was read"
     return Comparison(ours, theirs, difference)

@@ -15,12 +15,13 @@ import msgspec
 
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import EventStore, KeptOutcome, KeptState, StoredType
+from diptych.event_store.model_unions import unions_to_keep
 from diptych.event_store.pages import event_pages, outcome_pages, state_pages
 from diptych.event_store.position import START, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.timestamp import to_microseconds
 
-__all__ = ["HistoryDigest", "Moved", "differing_state", "digest", "first_difference"]
+__all__ = ["HistoryDigest", "Moved", "differing_model", "differing_state", "digest", "first_difference"]
 
 DIGEST_SCHEME = "diptych history 1"
 """Changes whenever the same history would have another digest."""
@@ -173,6 +174,12 @@ async def differing_state(source: EventStore, target: EventStore, until: Positio
             if there.position <= until and there != KeptState(state.fold, state.data, state.position):
                 return f"the states of {state.model} {state.key} differ"
     return None
+
+
+async def differing_model(source: EventStore, target: EventStore) -> str | None:
+    """What the target lacks first of what the source keeps of which events models fold; None where nothing."""
+    lacking = unions_to_keep(await target.stored_models(), (await source.stored_models()).models)
+    return f"the target lacks what is kept of the events that the model {lacking[0].name} folds" if lacking else None
 
 
 async def _each_outcome(store: EventStore, until: Position) -> AsyncIterator[KeptOutcome]:

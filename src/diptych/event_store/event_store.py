@@ -13,6 +13,7 @@ import msgspec
 
 from diptych.event_store.append_condition import AppendCondition
 from diptych.event_store.event_query import EventQuery, QueryItem
+from diptych.event_store.model_unions import ModelUnion, ModelUnions
 from diptych.event_store.position import START, Place, Position
 from diptych.event_store.recorded_event import NewEvent, RecordedEvent
 from diptych.event_store.tagging import Tagging
@@ -28,9 +29,11 @@ __all__ = [
     "EventLog",
     "EventStore",
     "HistoryPart",
+    "KeepsModels",
     "KeptOutcome",
     "KeptState",
     "ModelState",
+    "ModelsChanged",
     "Pruned",
     "ReadResult",
     "Refused",
@@ -103,6 +106,8 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
         keep: whether the outcome is kept under the command id (G4).
         states: what models are after its events, each once, at most `COMMIT_STATES_MAX`, of `COMMIT_BYTES_MAX` in all;
             kept where it has any, in the same transaction (G1).
+        models: the mark of the model unions under which it was decided, the same in all of a batch; empty where nobody
+            decided.
     """
 
     events: tuple[NewEvent, ...] = ()
@@ -112,6 +117,7 @@ class Commit(msgspec.Struct, frozen=True, gc=False):
     rejection: bytes | None = None
     keep: bool = True
     states: tuple[ModelState, ...] = ()
+    models: bytes = b""
 
 
 class KeptOutcome(msgspec.Struct, frozen=True):
@@ -170,7 +176,11 @@ class Refused(msgspec.Struct, frozen=True):
     reason: str
 
 
-AppendResult: TypeAlias = Appended | Conflicting | ChainBroken | Duplicate | Refused
+class ModelsChanged(msgspec.Struct, frozen=True):
+    """Other model unions are kept than those under which the batch was decided; none of it was judged or done."""
+
+
+AppendResult: TypeAlias = Appended | Conflicting | ChainBroken | Duplicate | Refused | ModelsChanged
 
 
 class ReadResult(msgspec.Struct, frozen=True):
@@ -366,7 +376,32 @@ class Taggable(Protocol):
         ...
 
 
-class EventStore(EventLog, Taggable, Protocol):
+class KeepsModels(Protocol):
+    """Which events decision models fold is kept beside the history, and compared where commits are judged."""
+
+    async def stored_models(self) -> ModelUnions:
+        """What is kept, as of one moment, and its mark."""
+        ...
+
+    async def keep_models(self, models: Sequence[ModelUnion], instead_of: bytes) -> bool:
+        """Keep these, each in place of what is kept under its name, and make another mark; durable.
+
+        From then on no commit that was decided under another mark is appended.
+
+        Args:
+            models: at least one, each name once.
+            instead_of: the mark of what the caller knows.
+
+        Returns:
+            Whether it was done; not, where another mark is there by now.
+
+        Raises:
+            NotGranted: this role adds nothing to the history.
+        """
+        ...
+
+
+class EventStore(EventLog, Taggable, KeepsModels, Protocol):
     """Keeps one history.
 
     Every implementation guarantees
@@ -403,7 +438,8 @@ class EventStore(EventLog, Taggable, Protocol):
         knows, a condition's `after` may lie beyond it: it then names a *pending* position, the place that an earlier
         event of this batch takes if the history still ends at `base` and every commit before was appended as
         decided. Where that did not come about, the answer is `ChainBroken`, whatever is at that position now.
-        Without `base`, an `after` beyond the head is `ChainBroken` too.
+        Without `base`, an `after` beyond the head is `ChainBroken` too. Where other model unions are kept than those
+        under which the batch was decided, the answer to each commit is `ModelsChanged`.
 
         Returns:
             One result per commit, in order.

@@ -21,7 +21,16 @@ from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.codec import decode
 from diptych.messages.schema import schema_fingerprint
 
-__all__ = ["Break", "CheckedSchema", "HeldType", "IgnoredField", "SplitType", "check_schema", "held_types"]
+__all__ = [
+    "Break",
+    "CheckedSchema",
+    "HeldType",
+    "IgnoredField",
+    "LackingModel",
+    "SplitType",
+    "check_schema",
+    "held_types",
+]
 
 
 class HeldType(msgspec.Struct, frozen=True):
@@ -91,6 +100,22 @@ class SplitType(msgspec.Struct, frozen=True):
     none: int
 
 
+class LackingModel(msgspec.Struct, frozen=True):
+    """A decision model that does not fold all events that newer code's does, as the store keeps it.
+
+    Attributes:
+        model: its name, qualified by context.
+        version: that is kept of it, which a class that leaves them out on purpose has to pass.
+        types: stored names of the events that it does not fold, in order.
+        stored: whether there is any such event: where there is, commands that are decided on it end in NewerHistory.
+    """
+
+    model: str
+    version: int
+    types: list[str]
+    stored: bool
+
+
 class CheckedSchema(msgspec.Struct, frozen=True):
     """What became of a comparison of the code with all that is stored.
 
@@ -100,6 +125,7 @@ class CheckedSchema(msgspec.Struct, frozen=True):
         breaks: what the code does not read; empty where all is well.
         ignored: what it reads without looking.
         split: what it reads as several events, or as none.
+        lacking: its models that do not fold all that is kept of them.
     """
 
     events: int
@@ -107,6 +133,7 @@ class CheckedSchema(msgspec.Struct, frozen=True):
     breaks: list[Break]
     ignored: list[IgnoredField]
     split: list[SplitType]
+    lacking: list[LackingModel] = []
 
 
 async def held_types(store: EventStore, moved: Moved) -> list[HeldType]:

@@ -18,7 +18,7 @@ from diptych.write_side.decision_model import Folded
 from diptych.write_side.idempotency import Receipt
 from diptych.write_side.model_cache import RecentEvent
 
-__all__ = ["Attempt", "Decision", "Draft", "Lost", "Outdated", "Unfolded", "UnfoldedModels"]
+__all__ = ["Attempt", "Decision", "Draft", "Lost", "Outdated", "Superseded", "Unfolded", "UnfoldedModels"]
 
 
 class Lost(NamedTuple):
@@ -31,6 +31,10 @@ class Outdated(NamedTuple):
     """The command was not decided: its models changed, or may have, in a way that cannot be told without reading."""
 
 
+class Superseded(NamedTuple):
+    """The command was decided by unions of models that are not those kept: its outcome is not known, and not judged."""
+
+
 class Unfolded(NamedTuple):
     """The command is decided, but not what its events make of these models, whose states are kept."""
 
@@ -39,7 +43,7 @@ class Unfolded(NamedTuple):
 
 Decision: TypeAlias = Receipt | Rejected | KeptOutcome | Lost | Outdated
 """What becomes of an attempt, where it does not fail; `KeptOutcome`: it is a duplicate."""
-Outcome: TypeAlias = Decision | Unfolded
+Outcome: TypeAlias = Decision | Superseded | Unfolded
 
 
 class Attempt:
@@ -53,12 +57,13 @@ class Attempt:
         based_on: nothing that it is decided on may have changed since then; None where its caller asks for no such.
         dry_run: it is decided and judged like any other, and nothing is appended.
         forks: `EventStore.forks` before anything of that was read.
+        models: `KnownModels.mark` before anything of that was read.
         outcome: what became of it; or an exception, where it failed.
     """
 
     __slots__ = (
         "based_on", "broken", "caller_gave_id", "changes", "command", "context", "decided", "dry_run", "envelope",
-        "forks", "handler", "others", "outcome", "payload_hash", "stands",
+        "forks", "handler", "models", "others", "outcome", "payload_hash", "stands",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +92,7 @@ class Attempt:
         self.based_on: Position | None = None
         self.broken = 0
         self.forks = 0
+        self.models = b""
         self.await_outcome()
 
     def await_outcome(self) -> None:

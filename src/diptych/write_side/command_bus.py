@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 
 from diptych.clock import Clock, pause
 from diptych.errors import (
@@ -28,6 +29,7 @@ from diptych.errors import (
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventStore, KeptOutcome
 from diptych.event_store.history import History
+from diptych.event_store.model_unions import OutgrownQuery
 from diptych.event_store.position import START, Position, Token
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.codec import Codec
@@ -35,12 +37,13 @@ from diptych.messages.command import Command, CommandContext
 from diptych.messages.envelope import Envelope
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
-from diptych.write_side.attempt import Attempt, Decision, Lost, Outdated, Unfolded
+from diptych.write_side.attempt import Attempt, Decision, Lost, Outdated, Superseded, Unfolded
 from diptych.write_side.command_handler import CommandHandler, ModelKey
 from diptych.write_side.context_changed import ContextChanged
 from diptych.write_side.decision_model import Folded, ModelFold
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX, GroupCommit
 from diptych.write_side.idempotency import Receipt, check_command_id, check_payload, receipt, rejection
+from diptych.write_side.known_models import KnownModels
 from diptych.write_side.left_states import StateKeeping
 from diptych.write_side.model_cache import ModelCache
 from diptych.write_side.own_tables import own_tables
@@ -120,8 +123,10 @@ class CommandBus:
         self._clock = clock
         self._middleware = tuple(middleware)
         self._cache = ModelCache()
-        folds = {fold for handler in handlers.values() for fold in handler.folds}
-        self._group = GroupCommit(store, history.types, self._cache, StateKeeping(folds), waiting_max=waiting_max)
+        folds = [(handler.context, fold) for handler in handlers.values() for fold in handler.folds]
+        self._models = KnownModels(folds, store, self._cache.clear)
+        keeping = StateKeeping({fold for _, fold in folds})
+        self._group = GroupCommit(store, history.types, self._cache, self._models, keeping, waiting_max=waiting_max)
         self._own_tables = own_tables(handlers.values(), store, self._group, self._read_others)
         self._waiting_max = waiting_max
         self._under_way = 0
@@ -129,7 +134,8 @@ class CommandBus:
         self._in_flight: dict[str, asyncio.Future[tuple[bytes, Receipt | BaseException]]] = {}
 
     async def open(self) -> None:
-        """Learn where the history ends. The store is open."""
+        """Learn which models are kept, and where the history ends. The store is open."""
+        await self._models.open()
         await self._group.open()
 
     async def close(self) -> None:
@@ -329,6 +335,7 @@ class CommandBus:
             await self._check_unchanged(attempt, keys, shown)
         conflicts = 0
         while True:  # at most CONFLICTS_MAX conflicts, and CHAIN_ATTEMPTS_MAX broken chains
+            attempt.models = self._models.mark
             for key in keys:
                 known = self._cache.get(key)
                 if known is None or known.position < self._group.tail.start:
@@ -362,10 +369,40 @@ class CommandBus:
             else:
                 self._group.submit(attempt)
             outcome = await attempt.outcome
-            if not isinstance(outcome, Unfolded):
+            if isinstance(outcome, Superseded):
+                await self._models.learn(attempt.models)
+                if attempt.decided is not None:
+                    await self._look_again(attempt)
+                else:
+                    return Outdated() if attempt.handler.idempotent else Lost(self._group.tail.committed)
+            elif isinstance(outcome, Unfolded):
+                await self._read_others(attempt, outcome.keys)
+            else:
                 return outcome
-            await self._read_others(attempt, outcome.keys)
             attempt.await_outcome()
+
+    async def _look_again(self, attempt: Attempt) -> None:
+        """Make sure that a decision which is made already lacks no event that newer code folds, to send it again.
+
+        Raises:
+            NewerHistory: it does.
+        """
+        attempt.models = self._models.mark
+        attempt.others.clear()
+        for (fold, ids), folded in attempt.stands.items():
+            query = self._models.query(fold, ids)
+            await self._check_before(query, folded.position)
+            attempt.stands[fold, ids] = replace(folded, query=query)
+
+    async def _check_before(self, query: EventQuery, until: Position) -> None:
+        """Make sure that a state up to there, which was folded without looking for them, lacks no event.
+
+        Raises:
+            NewerHistory: newer code's model folds one, and this one's does not.
+        """
+        if isinstance(query, OutgrownQuery):
+            found = await self._store.read(query.only_beyond, START, 1, until=until)
+            query.check(found.events)
 
     async def _read_others(self, attempt: Attempt, keys: Sequence[ModelKey]) -> None:
         """Read models that a command is not decided on, and whose states its events change."""
@@ -393,7 +430,7 @@ class CommandBus:
         Raises:
             ContextChanged: it is not.
         """
-        queries = [fold.query(ids) for fold, ids in keys]
+        queries = [self._models.query(fold, ids) for fold, ids in keys]
         query = EventQuery(tuple([item for found in queries for item in found.items]))
         wanted = EventQuery(tuple([found.items[0] for found in queries]))
         more = True
@@ -401,6 +438,9 @@ class CommandBus:
             assert attempt.based_on is not None, "its caller was shown something"
             found = await self._store.read(query, attempt.based_on, CHANGES_TOLD_MAX)
             self._group.check(attempt.forks)
+            for outgrown in queries:
+                if isinstance(outgrown, OutgrownQuery):
+                    outgrown.check(found.events)
             changes = [part for recorded in found.events for part in self._history.as_now(recorded)]
             if any(recorded.type in self._history.types.splitting for recorded in found.events):
                 changes = [part for part in changes if not part.data or wanted.matches(part.type, part.tags)]
@@ -424,13 +464,19 @@ class CommandBus:
             attempt.decided = await attempt.handler.decide_async(attempt.command, states, attempt.context)
 
     async def _kept_state(self, fold: ModelFold, ids: tuple[str, ...]) -> Folded:
-        """Where a model's fold begins: at the state that was kept of it, or before the first event."""
+        """Where a model's fold begins: at the state that was kept of it, or before the first event.
+
+        Raises:
+            NewerHistory: it may be made of an event that newer code's model folds, and this one's does not.
+        """
         if fold.form is not None:
             kept = await self._store.model_state(fold.form.model, key_of(ids))
             state = None if kept is None else fold.form.state(ids, kept)
             if kept is not None and state is not None:
-                return Folded(fold.query(ids), state, kept.position)
-        return fold.before(ids)
+                query = self._models.query(fold, ids)
+                await self._check_before(query, kept.position)
+                return Folded(query, state, kept.position)
+        return self._models.before(fold, ids)
 
     async def _folded(self, key: ModelKey, forks: int, at_least: Position = START) -> Folded:
         """A model folded from the store up to a position or further; whoever wants the same at the same time joins.
@@ -457,13 +503,30 @@ class CommandBus:
 
     async def _fold(self, key: ModelKey) -> Folded:
         """Fold what the store holds onto the state that is known, or from the beginning."""
-        fold, ids = key
         forks = self._group.keep_up()
+        while True:  # again only where other models were kept meanwhile
+            models = self._models.mark
+            folded = await self._folded_by_now(key, forks)
+            if models == self._models.mark:
+                break
+        self._cache.put(key, folded)
+        self._group.observe(folded.position)
+        return folded
+
+    async def _folded_by_now(self, key: ModelKey, forks: int) -> Folded:
+        """A model folded up to the head.
+
+        Raises:
+            NewerHistory: newer code's model folds an event that this one's does not.
+        """
+        fold, ids = key
         folded = self._cache.get(key) or await self._kept_state(fold, ids)
         more = True
         while more:
             found = await self._store.read(folded.query, folded.position, FOLD_PAGE_EVENTS)
             self._group.check(forks)
+            if isinstance(folded.query, OutgrownQuery):
+                folded.query.check(found.events)
             if fold.splits:
                 state = self._evolved_by_parts(fold, folded, found.events)
             else:
@@ -475,8 +538,6 @@ class CommandBus:
             more = found.more
             if more:
                 await pause()
-        self._cache.put(key, folded)
-        self._group.observe(folded.position)
         return folded
 
     def _evolved_by_parts(self, fold: ModelFold, folded: Folded, events: Sequence[RecordedEvent]) -> Any:

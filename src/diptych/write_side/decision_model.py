@@ -79,6 +79,7 @@ class ModelFold:
         events: the event classes that it folds.
         takes_context: whether `evolve` asks for the `EventContext`.
         names: with which those may be stored, but for what they are only parts of.
+        stored_names: all names that it looks for, former ones and those of what has become several events as well.
         splits: whether what it reads may be several events now, or none: only a part of it may be meant.
         form: how its states are kept; None where they are not.
 
@@ -95,7 +96,8 @@ class ModelFold:
         anyone = tuple(map(str, range(len(self.identities))))
         found = self.query(anyone)  # too many names are told now
         self.names, self._renamed = found.items[0].types, len(found.items) > 1
-        self.splits = any(not types.splitting.isdisjoint(item.types) for item in found.items)
+        self.stored_names = frozenset(name for item in found.items for name in item.types)
+        self.splits = not types.splitting.isdisjoint(self.stored_names)
         self._identity_fields = _identity_fields(cls, self.identities)
         self.form = state_form(cls, self.events, types, found, partial(self.initial, anyone), timed=self.takes_context)
         self._evolve: Callable[..., Any] = cls.evolve
@@ -108,10 +110,6 @@ class ModelFold:
     def initial(self, ids: tuple[str, ...]) -> Any:
         """The state before any event, for the given identities."""
         return self.cls(**{name: ids[index] for name, index in self._identity_fields})
-
-    def before(self, ids: tuple[str, ...]) -> Folded:
-        """What is known of a model of which nothing was read: it is true before the first event."""
-        return Folded(self.query(ids), self.initial(ids), START)
 
     def query(self, ids: tuple[str, ...]) -> EventQuery:
         """Which events are folded for the given identities."""

@@ -35,6 +35,7 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     EventStore,
+    ModelsChanged,
     Refused,
 )
 from diptych.event_store.position import START, Position
@@ -45,10 +46,11 @@ from diptych.messages.event import Event
 from diptych.messages.registry import EventTypes
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_bytes
-from diptych.write_side.attempt import Attempt, Draft, Lost, Outdated, Unfolded, UnfoldedModels
+from diptych.write_side.attempt import Attempt, Draft, Lost, Outdated, Superseded, Unfolded, UnfoldedModels
 from diptych.write_side.command_handler import Decided, ModelKey
 from diptych.write_side.decision_model import Folded
 from diptych.write_side.idempotency import Receipt, encode_rejection, rejection
+from diptych.write_side.known_models import KnownModels
 from diptych.write_side.left_states import StateKeeping, after, due_snapshots, kept
 from diptych.write_side.model_cache import ModelCache, RecentEvent, Tail
 
@@ -78,6 +80,7 @@ class GroupCommit:
         store: EventStore,
         types: EventTypes,
         cache: ModelCache,
+        models: KnownModels,
         keeping: StateKeeping,
         *,
         waiting_max: int = COMMANDS_WAITING_MAX,
@@ -85,6 +88,7 @@ class GroupCommit:
         self._store = store
         self._types = types
         self._cache = cache
+        self._models = models
         self._keeping = keeping
         self._waiting_max = waiting_max
         self._waiting: deque[Attempt] = deque()
@@ -184,11 +188,11 @@ class GroupCommit:
         self._waiting.extendleft(reversed(self._deferred))
 
     async def _append(self, base: Position, drafts: Sequence[Draft], states: dict[ModelKey, Folded]) -> None:
-        forks = self._forks
+        forks, models = self._forks, self._models.mark
         try:
             results = await self._store.append([draft.commit for draft in drafts], base)
             if forks == self.keep_up():
-                await self._remember(base, drafts, results, states)
+                await self._remember(base, drafts, results, states, models)
         except BaseException:  # what became of the pending events is not known
             self.tail.restart(base if forks == self.keep_up() else START)
             raise
@@ -196,9 +200,17 @@ class GroupCommit:
             self._answer(draft, result)
 
     async def _remember(
-        self, base: Position, drafts: Sequence[Draft], results: Sequence[AppendResult], states: dict[ModelKey, Folded]
+        self,
+        base: Position,
+        drafts: Sequence[Draft],
+        results: Sequence[AppendResult],
+        states: dict[ModelKey, Folded],
+        models: bytes,
     ) -> None:
-        """Learn from a batch: its events are the new end of the tail, whatever came before them."""
+        """Learn from a batch: its events are the new end of the tail, whatever came before them.
+
+        Nothing of models, where it turned out since the batch was decided that newer code folds more of them.
+        """
         appended = [
             (result, draft) for draft, result in zip(drafts, results, strict=True) if isinstance(result, Appended)
         ]
@@ -211,6 +223,8 @@ class GroupCommit:
         if not expected:  # there are foreign events before ours, which the tail does not know
             self.tail.restart(Position(head - count))
         self.tail.confirm([(result, draft.events) for result, draft in appended])
+        if models != self._models.mark:
+            return
         if expected and len(appended) == len(drafts):
             for key, folded in states.items():
                 self._cache.put(key, folded)
@@ -249,6 +263,9 @@ class GroupCommit:
         """Decide a command and add its events to the pending ones; None where it ends here or has to wait."""
         try:
             self.check(attempt.forks)
+            if attempt.models != self._models.mark:
+                self._again(attempt, Superseded())
+                return None
             look = partial(self._current, attempt, states) if self._keeping.keeps_any else _nothing
             if attempt.decided is not None:
                 draft = self._encode(attempt, attempt.decided, attempt.stands, self.tail.judged_after, look)
@@ -326,7 +343,7 @@ class GroupCommit:
         fold, ids = key
         if not attempt.others or self.tail.knows_of(fold.query(ids).items[0]):
             return None
-        return fold.before(ids)
+        return self._models.before(fold, ids)
 
     def _changed(self, attempt: Attempt, events: Sequence[RecentEvent], stands: _Stands, look: _Look) -> _Stands:
         """The models whose states go into the commit, before its events.
@@ -375,12 +392,14 @@ class GroupCommit:
             rejection=refused,
             keep=refused is None or attempt.caller_gave_id,
             states=kept(attempt.handler.name, left) if left else (),
+            models=attempt.models,
         )
         rejected = None if refused is None else rejection(refused)
         if attempt.dry_run:
             if (reason := refusal(commit)) is not None:
                 raise Unstorable(attempt.handler.name, _names(events), reason)
-            return Draft(attempt, stands, Commit(conditions=commit.conditions), (), events, rejected, left)
+            tried = Commit(conditions=commit.conditions, models=attempt.models)
+            return Draft(attempt, stands, tried, (), events, rejected, left)
         return Draft(attempt, stands, commit, events, events, rejected, left)
 
     def _settle(self, attempt: Attempt, event: Event, metadata: bytes) -> RecentEvent:
@@ -411,7 +430,8 @@ class GroupCommit:
         """Learn from what was appended apart, and answer its caller."""
         if isinstance(result, Appended) and self.keep_up() == draft.attempt.forks:
             self._follow(draft, result)
-            self._remember_stands([(result, draft)])
+            if draft.attempt.models == self._models.mark:
+                self._remember_stands([(result, draft)])
         if isinstance(result, ChainBroken):  # its models were read from a history that is longer than this one
             draft.attempt.end(Lost(self.tail.committed))
         else:
@@ -443,10 +463,12 @@ class GroupCommit:
                 attempt.end(Lost(position))
             case ChainBroken():
                 self._again(attempt)
+            case ModelsChanged():
+                self._again(attempt, Superseded())
             case Refused(reason=reason):
                 attempt.fail(Unstorable(attempt.handler.name, _names(draft.events), reason))
 
-    def _again(self, attempt: Attempt, outcome: Outdated | Unfolded | None = None) -> None:
+    def _again(self, attempt: Attempt, outcome: Outdated | Superseded | Unfolded | None = None) -> None:
         attempt.broken += 1
         if attempt.broken > CHAIN_ATTEMPTS_MAX:
             attempt.end(Lost(self.tail.end))

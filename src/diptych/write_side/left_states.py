@@ -8,6 +8,8 @@ from itertools import islice, product
 
 from diptych.errors import InvalidMessage, Unstorable
 from diptych.event_store.event_store import COMMIT_BYTES_MAX, COMMIT_STATES_MAX, STATE_BYTES_MAX, ModelState
+from diptych.event_store.model_unions import OutgrownQuery
+from diptych.event_store.position import Position
 from diptych.messages.identity import tag_name
 from diptych.write_side.command_handler import ModelKey
 from diptych.write_side.decision_model import Folded, ModelFold
@@ -57,12 +59,18 @@ def due_snapshots(stands: Mapping[ModelKey, Folded], count: int) -> dict[ModelKe
 
 
 def after(key: ModelKey, before: Folded, events: Iterable[RecentEvent]) -> Folded:
-    """A model after events that are about to be appended; its position stays that of the state before them."""
-    fold, state, unsaved = key[0], before.state, before.unsaved
+    """A model after events that are about to be appended; its position stays that of the state before them.
+
+    Raises:
+        NewerHistory: one of them is folded by newer code's model, and not by this one's.
+    """
+    fold, query, state, unsaved = key[0], before.query, before.state, before.unsaved
     for recent in events:
         if before.item_now.matches(recent.type, recent.new.tags):
             state = fold.evolve(state, recent.event, None)
             unsaved += 1
+        elif isinstance(query, OutgrownQuery):
+            query.check_one(recent.type, recent.new.version, recent.new.tags, Position(before.position + 1))
     return Folded(before.query, state, before.position, before.pending, unsaved)
 
 

@@ -19,6 +19,7 @@ import msgspec
 
 from diptych.event_store.event_query import QueryItem
 from diptych.event_store.event_store import Appended
+from diptych.event_store.model_unions import OutgrownQuery
 from diptych.event_store.position import Position
 from diptych.event_store.recorded_event import NewEvent
 from diptych.messages.envelope import Envelope, event_context
@@ -127,16 +128,21 @@ class Tail:
 
         The state itself where it is older than the tail. None where it needs the context of an event that has none
         yet, since it is pending.
+
+        Raises:
+            NewerHistory: newer code's model folds an event that this one's does not.
         """
         until = self.end if pending else self.committed
         if not self.start <= folded.position < until:
             return folded
         fold, item, state, pending_at = key[0], folded.item_now, folded.state, folded.pending
-        unsaved = folded.unsaved
+        unsaved, query = folded.unsaved, folded.query
         for position in self._candidates(item, folded.position, until):
             recent = self._events[position - self.start - 1]
             if not item.matches(recent.type, recent.new.tags):
-                if fold.splits and position > self.committed and folded.query.matches(recent.type, recent.new.tags):
+                if isinstance(query, OutgrownQuery):
+                    query.check_one(recent.type, recent.new.version, recent.new.tags, Position(position))
+                if fold.splits and position > self.committed and query.matches(recent.type, recent.new.tags):
                     pending_at = Position(position)  # its type may have parts that are meant, so conditions look at it
                 continue
             unsaved += 1
@@ -150,7 +156,7 @@ class Tail:
                 recorded_at = self._recorded_at[position - self.start - 1]
                 context = event_context(position, recent.new.event_id, recorded_at, recent.envelope)
                 state = fold.evolve(state, recent.event, context)
-        return Folded(folded.query, state, until, pending_at, unsaved)
+        return Folded(query, state, until, pending_at, unsaved)
 
     def judged_after(self, folded: Folded) -> Position:
         """After which no event may match, for a decision on this state to hold.

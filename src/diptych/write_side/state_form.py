@@ -55,7 +55,7 @@ class StateForm:
         try:
             self._codec = Codec(_as_kept(cls))
             self._codec.decode(b"{}")  # msgspec looks at the types of fields when it is first asked
-        except TypeError as error:
+        except (TypeError, ConfigurationError) as error:
             raise ConfigurationError(f"{model}: its state cannot be kept as JSON: {error}") from error
 
     def kept(self, ids: tuple[str, ...], state: Any) -> ModelState:

@@ -29,6 +29,7 @@ from diptych.event_store.event_store import (
     HistoryPart,
     KeptOutcome,
     KeptState,
+    ModelsChanged,
     Pruned,
     ReadResult,
     Refused,
@@ -37,6 +38,7 @@ from diptych.event_store.event_store import (
     TypeFacts,
 )
 from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.model_unions import NONE_KEPT, ModelUnion, ModelUnions, new_mark
 from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -80,6 +82,7 @@ class MemoryEventStore:
         self._horizons: dict[str, Position] = {}
         self._tag_names: dict[tuple[str, int], tuple[str, ...]] = {}
         self._facts: dict[tuple[str, int], TypeFacts | None] = {}
+        self._models = NONE_KEPT
         self._tagging = UNTOUCHED
         self._opened_under = b""
         self._held_types: set[tuple[str, int]] = set()
@@ -138,6 +141,8 @@ class MemoryEventStore:
 
     def _judge(self, commit: Commit, pending: PendingPositions) -> AppendResult | None:
         """What stands against the commit; None where nothing does."""
+        if commit.models and commit.models != self._models.mark:
+            return ModelsChanged()
         if commit.command_id is not None and (kept := self._outcomes.get(commit.command_id)) is not None:
             return Duplicate(kept)
         if reason := refusal(commit):
@@ -352,6 +357,20 @@ class MemoryEventStore:
         for type, facts in zip(before, after, strict=True):
             if self._facts.get((type.name, type.version)) == type.facts:
                 self._facts[type.name, type.version] = facts
+
+    async def stored_models(self) -> ModelUnions:
+        """What is kept of models."""
+        self._check_open()
+        return self._models
+
+    async def keep_models(self, models: Sequence[ModelUnion], instead_of: bytes) -> bool:
+        """Keep these under another mark, where that one is still there."""
+        self._check_open()
+        if self._models.mark != instead_of:
+            return False
+        kept = {**self._models.by_name(), **{model.name: model for model in models}}
+        self._models = ModelUnions(new_mark(), tuple(kept[name] for name in sorted(kept)))
+        return True
 
     # ── tags anew ────────────────────────────────────────────────────────────
 

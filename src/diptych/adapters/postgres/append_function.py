@@ -26,8 +26,8 @@ were not appended, less. The plans are made once: a plan for each call took long
 
 It answers with the head and time at which it judged and, unless all commits were appended, an answer for each commit
 (its code, and `details`: of a conflict the position, with the item in `items`; of a repetition the commit repeated),
-and with the kept outcomes that it met. Where the caller knows another history, or one that is tagged otherwise, it has
-`diverged`: nothing was judged.
+and with the kept outcomes that it met. Where the caller knows another history, one that is tagged otherwise, or
+other unions of models, it has `diverged`: nothing was judged.
 
 It runs as its owner, for callers who may write by hand what they send. So it refuses a batch whose numbers do not fit
 together: every event that it writes comes to be behind the head that it found, without gaps, and nothing else does.
@@ -45,6 +45,7 @@ __all__ = [
     "APPEND_FUNCTION",
     "APPEND_FUNCTION_CHECKED",
     "APPEND_FUNCTION_IN_FEWER_STEPS",
+    "APPEND_FUNCTION_MODELS_ALIKE",
     "APPEND_FUNCTION_TAGGED_ALIKE",
     "BROKEN",
     "CONFLICT",
@@ -154,7 +155,7 @@ _BEGIN = """
     END IF;
     IF {HISTORY} <> known_history OR (known_position > 0 AND known_found IS DISTINCT FROM known_event) THEN
         diverged := true;
-        RETURN;
+{SAY_WHICH}        RETURN;
     END IF;
 """
 
@@ -423,6 +424,7 @@ _AS_IT_CAME: Mapping[str, str] = {
     "BASE_WILL_DO": "base = head OR (base IS NULL AND greatest_after <= head)",
     "DECLARE_IGNORED": "",
     "HISTORY": "history_id",
+    "SAY_WHICH": "",
 }
 """How it does what it does, by the place in the function."""
 
@@ -439,6 +441,7 @@ _IN_FEWER_STEPS: Mapping[str, str] = {
     "BASE_WILL_DO": "base = head OR greatest_after <= least(base, head)",
     "DECLARE_IGNORED": "    ignored text;\n",
     "HISTORY": "history_id",
+    "SAY_WHICH": "",
 }
 """The same in fewer and cheaper statements: an assignment is no query, and names and ids are mostly what one look finds
 them to be: known, and new. That others have written is no reason to look at each commit, where nothing of it matches
@@ -558,3 +561,14 @@ APPEND_FUNCTION_IN_FEWER_STEPS = _append_function(*_AS_OWNER, _IN_FEWER_STEPS)
 _TAGGED_ALIKE: Mapping[str, str] = {**_IN_FEWER_STEPS, "HISTORY": "(history_id || held.tagging)"}
 APPEND_FUNCTION_TAGGED_ALIKE = _append_function(*_AS_OWNER, _TAGGED_ALIKE)
 """The same, for those alone who know how the events are tagged: `known_history` ends with the id of the tagging."""
+_MODELS_ALIKE: Mapping[str, str] = {
+    **_IN_FEWER_STEPS,
+    "HISTORY": "(history_id || held.tagging || CASE WHEN length(known_history) % 16 = 0 THEN '' ELSE held.models END)",
+    "SAY_WHICH": """\
+        all_appended := (history_id || held.tagging)
+            IS DISTINCT FROM substr(known_history, 1, length(history_id || held.tagging));
+""",
+}
+APPEND_FUNCTION_MODELS_ALIKE = _append_function(*_AS_OWNER, _MODELS_ALIKE)
+"""The same, and where `known_history` goes on with the mark of the model unions (8 bytes, behind multiples of 16), for
+those alone who know which are kept. Where nothing but these is another, it has `diverged`, but not `all_appended`."""

@@ -31,6 +31,7 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     KeptOutcome,
+    ModelsChanged,
     Refused,
 )
 from diptych.event_store.position import Place, Position
@@ -158,7 +159,7 @@ class Batch:
         told = {
             "known_position": known.position,
             "known_event": known.event_id,
-            "known_history": known.history_id + tagging,
+            "known_history": known.history_id + tagging + self._commits[0].models,
             "now_us": now_us,
             "closely": closely,
             "lock_wait_ms": max(1, round(lock_wait_s * 1_000)),
@@ -170,6 +171,11 @@ class Batch:
             told[name] if name in told else _as_text(columns[name]) if name in _AS_TEXT else columns[name]
             for name in PARAMETERS
         ]
+
+    def results_where_models_changed(self, answer: asyncpg.Record) -> tuple[list[AppendResult], Place]:
+        """One result for each commit, none of which was judged, and the place of the last event."""
+        place = Place(answer["history_id"], Position(answer["head"]), answer["head_event"])
+        return [ModelsChanged()] * len(self._commits), place
 
     @property
     def has_states(self) -> bool:

@@ -13,6 +13,7 @@ from diptych.adapters.postgres.append_function import (
     APPEND_FUNCTION,
     APPEND_FUNCTION_CHECKED,
     APPEND_FUNCTION_IN_FEWER_STEPS,
+    APPEND_FUNCTION_MODELS_ALIKE,
     APPEND_FUNCTION_TAGGED_ALIKE,
 )
 from diptych.adapters.postgres.grants import Grants, Role
@@ -128,6 +129,41 @@ $keep$;
 REVOKE ALL ON FUNCTION {schema}.keep_facts FROM PUBLIC;
 """
 
+_MODEL_UNIONS = """
+ALTER TABLE {schema}.history ADD COLUMN models bytea NOT NULL DEFAULT '';  -- another whenever model_unions changes
+CREATE TABLE {schema}.model_unions (
+    model text COLLATE "C" PRIMARY KEY,  -- qualified name
+    version integer NOT NULL,
+    types bytea NOT NULL                 -- JSON array of text: stored names of the events that it folds
+);
+
+CREATE FUNCTION {schema}.keep_models(
+    names text[], versions integer[], all_types bytea[], instead_of bytea, lock_wait_ms integer
+)
+RETURNS boolean
+LANGUAGE plpgsql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $keep$
+DECLARE
+    found bytea;
+BEGIN
+    IF current_setting('synchronous_commit') = 'off' THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    PERFORM set_config('lock_timeout', lock_wait_ms::text, true);
+    SELECT h.models INTO STRICT found FROM {schema}.history AS h WHERE h.one = 1 FOR NO KEY UPDATE;
+    IF found <> instead_of THEN
+        RETURN false;
+    END IF;
+    INSERT INTO {schema}.model_unions (model, version, types)
+    SELECT u.model, u.version, u.types FROM unnest(names, versions, all_types) AS u (model, version, types)
+    ON CONFLICT (model) DO UPDATE SET version = excluded.version, types = excluded.types;
+    UPDATE {schema}.history AS h SET models = substr(uuid_send(gen_random_uuid()), 9) WHERE h.one = 1;
+    RETURN true;
+END
+$keep$;
+REVOKE ALL ON FUNCTION {schema}.keep_models FROM PUBLIC;
+"""
+
 EVENT_STORE_MIGRATIONS = Migrations(
     store="event store",
     steps=(
@@ -139,6 +175,7 @@ EVENT_STORE_MIGRATIONS = Migrations(
         Migration(6, "states of decision models", _MODEL_STATES),
         Migration(7, "horizons of pruning", _HORIZONS),
         Migration(8, "schemas and tags of event types", _FACTS + APPEND_FUNCTION_TAGGED_ALIKE),
+        Migration(9, "unions of decision models", _MODEL_UNIONS + APPEND_FUNCTION_MODELS_ALIKE),
     ),
 )
 
@@ -157,6 +194,12 @@ EVENT_STORE_GRANTS = Grants(
         "outcomes": {"writer": "SELECT"},
         "model_states": {"writer": "SELECT, INSERT, UPDATE"},
         "horizons": _SEEN_BY_ALL,
+        "model_unions": _SEEN_BY_ALL,
     },
-    functions={"append": ("writer",), "register_types": ("writer",), "keep_facts": ("writer",)},
+    functions={
+        "append": ("writer",),
+        "register_types": ("writer",),
+        "keep_facts": ("writer",),
+        "keep_models": ("writer",),
+    },
 )

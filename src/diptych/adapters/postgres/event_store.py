@@ -33,6 +33,7 @@ from diptych.adapters.postgres.event_watch import EventWatch
 from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcome, select_page
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import TypeRegister
+from diptych.adapters.postgres.model_unions import ModelRegister
 from diptych.adapters.postgres.read_ahead import ReadAhead
 from diptych.adapters.postgres.restoring import restore
 from diptych.adapters.postgres.retagging import Retagging
@@ -114,6 +115,7 @@ class PostgresEventStore(TypesAndTags):
         self._append_statement = append_statement(self._schema)
         self._append_and_keep_statement = append_and_keep_statement(self._schema)
         self._types = TypeRegister(url, self._fetch, self._writing, lock_wait_s)
+        self._models = ModelRegister(url, self._fetch, self._writing, lock_wait_s)
         self._retagging = Retagging(url, self._writing, lock_wait_s)
         self._known = KnownHistory(url.shown)
         self._held: set[tuple[str, int]] = set()
@@ -281,9 +283,11 @@ class PostgresEventStore(TypesAndTags):
         if answer["diverged"]:
             head = Place(answer["history_id"], Position(answer["head"]), answer["head_event"])
             difference = self._compare(known, head, answer["known_found"])
-            if difference is None:  # the section compares the same, and the tagging
+            if difference is not None:
+                raise difference
+            if answer["all_appended"]:  # the section compares the same, and the tagging, and the models
                 raise retagged()
-            raise difference
+            return batch.results_where_models_changed(answer)
         return batch.results(answer)
 
     def _learn(self, batch: Batch, results: Sequence[AppendResult], end: Place, known: Known) -> None:

@@ -1,4 +1,4 @@
-"""The part of the event store on PostgreSQL that knows event types, and has stored events tagged anew."""
+"""The part of the event store on PostgreSQL that knows types and models, and has stored events tagged anew."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from diptych.adapters.postgres.known_types import TypeRegister
+from diptych.adapters.postgres.model_unions import ModelRegister
 from diptych.adapters.postgres.retagging import Retagging
 from diptych.event_store.event_store import StoredType, TypeFacts
+from diptych.event_store.model_unions import ModelUnion, ModelUnions
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.tagging import Tagging
 
@@ -22,6 +24,7 @@ class TypesAndTags(ABC):
     """Base of the event store; these methods of the port are all that it has."""
 
     _types: TypeRegister
+    _models: ModelRegister
     _retagging: Retagging
     _fetch: Callable[..., Awaitable[list[asyncpg.Record]]]
 
@@ -53,6 +56,20 @@ class TypesAndTags(ABC):
         """
         self._check_open()
         await self._types.keep(before, after)
+
+    async def stored_models(self) -> ModelUnions:
+        """What is kept of models."""
+        self._check_open()
+        return await self._models.stored()
+
+    async def keep_models(self, models: Sequence[ModelUnion], instead_of: bytes) -> bool:
+        """Keep these under another mark, where that one is still there.
+
+        Raises:
+            NotGranted: this role adds nothing to the history.
+        """
+        self._check_open()
+        return await self._models.keep(models, instead_of)
 
     async def tagging(self) -> Tagging:
         """How events are tagged now."""

@@ -27,6 +27,7 @@ from diptych.event_store.event_store import (
     Conflicting,
     Duplicate,
     KeptOutcome,
+    ModelsChanged,
     Refused,
 )
 from diptych.event_store.pending_positions import PendingPositions
@@ -107,20 +108,22 @@ class AppendSection:
         """
         if self._names is None:
             self._names = NameIds(connection)
-        head, recorded_at_us = self._look_at_head(connection)
+        head, recorded_at_us, models = self._look_at_head(connection)
+        if commits and commits[0].models and commits[0].models != models:
+            return [ModelsChanged()] * len(commits)
         batch = _Batch(connection, self._names, self._recent, head, max(now_us, recorded_at_us), self._held)
         results = batch.judge(commits, refusals, base, closely=closely)
         batch.write()
         self._written = batch
         return results
 
-    def _look_at_head(self, connection: sqlite3.Connection) -> tuple[Place, int]:
+    def _look_at_head(self, connection: sqlite3.Connection) -> tuple[Place, int, bytes]:
         row = connection.execute(
-            "SELECT h.tagging, e.position, e.event_id, e.recorded_at FROM history AS h "
+            "SELECT h.tagging, h.models, e.position, e.event_id, e.recorded_at FROM history AS h "
             "LEFT JOIN events AS e ON e.position = (SELECT max(position) FROM events)"
         ).fetchone()
         check_tagging(row[0], self._tagging)
-        position, event_id, recorded_at_us = row[1:] if row[1] else (0, NOWHERE, 0)
+        position, event_id, recorded_at_us = row[2:] if row[2] else (0, NOWHERE, 0)
         head = Place(self._history_id, Position(position), event_id)
         written, self._written = self._written, None
         if written is not None and written.head == head:
@@ -128,7 +131,7 @@ class AppendSection:
         elif head != self._known:
             self._catch_up(connection, head)
         self._known = head
-        return head, recorded_at_us
+        return head, recorded_at_us, row[1]
 
     def _take_in(self, written: _Batch) -> None:
         """The last batch is in the file: what it learned is true."""

@@ -32,18 +32,26 @@ _FACTS = (
     "ALTER TABLE history ADD COLUMN unfinished BLOB",
     "ALTER TABLE event_versions ADD COLUMN facts BLOB",
 )
+_MODEL_UNIONS = """
+    CREATE TABLE model_unions (
+        model TEXT PRIMARY KEY,        -- qualified name
+        version INTEGER NOT NULL,
+        types BLOB NOT NULL            -- JSON array of text: stored names of the events that it folds
+    ) WITHOUT ROWID
+"""
 
 EVENT_STORE_FORMAT = FileFormat(
     name="event store",
     application_id=0x44507465,  # "DPte"
-    version=3,
+    version=4,
     schema=(
         """
         CREATE TABLE history (
             one INTEGER PRIMARY KEY CHECK (one = 1),
             history_id BLOB NOT NULL,
             tagging BLOB NOT NULL DEFAULT x'',  -- another whenever events are begun to be tagged anew
-            unfinished BLOB                -- JSON: types and versions whose events are being tagged anew
+            unfinished BLOB,               -- JSON: types and versions whose events are being tagged anew
+            models BLOB NOT NULL DEFAULT x''    -- another whenever model_unions changes
         )
         """,
         """
@@ -91,6 +99,11 @@ EVENT_STORE_FORMAT = FileFormat(
         """,
         _MODEL_STATES,
         _HORIZONS,
+        _MODEL_UNIONS,
     ),
-    upgrades={1: (_MODEL_STATES,), 2: (_HORIZONS, *_FACTS)},
+    upgrades={
+        1: (_MODEL_STATES,),
+        2: (_HORIZONS, *_FACTS),
+        3: (_MODEL_UNIONS, "ALTER TABLE history ADD COLUMN models BLOB NOT NULL DEFAULT x''"),
+    },
 )

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from diptych.adapters.sqlite import model_states, retagging
+from diptych.adapters.sqlite import model_states, model_unions, retagging
 from diptych.adapters.sqlite.append_section import AppendSection
 from diptych.adapters.sqlite.connection import (
     LOCK_WAIT_S,
@@ -42,6 +42,7 @@ from diptych.event_store.event_store import (
     TypeFacts,
 )
 from diptych.event_store.head_watch import HeadWatch
+from diptych.event_store.model_unions import ModelUnion, ModelUnions
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import refusal
@@ -415,6 +416,17 @@ class SqliteEventStore:
         """Replace the facts of types that are still as before."""
         self._open_reading()
         await self._writer.run(lambda connection: retagging.keep_facts(connection, before, after))
+
+    async def stored_models(self) -> ModelUnions:
+        """What is kept of models."""
+        reading = self._open_reading()
+        with self._failures:
+            return model_unions.stored_models(reading.connection)
+
+    async def keep_models(self, models: Sequence[ModelUnion], instead_of: bytes) -> bool:
+        """Keep these under another mark, where that one is still there."""
+        self._open_reading()
+        return await self._writer.run(lambda connection: model_unions.keep_models(connection, models, instead_of))
 
     async def tagging(self) -> Tagging:
         """How events are tagged now."""

@@ -125,7 +125,18 @@ def _of_store(found: CheckedSchema) -> list[Finding]:
         )
         for each in found.ignored
     ]
-    return broken + unread
+    outgrown = [
+        Finding(
+            "model-outgrown",
+            "error" if each.stored else "warning",
+            nowhere,
+            f"newer code's {each.model} folds {' and '.join(each.types)} as well"
+            + (", and there are such events" if each.stored else ""),
+            f"run that code; if this is the newer one, say version={each.version + 1} in the class statement",
+        )
+        for each in found.lacking
+    ]
+    return broken + unread + outgrown
 
 
 def _plain(finding: Finding) -> dict[str, object]:

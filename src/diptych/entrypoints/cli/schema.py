@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import FAILED
@@ -26,8 +27,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diptych.application.bounded_context import BoundedContext
-    from diptych.event_store.schema_check import CheckedSchema, HeldType, SplitType
+    from diptych.event_store.event_store import EventStore
+    from diptych.event_store.model_unions import ModelUnion
+    from diptych.event_store.schema_check import CheckedSchema, HeldType, LackingModel, SplitType
     from diptych.messages.registry import EventTypes
+    from diptych.write_side.decision_model import ModelFold
 
 __all__ = ["check", "checked", "show", "tell"]
 
@@ -39,7 +43,7 @@ def show(
     partition: PartitionOptions = PARTITION_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
-    """List the event types of a store: versions, how many events, the first and the last.
+    """List the event types of a store: versions, how many events, the first and the last; and what its models fold.
 
     It reads the whole history, and needs no code. With APP it shows what that reads them as, where its upcasters split.
 
@@ -54,14 +58,16 @@ def show(
         verbose=log.verbose, app=app, store=stores.store, partition=partition.partition, log_format=log.log_format
     )
     splits = _Splits(settings if app else None)
-    found = run_async(lambda: _held(settings))
+    found, models = run_async(lambda: _held(settings))
     if json:
         for held in found:
             screen.write(encode({**to_builtins(held), **splits.shown(held)}))
-    elif found:
-        screen.output().print(_table(found, splits))
-    else:
-        screen.output().print("The store holds no events.")
+        for model in models:
+            screen.write(encode({"model": model.name, "version": model.version, "folds": model.types}))
+        return
+    screen.output().print(_table(found, splits) if found else "The store holds no events.")
+    if models:
+        screen.output().print(_models(models))
 
 
 def check(
@@ -90,16 +96,16 @@ def check(
         screen.write(encode(found))
     else:
         tell(found)
-    return FAILED if found.breaks else 0
+    return FAILED if found.breaks or any(each.stored for each in found.lacking) else 0
 
 
-async def _held(settings: Settings) -> list[HeldType]:
+async def _held(settings: Settings) -> tuple[list[HeldType], Sequence[ModelUnion]]:
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.schema_check import held_types
 
     async with opened_store(settings) as store:
         with screen.progress("Reading") as bar:
-            return await held_types(store, bar)
+            return await held_types(store, bar), (await store.stored_models()).models
 
 
 async def checked(settings: Settings) -> CheckedSchema:
@@ -108,6 +114,7 @@ async def checked(settings: Settings) -> CheckedSchema:
     Raises:
         ConfigurationError: there is no such store, or the code does not fit.
     """
+    from diptych.application.registration import decided_models
     from diptych.entrypoints.cli.looking import opened_store
     from diptych.event_store.history import History
     from diptych.event_store.schema_check import check_schema
@@ -116,7 +123,21 @@ async def checked(settings: Settings) -> CheckedSchema:
     history = History(types)
     async with opened_store(settings) as store:
         with screen.progress("Reading") as bar:
-            return await check_schema(store, history, [context.name for context in contexts], bar)
+            found = await check_schema(store, history, [context.name for context in contexts], bar)
+        return replace(found, lacking=await _lacking(store, decided_models(contexts, types)))
+
+
+async def _lacking(store: EventStore, models: Sequence[tuple[str, ModelFold]]) -> list[LackingModel]:
+    """The models of the code that do not fold all that is kept of them."""
+    from diptych.event_store.schema_check import LackingModel
+    from diptych.write_side.known_models import CodedModels
+
+    held = {stored.name for stored in await store.stored_types()}
+    outgrown = CodedModels(models).outgrown(await store.stored_models()).values()
+    return [
+        LackingModel(union.name, union.version, sorted(beyond), not beyond.isdisjoint(held))
+        for beyond, union in outgrown
+    ]
 
 
 def _coded(settings: Settings) -> tuple[Sequence[BoundedContext], EventTypes]:
@@ -159,6 +180,13 @@ def _table(found: list[HeldType], splits: _Splits) -> object:
     return table
 
 
+def _models(models: Sequence[ModelUnion]) -> object:
+    table = screen.table("Decision models", "model", "folds", "version", numbers=1)
+    for model in models:
+        table.add_row(model.name, " ".join(model.types), screen.count(model.version))
+    return table
+
+
 def tell(found: CheckedSchema) -> None:
     """Say for people what of a store the code does not read."""
     output = screen.output()
@@ -176,11 +204,21 @@ def tell(found: CheckedSchema) -> None:
             style="yellow",
             soft_wrap=True,
         )
+    for model in found.lacking:
+        output.print(_told_lacking(model), style="bold red" if model.stored else "yellow", soft_wrap=True)
     for split in found.split:
         output.print(_told(split), soft_wrap=True)
     looked_at = f"{screen.count(found.events)} events of {screen.count(found.types)} types and versions"
     broken = screen.count(sum(each.events for each in found.breaks))
     output.print(f"{looked_at}: {f'{broken} cannot be read' if found.breaks else 'all can be read'}")
+
+
+def _told_lacking(model: LackingModel) -> str:
+    there = "and there are such events" if model.stored else "though no such event is stored"
+    return (
+        f"{model.model}: newer code's model folds {' and '.join(model.types)} as well, {there}. Run that code; if this "
+        f"is the newer one, and leaves them out on purpose, say version={model.version + 1} in the class statement"
+    )
 
 
 def _told(split: SplitType) -> str:

@@ -32,6 +32,7 @@ from diptych.testing.contracts.event_store_case import (
 )
 from diptych.testing.contracts.event_store_chains import ChainContract
 from diptych.testing.contracts.event_store_copies import CopyContract, original
+from diptych.testing.contracts.event_store_models import ModelsContract
 from diptych.testing.contracts.event_store_pruning import PruningContract
 from diptych.testing.contracts.event_store_queries import QueryContract
 from diptych.testing.contracts.event_store_states import StateContract
@@ -52,6 +53,7 @@ class EventStoreContract(
     CopyContract,
     FactsContract,
     TaggingContract,
+    ModelsContract,
 ):
     """Everything that an event store guarantees. Derive from it, and give it histories."""
 
@@ -191,6 +193,8 @@ async def check_closed(store: EventStore) -> None:
     await expect_closed(store.stored_types)
     await expect_closed(lambda: store.register_types([]))
     await expect_closed(lambda: store.keep_facts([], []))
+    await expect_closed(store.stored_models)
+    await expect_closed(lambda: store.keep_models([], b""))
     await expect_closed(store.tagging)
     await expect_closed(lambda: store.begin_retag([("A", 1)], UNTOUCHED))
     await expect_closed(lambda: store.write_tags(UNTOUCHED, []))
