@@ -22,7 +22,7 @@ from diptych.security import requires
 from tests.http_library import Outside, open_library
 from tests.tokens import AUDIENCE, ISSUER, Issuer
 
-EXAMPLES = 20
+EXAMPLES = 10
 """Requests that are made up for each operation."""
 STARTED_S = 30
 """Seconds in which the server has to be there."""

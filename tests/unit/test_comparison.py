@@ -217,3 +217,21 @@ async def test_what_has_become_live_while_it_was_compared_is_not_dropped(store_u
             await rebuilds._drop(compared[1])  # pyright: ignore[reportPrivateUsage]
             receipt = await server.execute(Count(item=ItemId("a"), amount=2))
             assert await server.query(StockOf(item=ItemId("a")), after=receipt) == Stock(item=ItemId("a"), amount=4)
+
+
+async def test_nobody_goes_on_with_a_build_that_is_only_compared(store_url: str) -> None:
+    """A server that begins with the new code while it is built makes its own, which stays when that one is dropped."""
+    await kept_by(plain(), store_url, ("a", 1), ("b", 2))
+    async with Application(sold_out_is_gone(), store=store_url, projecting=False) as asking:
+        rebuilds = asking.partition().rebuilds
+        projection = rebuilds._projection("Stock")  # pyright: ignore[reportPrivateUsage]
+        comparison, build = await rebuilds._compared(projection, None, on_trial=True)  # pyright: ignore[reportPrivateUsage]
+        assert comparison.changed == 1
+        async with Application(sold_out_is_gone(), store=store_url) as server:
+            assert build[0].generation.number not in {
+                slice.generation.number for slice in server.partition().projector.slices
+            }
+            await rebuilds._drop(build)  # pyright: ignore[reportPrivateUsage]
+            await server.projected()
+            receipt = await server.execute(Count(item=ItemId("a"), amount=2))
+            assert await server.query(StockOf(item=ItemId("a")), after=receipt) == Stock(item=ItemId("a"), amount=4)

@@ -32,7 +32,7 @@ from diptych import (
 from diptych.errors import Blocked, CannotOverlay, InvalidMessage, NotFresh
 from diptych.event_store.event_store import EventLog
 from diptych.read_side import overlay
-from diptych.testing import ManualClock
+from diptych.testing import InMemoryApplication, ManualClock
 from tests.renamed_bank import MAIN, STORED, BranchId, Moved, bank, store_as_older_code
 from tests.tenants import Places
 
@@ -369,6 +369,15 @@ async def test_it_is_one_of_the_ways_to_be_fresh(store_url: str) -> None:
     """With a token, or an age, one of them is meant."""
     async with unprojected(store_url) as app:
         receipt = await app.execute(Put(book=EMMA))
+        with pytest.raises(InvalidMessage, match="give one of them"):
+            await app.answer(BookOf(book=EMMA), after=receipt, freshness="overlay")
+
+
+async def test_in_tests_it_is_one_of_the_ways_as_well() -> None:
+    """What an application refuses, the one for tests refuses too, though it shows everything by default."""
+    async with InMemoryApplication(library) as app:
+        receipt = await app.execute(Put(book=EMMA))
+        assert await app.query(BookOf(book=EMMA), freshness="overlay") == await app.query(BookOf(book=EMMA))
         with pytest.raises(InvalidMessage, match="give one of them"):
             await app.answer(BookOf(book=EMMA), after=receipt, freshness="overlay")
 

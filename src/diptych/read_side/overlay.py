@@ -191,10 +191,11 @@ class OverlaidSnapshot:
 
     # ── what is lacking ──────────────────────────────────────────────────────
 
-    async def _recorded_at(self) -> datetime:
+    async def _recorded_at(self) -> datetime | None:
+        """When the event at the place was recorded; None where a fork has taken it, which is judged later."""
         before = Position(self._until.position - 1)
         found = await self._overlay.log.read(ALL_EVENTS, before, 1, until=self._until.position)
-        return found.events[0].recorded_at
+        return found.events[0].recorded_at if found.events else None
 
     async def _changed(self, name: str, keys: Sequence[Key] | None = None) -> Mapping[Key, Row | None]:
         """The rows, of these keys and perhaps of others, that are not in the store yet as they will be; of all keys."""

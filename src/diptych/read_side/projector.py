@@ -65,7 +65,8 @@ IDLE_WAIT_S = 5.0
 """Seconds after which an idle projector looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """Seconds between tries while a store is unavailable: doubled each time, up to the second."""
-
+ON_TRIAL = " on trial"
+"""What the fingerprint of a build ends with that is only compared."""
 
 _log = logging.getLogger("diptych.projector")
 
@@ -180,11 +181,22 @@ class Projector:
         return projection.fingerprint() if self._read_store.durable else ""
 
     async def create(
-        self, projection: Projection, *, live: bool, anew: bool = False, slices: int | None = None
+        self,
+        projection: Projection,
+        *,
+        live: bool,
+        anew: bool = False,
+        slices: int | None = None,
+        on_trial: bool = False,
     ) -> list[Generation]:
-        """The slices of a new generation, before the first event; by default as many as the code says."""
+        """The slices of a new generation, before the first event; by default as many as the code says.
+
+        One `on_trial` is of no code that a process could run, so that none goes on with it.
+        """
         start = Place(self._store.history_id, START, NOWHERE)
         fingerprint, table = self.fingerprint(projection), projection.form.table
+        if on_trial:
+            fingerprint += ON_TRIAL
         return await self._read_store.create_generation(
             projection.name, fingerprint, table, start, live=live, anew=anew, slices=slices or projection.partitions
         )

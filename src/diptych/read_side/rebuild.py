@@ -73,7 +73,7 @@ class Rebuilds:
         Raises as `rebuild` does; nothing is changed, and what others are building meanwhile is left alone.
         """
         async with self._turn:
-            comparison, fresh = await self._compared(self._projection(name), progress)
+            comparison, fresh = await self._compared(self._projection(name), progress, on_trial=True)
             await self._drop(fresh)
             return comparison
 
@@ -89,11 +89,17 @@ class Rebuilds:
                 await self._advance(fresh, await self._answering(projection))
         raise await self._given_up(fresh, _not_caught_up())
 
-    async def _compared(self, projection: Projection, progress: Progress | None) -> tuple[Comparison, Sequence[Slice]]:
-        """How what answers differs from a fresh build, in one snapshot in which both are at the same places."""
+    async def _compared(
+        self, projection: Projection, progress: Progress | None, *, on_trial: bool = False
+    ) -> tuple[Comparison, Sequence[Slice]]:
+        """How what answers differs from a fresh build, in one snapshot in which both are at the same places.
+
+        A build `on_trial` is to be dropped again: a process that opens with this code does not take it for its own.
+        """
         name, live = projection.name, await self._live(projection.name)
         until = min((each.checkpoint.position for each in live), default=await self._answering(projection))
-        fresh = await self._built(projection, len(live) or projection.partitions, until, progress)
+        slices = len(live) or projection.partitions
+        fresh = await self._built(projection, slices, until, progress, on_trial=on_trial)
         try:
             for _ in range(CATCH_UP_ATTEMPTS_MAX):
                 async with AsyncExitStack() as looking:
@@ -148,10 +154,16 @@ class Rebuilds:
         return max([*followed, *(answering or [await self._projector.head()])])
 
     async def _built(
-        self, projection: Projection, slices: int, until: Position, progress: Progress | None
+        self,
+        projection: Projection,
+        slices: int,
+        until: Position,
+        progress: Progress | None,
+        *,
+        on_trial: bool = False,
     ) -> list[Slice]:
         """A new generation, folded up to a position; the live one has its turn between batches."""
-        made = await self._projector.create(projection, live=False, anew=True, slices=slices)
+        made = await self._projector.create(projection, live=False, anew=True, slices=slices, on_trial=on_trial)
         fresh = [Slice(projection, generation, target=Position(1 << 62)) for generation in made]
         for slice in fresh:
             await self._projector.loaded(slice)

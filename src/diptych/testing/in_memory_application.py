@@ -201,7 +201,7 @@ class InMemoryApplication(Application):
         wait_s: float = WAIT_S,
     ) -> Answer[R]:
         """See `Application.answer`; unless told otherwise it shows everything."""
-        if after is not None or within_s is not None or as_of is not None:
+        if freshness == "latest" and (after is not None or within_s is not None or as_of is not None):
             freshness = "eventual"
         return await super().answer(
             query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
