@@ -113,7 +113,7 @@ def refused(answer: Any) -> bool:
 def test_an_overlaid_answer_is_what_will_be_projected(kind: str) -> None:
     """By key, by filter, in order, in pages and counted; also of slices, and where folds choke."""
 
-    @settings(max_examples=200 if kind == "memory" else 25, deadline=None)
+    @settings(max_examples=100 if kind == "memory" else 12, deadline=None)
     @given(
         st.lists(events, min_size=1, max_size=24),
         st.lists(st.integers(0, 24), min_size=1, max_size=8),

@@ -305,7 +305,7 @@ async def check(app: Application, remembered: Iterable[Remembered]) -> None:
 def test_what_was_answered_is_answered_again_as_of_then(kind: str) -> None:
     """By token and by time: at once, after more events and a rebuild, and after what cannot be folded was discarded."""
 
-    @settings(max_examples=50 if kind == "memory" else 10, deadline=None)
+    @settings(max_examples=25 if kind == "memory" else 6, deadline=None)
     @given(first=st.lists(steps, min_size=1, max_size=8), more=st.lists(steps, max_size=5))
     def holds(first: list[Step], more: list[Step]) -> None:
         async def run(folder: str) -> None:

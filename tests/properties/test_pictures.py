@@ -29,7 +29,7 @@ from tests.random_models import Drawn, drawn_models
 
 NEAR = 0.11
 """Pixels by which rounding to a tenth may put two things apart."""
-EXAMPLES = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 models = given(drawn_models())
 

@@ -55,7 +55,7 @@ def check_told(answers: Sequence[Answer], log: Sequence[Event], before: int) -> 
     assert len(log) - before == len(receipts) + len(facts)
 
 
-KINDS: dict[Kind, int] = {"memory": 40, "sqlite": 40, "postgres": 12}
+KINDS: dict[Kind, int] = {"memory": 30, "sqlite": 20, "postgres": 10}
 
 
 @pytest.mark.parametrize("kind", KINDS)

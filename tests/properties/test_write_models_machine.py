@@ -171,7 +171,7 @@ async def hear(bus: CommandBus, command: Command, command_id: str | None, basis:
         return rejected.code
 
 
-KINDS: dict[Kind, int] = {"memory": 40, "sqlite": 30, "postgres": 8}
+KINDS: dict[Kind, int] = {"memory": 25, "sqlite": 12, "postgres": 5}
 
 
 @pytest.mark.parametrize("kind", KINDS)
