@@ -23,7 +23,7 @@ from diptych import (
     Transaction,
     replace,
 )
-from tests.postgres_server import in_thread, new_stores, run, shared_database
+from tests.postgres_server import by_hand, in_thread, new_stores, run
 
 if TYPE_CHECKING:
     Link: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -161,7 +161,7 @@ class Bank:
     def sql(self, statement: str) -> list[tuple[Any, ...]]:
         """What somebody else sees, or does, in the table; statements have no parameters."""
         if self.database == "postgres":
-            return in_thread(_fetched(statement))
+            return in_thread(_fetched(self.url, statement))
         with closing(sqlite3.connect(self.path, uri=True)) as connection, connection:
             return connection.execute(statement).fetchall()
 
@@ -170,12 +170,9 @@ class Bank:
         return dict(self.sql("SELECT id, cents FROM accounts"))
 
 
-async def _fetched(statement: str) -> list[tuple[Any, ...]]:
-    link = await asyncpg.connect(shared_database())
-    try:
+async def _fetched(url: str, statement: str) -> list[tuple[Any, ...]]:
+    async with by_hand(url) as link:
         return [tuple(row) for row in await link.fetch(statement)]
-    finally:
-        await link.close()
 
 
 def _decided(command: Deposit, account: Account, balance: int) -> Deposited:

@@ -11,13 +11,13 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import asyncpg
@@ -47,8 +47,14 @@ ROLE_PREFIX = f"diptych_test_{os.getpid()}"
 """Roles belong to the server: those of one process of tests are the same in all of its schemas."""
 PASSWORD = "of tests/alone"
 
+Kind: TypeAlias = Literal["events", "rows", "both"]
+"""What a schema that is ready for a test has: an event store, a read store, or one beside which the other is."""
+READY: Mapping[Kind, int] = {"events": 10, "rows": 6, "both": 14}
+"""Schemas of each kind in a database that is copied: to copy thirty costs about as much as to migrate one."""
+
 T = TypeVar("T")
 _numbers = count(1)
+_ready: dict[Kind, list[str]] = {kind: [] for kind in READY}
 _removals: list[str] = []
 
 
@@ -129,12 +135,6 @@ def with_parameter(url: str, name: str, value: str) -> str:
     return f"{url}{'&' if urlsplit(url).query else '?'}{name}={value}"
 
 
-@cache
-def shared_database() -> str:
-    """The URL of a database in which every test has a schema of its own."""
-    return in_thread(new_database())
-
-
 def remove_at_exit(*statements: str) -> None:
     """Leave a server that was given to us as it was."""
     if not _removals:
@@ -148,10 +148,10 @@ async def _remove() -> None:
     await run(server_url(), *(statement for statement in _removals if statement not in roles), *roles)
 
 
-async def new_database() -> str:
-    """The URL of a new, empty database."""
+async def new_database(template: str = "template1") -> str:
+    """The URL of a new database: an empty one, or a copy of another that nobody is connected to."""
     name = f"diptych_test_{os.getpid()}_{next(_numbers)}"
-    await run(server_url(), f"CREATE DATABASE {name}")
+    await run(server_url(), f"CREATE DATABASE {name} TEMPLATE {template}")
     if GIVEN:  # one of our own goes with all that is in it
         remove_at_exit(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
     return urlunsplit(urlsplit(server_url())._replace(path=f"/{name}"))
@@ -159,22 +159,50 @@ async def new_database() -> str:
 
 async def new_store() -> str:
     """The URL of a new, migrated and empty event store, in a schema of its own."""
-    url = with_parameter(shared_database(), "schema", f"test_{next(_numbers)}")
-    await migrate(url, "event_store")
-    return url
+    return await _with_a_history_of_its_own(await _take("events"))
 
 
 async def new_read_store() -> str:
     """The URL of a new, migrated and empty read store, in a schema of its own."""
-    url = with_parameter(shared_database(), "schema", f"test_{next(_numbers)}_read")
-    await migrate(url, "read_store")
-    return url
+    return await _take("rows")
 
 
 async def new_stores() -> str:
     """The URL of a new event store, beside which there is a new read store."""
-    url = await new_store()
-    await migrate(default_read_store(url), "read_store")
+    return await _with_a_history_of_its_own(await _take("both"))
+
+
+async def _take(kind: Kind) -> str:
+    """The URL of a store that is ready; where none is left, a database full of them is copied."""
+    if not _ready[kind]:
+        database = await new_database(template=urlsplit(_template()).path[1:])
+        for each in _ready:
+            _ready[each] += _urls(database, each)
+    return _ready[kind].pop()
+
+
+@cache
+def _template() -> str:
+    """The URL of a database of stores that nobody has used."""
+    return in_thread(_new_template())
+
+
+async def _new_template() -> str:
+    database = await new_database()
+    for url in _urls(database, "events") + _urls(database, "both"):
+        await migrate(url, "event_store")
+    for url in _urls(database, "rows") + [default_read_store(url) for url in _urls(database, "both")]:
+        await migrate(url, "read_store")
+    return database
+
+
+def _urls(database: str, kind: Kind) -> list[str]:
+    return [with_parameter(database, "schema", f"{kind}_{number}") for number in range(READY[kind])]
+
+
+async def _with_a_history_of_its_own(url: str) -> str:
+    """Give a copied store another history than the others have, as `migrate` does."""
+    await run(url, f"UPDATE {parse_url(url).quoted_schema}.history SET history_id = uuid_send(gen_random_uuid())")
     return url
 
 

@@ -39,7 +39,7 @@ from diptych.testing.contracts.event_store_case import (
     opened,
 )
 from tests.postgres_line import Line
-from tests.postgres_server import by_hand, new_store, shared_database, statements_of, with_parameter
+from tests.postgres_server import by_hand, new_store, server_url, statements_of, with_parameter
 
 pytestmark = pytest.mark.anyio
 
@@ -404,7 +404,7 @@ async def test_a_server_that_is_not_there_is_unavailable(tmp_path: Path) -> None
     with pytest.raises(StoreUnavailable, match="can be reached") as raised:
         await nowhere.open()
     assert "secret" not in str(raised.value)
-    missing = urlunsplit(urlsplit(shared_database())._replace(path="/missing"))
+    missing = urlunsplit(urlsplit(server_url())._replace(path="/missing"))
     with pytest.raises(StoreUnavailable, match="no such database"):
         await connect(missing, SystemClock()).open()
 

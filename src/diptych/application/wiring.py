@@ -254,7 +254,7 @@ def follow(
         clock=clock,
         queries=QueryBus(compiled.query_handlers, panel),
         panel=panel,
-        watches=Watches(panel, lambda events: projector.decoded(events, ())),
+        watches=Watches(panel, history),
         projector=projector,
         subscriptions=subscriptions,
         leases=Leases(
@@ -272,7 +272,7 @@ def follow(
         ),
         rebuilds=Rebuilds(projector, read_store),
         past=Past(log, history, read_store, clock, _rows_in_memory, _NO_PAST if isinstance(log, MergedLog) else ""),
-        row_histories=RowHistories(projector, compiled.projections, log, history, read_store),
+        row_histories=RowHistories(compiled.projections, log, history, read_store),
     )
 
 

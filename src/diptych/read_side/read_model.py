@@ -178,6 +178,16 @@ class RowForm:
             return key
         return tuple(self.column_value(name, value) for name, value in zip(self.key_fields, key, strict=True))
 
+    def given_key(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Key values that somebody asks by, as the columns hold them.
+
+        Raises:
+            ConfigurationError: they are not as many as the key has fields.
+        """
+        if len(key) != len(self.key_fields):
+            raise ConfigurationError(f"the key of {self.name} is ({', '.join(self.key_fields)}), not {key!r}")
+        return self.column_key(key)
+
     def key_from_columns(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         """Key values from how the columns hold them."""
         reads = (self._conversions[name].read for name in self.key_fields)

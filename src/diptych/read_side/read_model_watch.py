@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from diptych.clock import pause
 from diptych.errors import StoreClosed, StoreUnavailable, Unavailable
+from diptych.event_store.history import History
 from diptych.event_store.position import Position
-from diptych.event_store.recorded_event import RecordedEvent
 from diptych.read_side.batch import DecodedEvent, plan_steps
+from diptych.read_side.decoding import decoded
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import ReadPanel
 from diptych.read_side.read_model import key_text
@@ -38,9 +39,6 @@ BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """Seconds between looks while a store is unavailable: doubled each time, up to the second."""
 
 _log = logging.getLogger("diptych.live_queries")
-
-Decode = Callable[[Sequence[RecordedEvent]], Sequence[DecodedEvent]]
-"""Recorded events with the classes of this application."""
 
 
 class RestingOn(NamedTuple):
@@ -76,10 +74,10 @@ class ReadModelWatch:
     of a change, or finds that what is known is newer than what it has seen.
     """
 
-    def __init__(self, panel: ReadPanel, projection: Projection, decode: Decode) -> None:
+    def __init__(self, panel: ReadPanel, projection: Projection, history: History) -> None:
         self.projection = projection
         self._panel = panel
-        self._decode = decode
+        self._history = history
         self._fingerprint = panel.projections[projection.form.cls][1]
         self._resting: dict[Restless, RestingOn] = {}
         self._on_any: set[Restless] = set()
@@ -218,7 +216,7 @@ class ReadModelWatch:
         if found.more:
             return None
         try:
-            return _keys(self.projection, self._decode(found.events))
+            return _keys(self.projection, decoded(self._history, found.events, in_context=False))
         except POISON:  # the fold meets the same, and says so: the key is blocked, or the projection stops
             return None
 
@@ -271,9 +269,9 @@ def _epoch(slices: Sequence[Generation]) -> int:
 class Watches:
     """The watches on the read models of one history. Made by the application."""
 
-    def __init__(self, panel: ReadPanel, decode: Decode) -> None:
+    def __init__(self, panel: ReadPanel, history: History) -> None:
         self._panel = panel
-        self._decode = decode
+        self._history = history
         self._watches: dict[str, ReadModelWatch] = {}
 
     def named(self, name: str) -> ReadModelWatch | None:
@@ -284,5 +282,5 @@ class Watches:
         """The watch on a projection's read model."""
         found = self._watches.get(projection.name)
         if found is None:
-            found = self._watches[projection.name] = ReadModelWatch(self._panel, projection, self._decode)
+            found = self._watches[projection.name] = ReadModelWatch(self._panel, projection, self._history)
         return found

@@ -17,17 +17,17 @@ from diptych.event_store.event_query import EventQuery
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
 from diptych.event_store.pages import event_pages
-from diptych.event_store.position import START, Place
+from diptych.event_store.position import START
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.messages.message import field_types
 from diptych.read_side.batch import discarded, fold_steps, plan_steps
+from diptych.read_side.decoding import decoded
 from diptych.read_side.projection import KeyNotFound, Projection, Step, told
-from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
-from diptych.read_side.read_store import Generation, Key, ReadStore, Row
+from diptych.read_side.read_store import Key, ReadStore, Row
 from diptych.read_side.refused_row import stored_row
 from diptych.read_side.row_refusal import row_refusal
-from diptych.read_side.slice import POISON, Slice
+from diptych.read_side.slice import POISON
 
 __all__ = ["Effect", "FieldChange", "RowChange", "RowHistories"]
 
@@ -80,13 +80,11 @@ class RowHistories:
 
     def __init__(
         self,
-        projector: Projector,
         projections: Collection[Projection],
         log: EventLog,
         history: History,
         read_store: ReadStore,
     ) -> None:
-        self._projector = projector
         self._by_model = {projection.form.cls: projection for projection in projections}
         self._log = log
         self._history = history
@@ -124,7 +122,7 @@ class RowHistories:
             HistoryDiverged: after a failover, other events may be where those were that it told of.
         """
         projection = self._projection(model)
-        folding = _Folding(projection, _column_key(projection, key), await self._read_store.discards(projection.name))
+        folding = _Folding(projection, projection.form.given_key(key), await self._read_store.discards(projection.name))
         query = projection.query_of([folding.key]) or projection.query
         async for page in self._pages(query):
             for recorded in page:
@@ -147,11 +145,11 @@ class RowHistories:
 
     def _change(self, folding: _Folding, recorded: RecordedEvent) -> RowChange | None:
         """What an event does to the row; None where it does not concern it."""
-        (decoded,) = self._projector.decoded([recorded], [folding.slice])
-        planned = plan_steps(folding.projection, [decoded])
+        projection = folding.projection
+        planned = plan_steps(projection, decoded(self._history, [recorded], in_context=projection.takes_context))
         if planned.stopped:
             self._history.parts(recorded)  # it tells by itself why it cannot be read
-            raise Blocked(folding.projection.form.name, (), planned.stopped)
+            raise Blocked(projection.form.name, (), planned.stopped)
         steps = [step for step in planned.steps if step.key is None or step.key == folding.key]
         return folding.folded(self._history, recorded, steps) if steps else None
 
@@ -162,7 +160,6 @@ class _Folding:
     def __init__(self, projection: Projection, key: Key, discards: Collection[Any]) -> None:
         self.projection = projection
         self.key = key
-        self.slice = _slice(projection)
         self._text = key_text(key)
         self._discards = discarded(discards)
         self._row: Row | None = None
@@ -236,16 +233,3 @@ def _differences(key_fields: Collection[str], before: Any, after: Any) -> tuple[
     names = [name for name in after.__struct_fields__ if name not in key_fields]
     pairs = [(name, getattr(before, name, None), getattr(after, name)) for name in names]
     return tuple(FieldChange(name, was, now) for name, was, now in pairs if before is None or was != now)
-
-
-def _slice(projection: Projection) -> Slice:
-    """What a batch is decoded for: nothing is folded into it."""
-    place = Place(b"", START, b"")
-    return Slice(projection, Generation(projection.name, 0, "", projection.form.table, live=False, checkpoint=place))
-
-
-def _column_key(projection: Projection, key: tuple[object, ...]) -> Key:
-    form = projection.form
-    if len(key) != len(form.key_fields):
-        raise ConfigurationError(f"the key of {form.name} is ({', '.join(form.key_fields)}), not {key!r}")
-    return form.column_key(key)

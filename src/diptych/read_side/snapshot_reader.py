@@ -112,7 +112,7 @@ class SnapshotReader:
     async def get_many(self, model: type[M], keys: Sequence[object], /) -> dict[Any, M]:
         """See `Reader.get_many`."""
         form = self._projection(model).form
-        columns = {_column_key(form, key): key for key in keys}
+        columns = {form.given_key(key if isinstance(key, tuple) else (key,)): key for key in keys}
         texts = [key_text(key) for key in columns]
         projection = await self._touch(model, texts, list(columns))
         self._check_blocked(projection, texts)
@@ -271,13 +271,6 @@ def moment_shown(slices: Iterable[Generation], now: datetime) -> datetime:
     also where this clock is behind the one that the event was recorded by.
     """
     return max([now, *(slice.recorded_at for slice in slices if slice.recorded_at is not None)])
-
-
-def _column_key(form: RowForm, key: object) -> tuple[Any, ...]:
-    values = key if isinstance(key, tuple) else (key,)
-    if len(values) != len(form.key_fields):
-        raise ConfigurationError(f"the key of {form.name} is ({', '.join(form.key_fields)}), not {values!r}")
-    return form.column_key(values)
 
 
 def _filters(form: RowForm, where: Mapping[str, object]) -> list[Filter]:

@@ -6,14 +6,14 @@ application all the same, unless its code has types that are new here.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from diptych.adapters.postgres.connection import DRIVER_ERRORS, Connections, PostgresUrl, failure
 from diptych.adapters.postgres.event_rows import decode_tags
+from diptych.adapters.postgres.register import Register
 from diptych.errors import NotGranted
 from diptych.event_store.event_store import StoredType, TypeFacts
 from diptych.event_store.stored_facts import decode_facts, encode_facts
@@ -24,22 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["TypeRegister", "keep_statement", "kept_first", "register_statement"]
 
 
-class TypeRegister:
+class TypeRegister(Register):
     """The event types of one schema."""
-
-    def __init__(
-        self,
-        url: PostgresUrl,
-        fetch: Callable[..., Awaitable[list[asyncpg.Record]]],
-        writing: Connections,
-        lock_wait_s: float,
-    ) -> None:
-        """Read with `fetch`, write with connections that append, and wait that long for others."""
-        self._url = url
-        self._schema = url.quoted_schema
-        self._fetch = fetch
-        self._writing = writing
-        self._lock_wait_ms = round(lock_wait_s * 1_000)
 
     async def stored(self) -> list[StoredType]:
         """Those that events are stored of, by name and version."""
@@ -76,13 +62,6 @@ class TypeRegister:
         names, versions = [type.name for type in before], [type.version for type in before]
         known, new = [encode_facts(type.facts) for type in before], [encode_facts(facts) for facts in after]
         await self._write(keep_statement(self._schema), names, versions, known, new)
-
-    async def _write(self, statement: str, *arguments: object) -> None:
-        try:
-            async with self._writing.connection() as link:
-                await self._writing.rows_on(link, statement, [*arguments, self._lock_wait_ms])
-        except DRIVER_ERRORS as error:
-            raise (failure(self._url, error) or error) from error
 
 
 def _select_known(schema: str) -> str:

@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import msgspec
 
-from diptych.adapters.postgres.connection import DRIVER_ERRORS, Connections, PostgresUrl, failure
+from diptych.adapters.postgres.register import Register
 from diptych.event_store.model_unions import ModelUnion, ModelUnions
-
-if TYPE_CHECKING:
-    import asyncpg
 
 __all__ = ["ModelRegister"]
 
 _types_decoder = msgspec.json.Decoder(tuple[str, ...])
 
 
-class ModelRegister:
+class ModelRegister(Register):
     """The unions of one schema."""
-
-    def __init__(
-        self,
-        url: PostgresUrl,
-        fetch: Callable[..., Awaitable[list[asyncpg.Record]]],
-        writing: Connections,
-        lock_wait_s: float,
-    ) -> None:
-        """Read with `fetch`, write with connections that append, and wait that long for others."""
-        self._url = url
-        self._schema = url.quoted_schema
-        self._fetch = fetch
-        self._writing = writing
-        self._lock_wait_ms = max(1, round(lock_wait_s * 1_000))
 
     async def stored(self) -> ModelUnions:
         """What is kept, by name, and its mark: one statement, so that they are of one moment."""
@@ -49,11 +31,5 @@ class ModelRegister:
         statement = f"SELECT {self._schema}.keep_models($1::text[], $2::integer[], $3::bytea[], $4::bytea, $5::integer)"
         names, versions = [model.name for model in models], [model.version for model in models]
         types = [msgspec.json.encode(model.types) for model in models]
-        try:
-            async with self._writing.connection() as link:
-                ((done,),) = await self._writing.rows_on(
-                    link, statement, [names, versions, types, instead_of, self._lock_wait_ms]
-                )
-        except DRIVER_ERRORS as error:
-            raise (failure(self._url, error) or error) from error
+        ((done,),) = await self._write(statement, names, versions, types, instead_of)
         return bool(done)
