@@ -227,6 +227,23 @@ async def test_the_contract_finds_a_broken_store(
         await getattr(case, test)()
 
 
+# ── who is held up ───────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("made", [MemoryTransactions, PostgresTransactions], ids=["memory", "postgres"])
+async def test_others_append_while_the_work_is_under_way(made: type[TransactionContract]) -> None:
+    """A slow handler holds up nobody: others append meanwhile, and its own positions come behind theirs."""
+    case = made()
+    async with case.store() as store:
+        gate = Gate()
+        call = asyncio.create_task(case.transact(store, commit(event("Own")), 1, gate.pass_through))
+        await gate.entered()
+        await append_one(store, event("Meanwhile"))
+        gate.open()
+        assert expect(Appended, await call).place.position == 2
+        assert [recorded.type for recorded in await history_of(store)] == ["Meanwhile", "Own"]
+
+
 # ── what SQLite refuses ──────────────────────────────────────────────────────
 
 
@@ -422,19 +439,6 @@ async def test_sqlite_needs_to_be_told_that_a_file_has_other_tables(tmp_path: Pa
 # ── PostgreSQL ───────────────────────────────────────────────────────────────
 
 
-async def test_postgres_keeps_the_append_section_free_while_the_work_is_under_way() -> None:
-    """A slow handler holds up nobody: others append meanwhile, and its own positions come behind theirs."""
-    case = PostgresTransactions()
-    async with case.store() as store:
-        gate = Gate()
-        call = asyncio.create_task(case.transact(store, commit(event("Own")), 1, gate.pass_through))
-        await gate.entered()
-        await append_one(store, event("Meanwhile"))
-        gate.open()
-        assert expect(Appended, await call).place.position == 2
-        assert [recorded.type for recorded in await history_of(store)] == ["Meanwhile", "Own"]
-
-
 async def test_g2_postgres_cuts_off_who_hangs_between_append_and_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its transaction is rolled back by the server, and others get its positions."""
     monkeypatch.setattr(postgres_transactions, "APPEND_PAUSE_S_MAX", 0.1)
@@ -584,19 +588,6 @@ async def test_memory_lends_nothing_that_is_not_named() -> None:
     for url in ("memory:bank", "memory:?own_tables=", "memory:?own_tables=a/b", "memory:?own_tables=a&b=c"):
         with pytest.raises(ConfigurationError, match="own_tables=<name>"):
             connect_memory(url, SystemClock())
-
-
-async def test_memory_appends_for_others_while_the_work_is_under_way() -> None:
-    """A handler holds up those who take the tables, and nobody else."""
-    case = MemoryTransactions()
-    async with case.store() as store:
-        gate = Gate()
-        call = asyncio.create_task(case.transact(store, commit(event("Own")), 1, gate.pass_through))
-        await gate.entered()
-        await append_one(store, event("Meanwhile"))
-        gate.open()
-        assert expect(Appended, await call).place.position == 2
-        assert [recorded.type for recorded in await history_of(store)] == ["Meanwhile", "Own"]
 
 
 async def test_memory_tells_of_somebody_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:

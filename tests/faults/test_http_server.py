@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection, HTTPResponse
-from pathlib import Path
 
 import pytest
 
 from diptych.entrypoints.http import server
 from diptych.entrypoints.http.body import BODY_BYTES_MAX, BODY_DRAINED_BYTES_MAX
 from diptych.errors import ConfigurationError
-
-ROOT = Path(__file__).parents[2]
-SOCKET_S = 30
-"""Seconds after which a client of these tests gives up."""
+from tests.served import SOCKET_S, Served
 
 # Says on stdout what happens, one word a line; lets the request under way go on when a line comes in on stdin.
 PROGRAM = """
@@ -45,36 +39,6 @@ with asyncio.Runner(loop_factory=server.event_loop) as runner:
 """
 
 
-class Served:
-    """A server that runs as a process."""
-
-    def __init__(self, stop_s: float, body_read_s: float) -> None:
-        command = [sys.executable, "-c", PROGRAM, str(stop_s), str(body_read_s)]
-        pipe = subprocess.PIPE
-        self.connections: list[HTTPConnection] = []
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-        self.port = int(self.says().rpartition(":")[2] or 0)
-
-    def says(self) -> str:
-        """The next line; empty at the end."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def let_go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def connect(self) -> HTTPConnection:
-        self.connections.append(HTTPConnection("127.0.0.1", self.port, timeout=SOCKET_S))
-        return self.connections[-1]
-
-    def ends(self) -> tuple[int, list[str], str]:
-        """Its exit code, what it said at last, and on stderr."""
-        out, err = self.process.communicate(timeout=SOCKET_S)
-        return self.process.returncode, out.split(), err
-
-
 Start = Callable[..., Served]
 
 
@@ -83,15 +47,12 @@ def start() -> Iterator[Start]:
     started: list[Served] = []
 
     def start(*, stop_s: float = SOCKET_S, body_read_s: float = SOCKET_S) -> Served:
-        started.append(Served(stop_s, body_read_s))
+        started.append(Served(PROGRAM, stop_s, body_read_s))
         return started[-1]
 
     yield start
     for served in started:
-        for connection in served.connections:
-            connection.close()
-        served.process.kill()
-        served.process.communicate()
+        served.kill()
 
 
 def is_live(connection: HTTPConnection) -> bool:

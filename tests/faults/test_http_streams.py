@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from http.client import HTTPConnection, HTTPResponse
-from pathlib import Path
+from http.client import HTTPResponse
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOCKET_S = 30
-"""Seconds after which a client of these tests gives up."""
+from tests.served import Served
+
 LIMIT_S = 20
 """Seconds after which the server cancels what is under way, so that a stream which it does not end is cut off."""
 CLIENTS = 20
@@ -54,45 +50,6 @@ with asyncio.Runner(loop_factory=server.event_loop) as runner:
 """
 
 
-class Served:
-    """A server that runs as a process, and the streams that were asked of it."""
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-c", PROGRAM, str(LIMIT_S)]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
-        self.connections: list[HTTPConnection] = []
-        self.port = int(self.says().rpartition(":")[2] or 0)
-
-    def says(self) -> str:
-        """The next line; empty at the end."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def count_down(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-
-    def connect(self) -> HTTPConnection:
-        self.connections.append(HTTPConnection("127.0.0.1", self.port, timeout=SOCKET_S))
-        return self.connections[-1]
-
-    def stream(self, book: str = "emma") -> HTTPResponse:
-        """A stream whose first answer was read."""
-        connection = self.connect()
-        connection.request("GET", f"/queries/BookOf?book={book}", headers={"Accept": "text/event-stream"})
-        response = connection.getresponse()
-        assert response.status == 200
-        assert event(response)["data"] == "null"
-        return response
-
-    def ends(self) -> tuple[int, list[str], str]:
-        """Its exit code, what it said at last, and on stderr."""
-        out, err = self.process.communicate(timeout=SOCKET_S)
-        return self.process.returncode, out.split(), err
-
-
 def event(response: HTTPResponse) -> dict[str, str]:
     """The fields of the next event that has data; empty at the end."""
     fields: dict[str, str] = {}
@@ -105,19 +62,26 @@ def event(response: HTTPResponse) -> dict[str, str]:
     return {}
 
 
+def stream(served: Served, book: str = "emma") -> HTTPResponse:
+    """A stream whose first answer was read."""
+    connection = served.connect()
+    connection.request("GET", f"/queries/BookOf?book={book}", headers={"Accept": "text/event-stream"})
+    response = connection.getresponse()
+    assert response.status == 200
+    assert event(response)["data"] == "null"
+    return response
+
+
 @pytest.fixture
 def served() -> Iterator[Served]:
-    found = Served()
+    found = Served(PROGRAM, LIMIT_S)
     yield found
-    for connection in found.connections:
-        connection.close()
-    found.process.kill()
-    found.process.communicate()
+    found.kill()
 
 
 def test_a_change_reaches_every_client(served: Served) -> None:
     """Each client of a query hears of the command of another one."""
-    streams = [served.stream() for _ in range(CLIENTS)]
+    streams = [stream(served) for _ in range(CLIENTS)]
     commands = served.connect()
     commands.request(
         "POST", "/commands/Lend", b'{"book": "emma", "reader": "ada"}', {"Content-Type": "application/json"}
@@ -130,17 +94,17 @@ def test_a_change_reaches_every_client(served: Served) -> None:
 def test_clients_that_go_away_while_nothing_happens_are_noticed(served: Served) -> None:
     """No live query is left of them, though there is nothing to tell them."""
     for _ in range(CLIENTS):
-        served.stream()
+        stream(served)
     for connection in served.connections:
         connection.close()
-    served.count_down()
+    served.let_go()
     assert served.says() == "none"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_streams_do_not_hold_the_servers_stop(served: Served, number: signal.Signals) -> None:
     """Each is ended with a whole body, long before the limit of requests under way; no task is left."""
-    streams = [served.stream() for _ in range(CLIENTS)]
+    streams = [stream(served) for _ in range(CLIENTS)]
     served.process.send_signal(number)
     for stream in streams:
         assert event(stream) == {}
