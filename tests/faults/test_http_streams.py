@@ -62,7 +62,7 @@ def event(response: HTTPResponse) -> dict[str, str]:
     return {}
 
 
-def stream(served: Served, book: str = "emma") -> HTTPResponse:
+def streaming(served: Served, book: str = "emma") -> HTTPResponse:
     """A stream whose first answer was read."""
     connection = served.connect()
     connection.request("GET", f"/queries/BookOf?book={book}", headers={"Accept": "text/event-stream"})
@@ -81,7 +81,7 @@ def served() -> Iterator[Served]:
 
 def test_a_change_reaches_every_client(served: Served) -> None:
     """Each client of a query hears of the command of another one."""
-    streams = [stream(served) for _ in range(CLIENTS)]
+    streams = [streaming(served) for _ in range(CLIENTS)]
     commands = served.connect()
     commands.request(
         "POST", "/commands/Lend", b'{"book": "emma", "reader": "ada"}', {"Content-Type": "application/json"}
@@ -94,7 +94,7 @@ def test_a_change_reaches_every_client(served: Served) -> None:
 def test_clients_that_go_away_while_nothing_happens_are_noticed(served: Served) -> None:
     """No live query is left of them, though there is nothing to tell them."""
     for _ in range(CLIENTS):
-        stream(served)
+        streaming(served)
     for connection in served.connections:
         connection.close()
     served.let_go()
@@ -104,7 +104,7 @@ def test_clients_that_go_away_while_nothing_happens_are_noticed(served: Served) 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_streams_do_not_hold_the_servers_stop(served: Served, number: signal.Signals) -> None:
     """Each is ended with a whole body, long before the limit of requests under way; no task is left."""
-    streams = [stream(served) for _ in range(CLIENTS)]
+    streams = [streaming(served) for _ in range(CLIENTS)]
     served.process.send_signal(number)
     for stream in streams:
         assert event(stream) == {}
