@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, TypeAlias
@@ -11,6 +10,7 @@ from diptych.adapters.postgres.read_columns import TYPES, refusal
 from diptych.adapters.postgres.read_tables import StoredTable, quoted
 from diptych.errors import InvalidMessage
 from diptych.read_side.read_store import Column, Comparison, Filter, Order
+from diptych.read_side.row_filters import words_of
 
 __all__ = ["Condition", "after_place", "filtered", "order_by", "search_vector", "searched_words", "where"]
 
@@ -162,10 +162,8 @@ def _all(conditions: Sequence[Condition]) -> Condition:
 
 
 def words(text: str) -> list[str]:
-    """The runs of letters and digits, without case and accents, cut where PostgreSQL would refuse them."""
-    bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    found = "".join(letter if letter.isalnum() else " " for letter in bare.casefold()).split()
-    return [word if len(word) * 4 <= WORD_BYTES_MAX else _cut(word) for word in found]
+    """The words of a text, cut where PostgreSQL would refuse them."""
+    return [word if len(word) * 4 <= WORD_BYTES_MAX else _cut(word) for word in words_of(text)]
 
 
 def _cut(word: str) -> str:
