@@ -165,6 +165,17 @@ def test_a_worker_keeps_the_read_models_of_an_api(project: Project) -> None:
             assert ended(worker, signal.SIGTERM) == (0, "")
 
 
+def test_servers_have_what_is_in_memory_without_a_worker(project: Project) -> None:
+    """Each folds its own, also where it leaves the other read models to a worker that is not there."""
+    options = ("--port", "0", "--role", "api", "--processes", "2", "--read-stores", "Seats=memory:")
+    with serving(project, *options) as (parent, where):
+        for taken in range(1, 5):
+            _, receipt = ask(where, "POST", "/commands/Enrol", {"course": "python"})
+            status, seats = ask(where, "POST", "/queries/SeatsOf", {"course": "python"}, token=receipt["token"])
+            assert (status, seats["taken"]) == (200, taken)
+        assert ended(parent, signal.SIGTERM) == (0, "")
+
+
 def children(process: subprocess.Popen[str]) -> list[int]:
     """The processes that a process has started, by the system's account."""
     return [int(found) for found in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]

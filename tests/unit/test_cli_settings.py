@@ -52,7 +52,7 @@ def test_the_application_is_found_in_every_layer(project: Project, monkeypatch: 
         (
             "colour = 1",
             (
-                "unknown key 'colour'; there are app, partition_by, partition, store, read_store, "
+                "unknown key 'colour'; there are app, partition_by, partition, store, read_store, read_stores, "
                 "read_replica, replica_policy, host, port, role, processes, jwks, issuer, audience, "
                 "without_authentication, log_format"
             ),

@@ -210,7 +210,7 @@ async def test_what_has_become_live_while_it_was_compared_is_not_dropped(store_u
     """A server that begins with the new code goes on with the build that is there."""
     await kept_by(plain(), store_url, ("a", 1))
     async with Application(sold_out_is_gone(), store=store_url, projecting=False) as asking:
-        rebuilds = asking.partition().rebuilds
+        rebuilds = asking.partition().stores[0].rebuilds
         compared = await rebuilds._compared(rebuilds._projection("Stock"), None)  # pyright: ignore[reportPrivateUsage]
         async with Application(sold_out_is_gone(), store=store_url) as server:
             await server.projected()
@@ -223,7 +223,7 @@ async def test_nobody_goes_on_with_a_build_that_is_only_compared(store_url: str)
     """A server that begins with the new code while it is built makes its own, which stays when that one is dropped."""
     await kept_by(plain(), store_url, ("a", 1), ("b", 2))
     async with Application(sold_out_is_gone(), store=store_url, projecting=False) as asking:
-        rebuilds = asking.partition().rebuilds
+        rebuilds = asking.partition().stores[0].rebuilds
         projection = rebuilds._projection("Stock")  # pyright: ignore[reportPrivateUsage]
         comparison, build = await rebuilds._compared(projection, None, on_trial=True)  # pyright: ignore[reportPrivateUsage]
         assert comparison.changed == 1

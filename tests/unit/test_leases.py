@@ -25,7 +25,7 @@ from diptych.adapters.memory.process_store import MemoryProcessStore
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.application.partition import Partition
 from diptych.application.registration import event_types
-from diptych.application.wiring import compile_contexts, wire
+from diptych.application.wiring import ConnectedStore, compile_contexts, wire
 from diptych.clock import SystemClock
 from diptych.errors import StoreUnavailable
 from diptych.event_store.event_query import EventQuery, QueryItem
@@ -375,10 +375,12 @@ class Fleet:
         """One more process."""
         self.folded[name], self.heard[name] = [], []
         context = self._context(name)
+        compiled = compile_contexts([context], {})
+        everything = frozenset(projection.name for projection in compiled.projections)
         running = wire(
-            compile_contexts([context], {}),
+            compiled,
             self.store,
-            self.read_store,
+            [ConnectedStore(self.read_store, compiled.projections, everything)],
             MemoryProcessStore(),
             clock=SystemClock(),
             projecting=True,

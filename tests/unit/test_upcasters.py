@@ -316,7 +316,7 @@ async def test_a_subscriber_of_older_code_leaves_a_newer_version_to_newer_code(t
     store, told = f"sqlite:{tmp_path / 'shop.db'}", list[OrderPlaced]()
     async with Application(version_1(), store=store) as old:
         await store_as_older_code(old, 3, b'{"order":"pen","cents":250,"currency":"EUR"}')
-        (subscription,) = old.partition().subscriptions
+        (subscription,) = old.partition().stores[0].subscriptions
         await until(lambda: bool(subscription.failure), old)
         async with Application(version_3(told=told), store=store) as new:
             await until(lambda: bool(told), new)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -21,8 +21,10 @@ from diptych.application.dividing import ACROSS, PartitionBy, Replicas, Stores, 
 from diptych.application.partition import Partition
 from diptych.application.partitions import Asked, ByContext, ByIdentity, Partitions
 from diptych.application.pruning import Pruning
+from diptych.application.read_routing import ReadStores, check_apart, routes, sent
+from diptych.application.routed_rebuilds import RoutedRebuilds
 from diptych.application.status import Health, Status
-from diptych.application.wiring import Compiled, compile_contexts, wire, wire_across
+from diptych.application.wiring import Compiled, ConnectedStore, compile_contexts, wire, wire_across
 from diptych.clock import Clock, SystemClock
 from diptych.errors import ConfigurationError, InvalidMessage, StoreClosed
 from diptych.event_store.event_query import EventQuery
@@ -35,7 +37,6 @@ from diptych.process_managers.scheduled_commands import When
 from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.live_queries import LiveQueries
 from diptych.read_side.query_bus import Answer
-from diptych.read_side.rebuild import Rebuilds
 from diptych.security import Actor, actor_of, check_reason
 from diptych.write_side.command_bus import CommandMiddleware, Sender
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from diptych.process_managers.process_store import ProcessStore
     from diptych.process_managers.processes import Processes
     from diptych.process_managers.scheduled_commands import Scheduled, ScheduledCommands
-    from diptych.read_side.query_source import QuerySource, ReplicaPolicy
+    from diptych.read_side.query_source import ReplicaPolicy
     from diptych.read_side.read_store import ReadStore
 
 __all__ = ["Application"]
@@ -70,6 +71,8 @@ class Application:
         store: the event store's URL; without one, events are kept in memory and gone with the process. Of a
             partitioned application, the URL of each partition by name; `read_store` and `read_replicas` likewise.
         read_store: the read models' URL; by default beside the event store.
+        read_stores: where single read models are kept instead, by class or name: the URL of a store, or of several, of
+            which the first answers and all are fed. Of a partitioned application, that by partition.
         read_replicas: URLs of streaming replicas of the read store that queries are asked on; PostgreSQL only.
         partition_by: divides the application into partitions, each a history of its own: by "context", or by an
             identity that every command and query names, such as a tenant's. None: it is not divided.
@@ -87,6 +90,7 @@ class Application:
         *contexts: BoundedContext,
         store: Stores = None,
         read_store: Stores = None,
+        read_stores: ReadStores = MappingProxyType({}),
         read_replicas: Replicas = (),
         partition_by: PartitionBy | None = None,
         replica_policy: ReplicaPolicy = "wait",
@@ -104,6 +108,7 @@ class Application:
             raise ConfigurationError(f"replica_policy={replica_policy!r}: it is 'wait' or 'primary'")
         self.contexts = contexts
         self._urls = (store, read_store, read_replicas)
+        self._read_stores = read_stores
         self._partition_by: PartitionBy | None = partition_by
         self._replica_policy: ReplicaPolicy = replica_policy
         self._services = dict(services or {})
@@ -169,8 +174,8 @@ class Application:
                 await open_ones.close()
 
     def _wired(self) -> Partitions:
-        urls = store_urls(self._partition_by, *self._urls)
         compiled = self._compiled = compile_contexts(self.contexts, self._services)
+        urls = self._store_urls(compiled)
         parts = divided(compiled, self.contexts, self._partition_by, list(urls))
         named = {name: self._partition(name, parts[name], urls[name]) for name in urls if name != ACROSS}
         if self._partition_by is None:
@@ -183,18 +188,17 @@ class Application:
     def _partition(self, name: str, compiled: Compiled, urls: StoreUrls) -> Partition:
         if urls.store is None:
             _log.warning("no store was given: events are kept in memory, and gone with this process")
-        events, rows = self._connected(urls)
+        events = self._connected(urls)
         return wire(
             compiled,
             events,
-            rows,
+            self._read_stores_of(compiled, urls, events),
             self._connected_processes(urls),
             whole=self._compiled,
             execute=self._execute_for_process,
             outcome=self._outcome_for_process,
             is_here=lambda command: self._opened().of_command(command).name == name,
             name=name,
-            query_source=self._query_source(urls, rows, events),
             middleware=self._middleware,
             clock=self._clock,
             projecting=self._projecting,
@@ -202,23 +206,52 @@ class Application:
         )
 
     def _across(self, compiled: Compiled, urls: StoreUrls, partitions: Sequence[Partition]) -> Across:
-        order, rows = self._connected(urls)
-        log = MergedLog(order, [partition.store for partition in partitions])
+        log = MergedLog(self._connected(urls), [partition.store for partition in partitions])
         return wire_across(
             compiled,
             log,
-            rows,
+            self._read_stores_of(compiled, urls, log),
             name=ACROSS,
-            query_source=self._query_source(urls, rows, log),
             clock=self._clock,
             projecting=self._projecting,
         )
 
-    def _connected(self, urls: StoreUrls) -> tuple[EventStore, ReadStore]:
+    def _store_urls(self, compiled: Compiled) -> dict[str, StoreUrls]:
+        """Where each partition is kept, with where its read models are sent.
+
+        Raises:
+            ConfigurationError: stores are given for other partitions than there are, or twice the same.
+        """
+        urls = store_urls(self._partition_by, *self._urls)
+        names = None if self._partition_by is None else list(urls)
+        by_partition = sent(self._read_stores, compiled.projections, names)
+        found = {name: each._replace(sent=by_partition[name]) for name, each in urls.items()}
+        if names is not None:
+            check_apart({name: each.read_urls for name, each in found.items()})
+        return found
+
+    def _connected(self, urls: StoreUrls) -> EventStore:
+        found: EventStore = import_module("diptych.adapters.connect").connect_event_store(
+            urls.store or "memory:", self._clock
+        )
+        return found
+
+    def _read_stores_of(self, compiled: Compiled, urls: StoreUrls, log: EventLog) -> list[ConnectedStore]:
+        """The read stores of a partition, the default one first."""
         connect = import_module("diptych.adapters.connect")
-        store = urls.store or "memory:"
-        read_store = urls.read_store or connect.default_read_store(store)
-        return connect.connect_event_store(store, self._clock), connect.connect_read_store(read_store)
+        default = urls.read_store or connect.default_read_store(urls.store or "memory:")
+        found: list[ConnectedStore] = []
+        kept = routes(compiled.projections, urls.sent, default)
+        for url, projections, answering in kept:
+            read_store: ReadStore = connect.connect_read_store(url or default)
+            shown = connect.without_password(url or default) if len(kept) > 1 else ""
+            source = None
+            if url is None and urls.read_replicas:
+                source = connect.connect_query_source(
+                    default, read_store, urls.read_replicas, self._replica_policy, log.place_at
+                )
+            found.append(ConnectedStore(read_store, projections, answering, shown, source))
+        return found
 
     @staticmethod
     def _connected_processes(urls: StoreUrls) -> ProcessStore:
@@ -237,16 +270,6 @@ class Application:
     async def _outcome_for_process(self, command: Command, command_id: str) -> KeptOutcome | None:
         """What is kept of a command that a process has sent, in whichever partition it belongs to."""
         return await self._opened().of_command(command).store.outcome(command_id)
-
-    def _query_source(self, urls: StoreUrls, rows: ReadStore, log: EventLog) -> QuerySource | None:
-        if not urls.read_replicas:
-            return None
-        connect = import_module("diptych.adapters.connect")
-        url = urls.read_store or connect.default_read_store(urls.store or "memory:")
-        found: QuerySource = connect.connect_query_source(
-            url, rows, urls.read_replicas, self._replica_policy, log.place_at
-        )
-        return found
 
     def _opened(self) -> Partitions:
         if self._partitions is None:
@@ -544,7 +567,7 @@ class Application:
         return self.partition().scheduled
 
     @property
-    def rebuilds(self) -> Rebuilds:
+    def rebuilds(self) -> RoutedRebuilds:
         """Builds read models anew, or compares them with a fresh fold."""
         return self.partition().rebuilds
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from diptych.application import registration
@@ -30,11 +31,22 @@ WHOLE = ""
 
 
 class StoreUrls(NamedTuple):
-    """Where a partition is kept; None where nothing was said."""
+    """Where a partition is kept; None where nothing was said.
+
+    Attributes:
+        sent: the URLs of those read models that have stores of their own, by projection.
+    """
 
     store: str | None
     read_store: str | None
     read_replicas: Sequence[str]
+    sent: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    @property
+    def read_urls(self) -> set[str]:
+        """Where read models are kept, as far as it was said."""
+        said = {self.read_store} if self.read_store else set[str]()
+        return said.union(*self.sent.values())
 
 
 def store_urls(

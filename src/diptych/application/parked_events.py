@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -41,55 +41,75 @@ class ParkedEvents:
     """The blocked keys of the projections that follow a log. See `ParkedSource`.
 
     Args:
-        blocked_keys: finds them, and helps them on.
+        blocked_keys: finds them, and helps them on; of each read store. A key that is blocked in several is one item,
+            and what is done with it is done in all that are at its event.
         log: has the events.
     """
 
     kinds: Collection[str] = ("event",)
 
-    def __init__(self, blocked_keys: BlockedKeys, log: EventLog) -> None:
-        self._blocked_keys = blocked_keys
+    def __init__(self, blocked_keys: Sequence[BlockedKeys], log: EventLog) -> None:
+        self._stores = blocked_keys
         self._log = log
 
     async def page(self, kinds: Collection[str], after: Cursor, limit: int) -> Sequence[tuple[Cursor, ParkedItem]]:
         """The next ones, by read model, position and key."""
         del kinds
-        found = sorted(((_place(blocked), blocked) for blocked in await self._blocked_keys.all()), key=itemgetter(0))
+        found = sorted({_place(blocked): blocked for _, blocked in await self._all()}.items(), key=itemgetter(0))
         behind = [(place, blocked) for place, blocked in found if not after or place > after][:limit]
         return [(place, at_hand(await self._details(blocked))) for place, blocked in behind]
 
     async def find(self, which: str) -> Sequence[ParkedDetails]:
         """Those that wait behind the event at the position in the id."""
         position = position_in(which)
-        found = [blocked for blocked in await self._blocked_keys.all() if blocked.position == position]
-        return [await self._details(blocked, trace=await self._blocked_keys.trace(blocked)) for blocked in found]
+        found = {_place(blocked): (store, blocked) for store, blocked in await self._all()}
+        here = [(store, blocked) for store, blocked in found.values() if blocked.position == position]
+        return [await self._details(blocked, trace=await store.trace(blocked)) for store, blocked in here]
 
     async def retries(self, item: ParkedDetails, limit: int) -> Sequence[ByHand]:
         """The latest retries of a key by hand."""
-        found = await self._blocked_keys.retries(item.name, item.key, limit)
-        return [ByHand(actor=retry.actor, reason=retry.reason, at=retry.at) for retry in found]
+        found = [await store.retries(item.name, item.key, limit) for store in self._stores]
+        most = max(found, key=len)  # each is kept in every store where it was retried
+        return [ByHand(actor=retry.actor, reason=retry.reason, at=retry.at) for retry in most]
 
     async def retry(self, item: ParkedDetails, edited: Mapping[str, Any] | None, by: Decision) -> Dealt:
         """Fold what waits behind the event, and the event."""
         if edited is not None:
             raise ConfigurationError(f"{item.id} is an event of {item.name}: {NEVER_EDITED}")
-        still = await self._blocked_keys.retry(
-            item.name, item.key, position=item.position, actor=by.actor, reason=by.reason
+        return await self._done(
+            item,
+            lambda store: store.retry(item.name, item.key, position=item.position, actor=by.actor, reason=by.reason),
         )
-        return await self._dealt(item, still)
 
     async def discard(self, item: ParkedDetails, by: Decision) -> Dealt:
         """Leave the event out of the row for good, and fold the others."""
-        still = await self._blocked_keys.discard(
-            item.name, item.key, position=item.position, actor=by.actor, reason=by.reason
+        return await self._done(
+            item,
+            lambda store: store.discard(item.name, item.key, position=item.position, actor=by.actor, reason=by.reason),
         )
-        return await self._dealt(item, still)
 
     async def discarded(self, after: Cursor, limit: int) -> Sequence[tuple[Cursor, Discarded]]:
         """What is left out of rows, by read model, position and key."""
-        found = ((_place(discard), discard) for discard in await self._blocked_keys.discards())
-        behind = sorted(((place, each) for place, each in found if not after or place > after), key=itemgetter(0))
+        found = {_place(discard): discard for store in self._stores for discard in await store.discards()}
+        behind = sorted(
+            ((place, each) for place, each in found.items() if not after or place > after), key=itemgetter(0)
+        )
         return [(place, await left_out("event", discard, self._log)) for place, discard in behind[:limit]]
+
+    async def _all(self) -> list[tuple[BlockedKeys, BlockedKey]]:
+        return [(store, blocked) for store in self._stores for blocked in await store.all()]
+
+    async def _done(self, item: ParkedDetails, deal: Callable[[BlockedKeys], Awaitable[BlockedKey | None]]) -> Dealt:
+        """Deal with it in each store where it waits; one of them that it waits in still tells what it waits for."""
+        stores = {
+            id(store): store
+            for store, blocked in await self._all()
+            if (blocked.name, blocked.key, blocked.position) == (item.name, item.key, item.position)
+        }
+        if not stores:
+            raise ConfigurationError(f"{item.id} is not parked any more")
+        outcomes = [await deal(store) for store in stores.values()]
+        return await self._dealt(item, next((still for still in outcomes if still is not None), None))
 
     async def _dealt(self, item: ParkedDetails, still: BlockedKey | None) -> Dealt:
         return Dealt(id=item.id, still=None if still is None else at_hand(await self._details(still)))

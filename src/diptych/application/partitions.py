@@ -77,7 +77,7 @@ class Partitions:
         self._named = named
         self._first = next(iter(named.values()))
         self._followers: Sequence[Follower] = [*named.values(), *([] if across is None else [across])]
-        self._of_panel = {id(follower.panel): follower for follower in self._followers}
+        self._of_panel = {id(store.panel): found for found in self._followers for store in found.stores}
         self._past_turns = PastTurns()
 
     async def open(self) -> None:
@@ -175,8 +175,13 @@ class Partitions:
         if asked.as_of is not None:
             return await self._spanning_as_of(queries, query, asked.as_of, wait_s)
 
+        required: dict[int, Requirement] = {}
+
         async def require(panel: ReadPanel) -> Requirement:
-            return await self._required(self._of_panel[id(panel)], asked)
+            follower = self._of_panel[id(panel)]
+            if id(follower) not in required:  # one for all its stores: the same moment is asked of each
+                required[id(follower)] = await self._required(follower, asked)
+            return required[id(follower)]
 
         return await queries.answer(query, require, wait_s)
 
@@ -188,10 +193,13 @@ class Partitions:
         now = {model: self._of_panel[id(panel)] for model, panel in queries.panels.items()}
         followers = {id(follower): follower for follower in now.values()}.values()
         moments = {id(each): await each.past.moment(as_of) for each in followers if each.past.tells_of(as_of)}
-        panels = [
-            each.past.panel(each.panel, moments[id(each)]) if id(each) in moments else each.panel for each in followers
-        ]
-        of_panel = {id(panel): each for panel, each in zip(panels, followers, strict=True)}
+        of_panel: dict[int, Follower] = {}
+        panels: list[ReadPanel] = []
+        for each in followers:
+            moment = moments.get(id(each))
+            shown = [store.panel for store in each.stores] if moment is None else each.panels_at(moment)
+            of_panel |= {id(panel): each for panel in shown}
+            panels += shown
 
         async def require(panel: ReadPanel) -> Requirement:
             follower = of_panel[id(panel)]
@@ -215,7 +223,7 @@ class ByContext(Partitions):
     ) -> None:
         super().__init__(named, across)
         self._of_command = {cls: named[name] for name in named for cls in parts[name].handlers}
-        self._queries = SpanningQueryBus(queries, [follower.panel for follower in self._followers])
+        self._queries = SpanningQueryBus(queries, [store.panel for found in self._followers for store in found.stores])
 
     def of_command(self, command: Command) -> Partition:
         """Where a command is decided: in the partition of its context."""
@@ -253,7 +261,7 @@ class ByIdentity(Partitions):
         self._across: SpanningQueryBus | None = None
         if across is not None:
             handlers = {cls: handle for cls, handle in compiled.query_handlers.items() if cls not in self._routes}
-            self._across = SpanningQueryBus(handlers, [across.panel])
+            self._across = SpanningQueryBus(handlers, [store.panel for store in across.stores])
 
     def of_command(self, command: Command) -> Partition:
         """Where a command is decided: in the partition that it names."""

@@ -23,6 +23,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         live: whether its rows answer queries; those of a build that has not caught up, or was not begun, do not.
         other_code: whether rows are live that other code folded. They answer where that code still runs.
         stopped: why it cannot go on; empty while it can.
+        store: the read store, without a password; empty where there is only one. Of what is in the memory of each
+            process, this one's is told.
     """
 
     name: str
@@ -34,6 +36,7 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     live: bool = True
     other_code: bool = False
     stopped: str = ""
+    store: str = ""
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,7 +45,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         head: the position of the last event.
         history_id: 32 hexadecimal digits that name the history.
-        projections: by name.
+        projections: by name; one in several read stores once for each, that which answers first.
         subscribers: by name.
         processes: by name.
         scheduled: commands that are executed later.
@@ -64,7 +67,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         ready: whether it can.
         reason: why not; empty where it can.
-        impaired: what is wrong though it can: replicas that are left out, or far behind; partitions that cannot.
+        impaired: what is wrong though it can: replicas that are left out, or far behind; partitions, or read stores,
+            that cannot.
     """
 
     ready: bool

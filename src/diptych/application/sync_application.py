@@ -8,13 +8,14 @@ import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import PartitionBy, Replicas, Stores
 from diptych.application.pruning import PruneReport
+from diptych.application.read_routing import ReadStores
 from diptych.application.status import Health, Status
 from diptych.application.sync_parked import SyncParked
 from diptych.application.sync_processes import SyncProcesses
@@ -57,6 +58,7 @@ class SyncApplication:
         *contexts: BoundedContext,
         store: Stores = None,
         read_store: Stores = None,
+        read_stores: ReadStores = MappingProxyType({}),
         read_replicas: Replicas = (),
         partition_by: PartitionBy | None = None,
         replica_policy: ReplicaPolicy = "wait",
@@ -70,6 +72,7 @@ class SyncApplication:
             *contexts,
             store=store,
             read_store=read_store,
+            read_stores=read_stores,
             read_replicas=read_replicas,
             partition_by=partition_by,
             replica_policy=replica_policy,

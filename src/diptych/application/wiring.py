@@ -16,7 +16,9 @@ from diptych.application.parked_events import ParkedEvents
 from diptych.application.parked_processes import ParkedOutgoing, ParkedSteps
 from diptych.application.parked_scheduled import ParkedScheduled
 from diptych.application.partition import Partition
+from diptych.application.projected_store import ProjectedStore
 from diptych.application.pruning import Pruning
+from diptych.application.routed_rebuilds import RoutedRebuilds
 from diptych.clock import Clock
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_store import EventLog, EventStore, KeptOutcome
@@ -45,18 +47,19 @@ from diptych.read_side.overlay import Overlay
 from diptych.read_side.past import Past
 from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
-from diptych.read_side.query_bus import Handle, QueryBus, ReadPanel, compile_query_handlers
+from diptych.read_side.query_bus import Handle, ReadPanel, compile_query_handlers
 from diptych.read_side.query_source import QuerySource, ReadStoreSource
 from diptych.read_side.read_model_watch import Watches
-from diptych.read_side.read_store import ReadStore
+from diptych.read_side.read_store import LeaseKey, ReadStore
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.routed_queries import RoutedQueries
 from diptych.read_side.row_history import RowHistories
 from diptych.read_side.subscriber import Subscriber, Subscription
 from diptych.write_side.command_bus import CommandBus, CommandMiddleware
 from diptych.write_side.command_handler import CommandHandler
 from diptych.write_side.decision_model import ModelFold
 
-__all__ = ["Compiled", "compile_contexts", "wire", "wire_across"]
+__all__ = ["Compiled", "ConnectedStore", "compile_contexts", "wire", "wire_across"]
 
 _NO_PAST = (
     "the rows are folded across partitions, in an order in which times run back, so that no moment is a place in it; "
@@ -75,6 +78,7 @@ class Compiled(NamedTuple):
         subscribers: that follow the history.
         processes: that follow the history.
         query_handlers: by query; one for each that a read model answers as well.
+        answered: the queries that need no handler, each with the read model that answers.
         commands: by name.
         queries: by name.
     """
@@ -86,8 +90,26 @@ class Compiled(NamedTuple):
     subscribers: Sequence[Subscriber]
     processes: Sequence[Process]
     query_handlers: Mapping[type, Handle]
+    answered: Mapping[type, type]
     commands: MessageTypes
     queries: MessageTypes
+
+
+class ConnectedStore(NamedTuple):
+    """A read store that read models are sent to, not opened yet.
+
+    Attributes:
+        projections: that feed what is kept there.
+        answering: the names of those whose queries it answers.
+        shown: where it is, without a password; empty where it is the only one.
+        query_source: where its queries are asked; None: there.
+    """
+
+    read_store: ReadStore
+    projections: Sequence[Projection]
+    answering: frozenset[str]
+    shown: str = ""
+    query_source: QuerySource | None = None
 
 
 def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[Any], object]) -> Compiled:
@@ -111,6 +133,7 @@ def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[
         subscribers=registration.subscribers(contexts, services, types, projections),
         processes=registration.processes(contexts, types, handlers),
         query_handlers=query_handlers,
+        answered={query: found.form.cls for query, found in answered.items()},
         commands=MessageTypes("command", registration.handled_commands(contexts)),
         queries=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
     )
@@ -119,7 +142,7 @@ def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[
 def wire(  # noqa: PLR0913 — by keyword, most of them
     compiled: Compiled,
     store: EventStore,
-    read_store: ReadStore,
+    read_stores: Sequence[ConnectedStore],
     process_store: ProcessStore,
     *,
     whole: Compiled | None = None,
@@ -130,7 +153,6 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     middleware: Sequence[CommandMiddleware] = (),
     projecting: bool,
     commands_waiting_max: int,
-    query_source: QuerySource | None = None,
     name: str = "",
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet.
@@ -140,7 +162,7 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     has in all its partitions, and across them; by default no more.
     """
     follower = follow(
-        compiled, store, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
+        compiled, store, read_stores, clock=clock, projecting=projecting, is_kept=store.durable, name=name
     )
     history = follower.history
     commands = CommandBus(
@@ -212,67 +234,109 @@ def process_fingerprint(process: Process) -> str:
 def wire_across(
     compiled: Compiled,
     log: MergedLog,
-    read_store: ReadStore,
+    read_stores: Sequence[ConnectedStore],
     *,
     clock: Clock,
     projecting: bool,
-    query_source: QuerySource | None = None,
     name: str,
 ) -> Across:
     """Give every part of what follows all partitions what it needs; nothing is opened yet."""
-    follower = follow(
-        compiled, log, read_store, clock=clock, projecting=projecting, query_source=query_source, name=name
-    )
+    follower = follow(compiled, log, read_stores, clock=clock, projecting=projecting, is_kept=log.durable, name=name)
     return Across(**vars(follower))
 
 
 def follow(
     compiled: Compiled,
     log: EventLog,
-    read_store: ReadStore,
+    stores: Sequence[ConnectedStore],
     *,
     clock: Clock,
     projecting: bool,
-    query_source: QuerySource | None = None,
+    is_kept: bool,
     name: str,
 ) -> Follower:
-    """Give every part of what follows a log what it needs; nothing is opened yet."""
+    """Give every part of what follows a log what it needs; nothing is opened yet.
+
+    Where the log `is_kept` when the process ends, rows that are not are folded by every process that has them.
+    """
     history = History(compiled.types)
-    source = query_source or ReadStoreSource(read_store)
-    projector = Projector(log, history, read_store, compiled.projections)
-    by_model = {found.form.cls: (found, projector.fingerprint(found)) for found in compiled.projections}
-    holds, missing = (log.shown, log.missing) if isinstance(log, MergedLog) else (None, None)
-    overlay = Overlay(log, history, read_store, compiled.projections)
-    panel = ReadPanel(by_model, log, source, Freshness(log, clock, missing), overlay, holds)
-    subscriptions = [Subscription(found, log, history, read_store) for found in compiled.subscribers]
-    blocked_keys = BlockedKeys(projector, log, read_store, clock)
+    projected = [
+        _projected(
+            compiled.subscribers if number == 0 else (),
+            log,
+            history,
+            each,
+            clock=clock,
+            projecting=projecting or (is_kept and not each.read_store.durable),
+            delivering=projecting,
+        )
+        for number, each in enumerate(stores)
+    ]
+    panels = [each.panel for each in projected]
+    answering = {model: each.read_store for each in projected for model in each.panel.projections}
     return Follower(
         name=name,
         log=log,
         history=history,
-        read_store=read_store,
+        stores=projected,
         clock=clock,
-        queries=QueryBus(compiled.query_handlers, panel),
-        panel=panel,
-        watches=Watches(panel, history),
-        projector=projector,
-        subscriptions=subscriptions,
-        leases=Leases(
-            read_store,
-            lambda: projector.wanted() + [found.lease_key for found in subscriptions if not found.outdated],
-            unique_id(),
-        ),
+        queries=RoutedQueries(compiled.query_handlers, panels, compiled.answered),
+        watches=Watches(panels, history),
         projecting=projecting,
-        blocked_keys=blocked_keys,
         parked=Parked(
             [
-                ParkedEvents(blocked_keys, log),
-                ParkedDeliveries([found.name for found in compiled.subscribers], read_store, log, clock),
+                ParkedEvents([each.blocked_keys for each in projected], log),
+                ParkedDeliveries([found.name for found in compiled.subscribers], stores[0].read_store, log, clock),
             ]
         ),
+        rebuilds=RoutedRebuilds(projected),
+        row_histories=RowHistories(compiled.projections, log, history, answering),
+    )
+
+
+def _projected(
+    subscribers: Sequence[Subscriber],
+    log: EventLog,
+    history: History,
+    store: ConnectedStore,
+    *,
+    clock: Clock,
+    projecting: bool,
+    delivering: bool,
+) -> ProjectedStore:
+    """Give every part of one read store of a log what it needs."""
+    read_store, projections = store.read_store, store.projections
+    projector = Projector(log, history, read_store, projections)
+    by_model = {
+        found.form.cls: (found, projector.fingerprint(found)) for found in projections if found.name in store.answering
+    }
+    holds, missing = (log.shown, log.missing) if isinstance(log, MergedLog) else (None, None)
+    panel = ReadPanel(
+        by_model,
+        log,
+        store.query_source or ReadStoreSource(read_store),
+        Freshness(log, clock, missing),
+        Overlay(log, history, read_store, projections),
+        holds,
+    )
+    subscriptions = [Subscription(found, log, history, read_store) for found in subscribers]
+
+    def wanted() -> list[LeaseKey]:
+        delivered = [found.lease_key for found in subscriptions if delivering and not found.outdated]
+        return projector.wanted() + delivered
+
+    return ProjectedStore(
+        url=store.shown,
+        read_store=read_store,
+        panel=panel,
+        projector=projector,
+        leases=Leases(read_store, wanted, unique_id()),
+        subscriptions=subscriptions,
+        blocked_keys=BlockedKeys(projector, log, read_store, clock),
         rebuilds=Rebuilds(projector, read_store),
         past=Past(log, history, read_store, clock, _rows_in_memory, _NO_PAST if isinstance(log, MergedLog) else ""),
-        row_histories=RowHistories(compiled.projections, log, history, read_store),
+        projecting=projecting,
+        delivering=delivering,
     )
 
 

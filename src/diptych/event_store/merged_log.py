@@ -123,6 +123,11 @@ class MergedLog:
         return self._order.history_id
 
     @property
+    def durable(self) -> bool:
+        """Whether all of it outlives the process."""
+        return all(store.durable for store in self._stores)
+
+    @property
     def may_fork(self) -> bool:
         """Whether the order, or one of the histories, may turn out to be another one."""
         return any(store.may_fork for store in self._stores)

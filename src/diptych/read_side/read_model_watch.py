@@ -267,10 +267,10 @@ def _epoch(slices: Sequence[Generation]) -> int:
 
 
 class Watches:
-    """The watches on the read models of one history. Made by the application."""
+    """The watches on the read models of one history, each where it is answered from. Made by the application."""
 
-    def __init__(self, panel: ReadPanel, history: History) -> None:
-        self._panel = panel
+    def __init__(self, panels: Sequence[ReadPanel], history: History) -> None:
+        self._panels = {model: panel for panel in panels for model in panel.projections}
         self._history = history
         self._watches: dict[str, ReadModelWatch] = {}
 
@@ -282,5 +282,7 @@ class Watches:
         """The watch on a projection's read model."""
         found = self._watches.get(projection.name)
         if found is None:
-            found = self._watches[projection.name] = ReadModelWatch(self._panel, projection, self._history)
+            found = self._watches[projection.name] = ReadModelWatch(
+                self._panels[projection.form.cls], projection, self._history
+            )
         return found

@@ -6,7 +6,7 @@ after are all that is kept.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
@@ -76,19 +76,26 @@ class RowChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RowHistories:
-    """Tells how rows came to be. Made by the application."""
+    """Tells how rows came to be. Made by the application.
+
+    Args:
+        projections: that feed the read models.
+        log: what they fold.
+        history: reads it.
+        read_stores: by read model, where what was discarded is kept.
+    """
 
     def __init__(
         self,
         projections: Collection[Projection],
         log: EventLog,
         history: History,
-        read_store: ReadStore,
+        read_stores: Mapping[type, ReadStore],
     ) -> None:
         self._by_model = {projection.form.cls: projection for projection in projections}
         self._log = log
         self._history = history
-        self._read_store = read_store
+        self._read_stores = read_stores
 
     @property
     def models(self) -> dict[str, type[Any]]:
@@ -122,7 +129,8 @@ class RowHistories:
             HistoryDiverged: after a failover, other events may be where those were that it told of.
         """
         projection = self._projection(model)
-        folding = _Folding(projection, projection.form.given_key(key), await self._read_store.discards(projection.name))
+        discards = await self._read_stores[model].discards(projection.name)
+        folding = _Folding(projection, projection.form.given_key(key), discards)
         query = projection.query_of([folding.key]) or projection.query
         async for page in self._pages(query):
             for recorded in page:

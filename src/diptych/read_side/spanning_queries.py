@@ -1,4 +1,7 @@
-"""Queries over several histories: each read model is asked where it is, and the answer tells what it shows of each."""
+"""Queries over several read stores, of one history or several: each read model is asked where it is.
+
+The answer tells what it shows of each history.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,10 @@ from diptych.read_side.snapshot_turns import SnapshotTurns
 
 __all__ = ["SpanningQueryBus"]
 
+SPANNING_ANSWERS_MAX = 8
+"""Answers from several read stores at once, in one process: fewer than there are snapshots of each, so that those that
+wait for a store that hangs leave room in the others."""
+
 M = TypeVar("M", bound=ReadModel)
 R = TypeVar("R")
 S = TypeVar("S", bound=msgspec.Struct)
@@ -32,7 +39,7 @@ Require = Callable[[ReadPanel], Awaitable[Requirement]]
 
 
 class _Visit(NamedTuple):
-    """What one query has to do with one history, over all its runs."""
+    """What one query has to do with one read store, over all its runs."""
 
     panel: ReadPanel
     requirement: Requirement
@@ -40,9 +47,10 @@ class _Visit(NamedTuple):
 
 
 class SpanningQueryBus:
-    """Answers queries from read models of several histories. Made by the application.
+    """Answers queries from read models in several read stores. Made by the application.
 
-    Of each history that a query touches it sees one snapshot; those of two histories are of two moments.
+    Of each store that a query touches it sees one snapshot; those of two stores are of two moments, and the token of
+    their history spans both.
 
     Attributes:
         panels: where each read model is asked for.
@@ -53,7 +61,7 @@ class SpanningQueryBus:
         found = handlers if isinstance(handlers, QueryHandlers) else QueryHandlers(handlers, self.panels)
         self._handlers = found
         self._first = panels[0]
-        self._turns = SnapshotTurns()
+        self._turns = SnapshotTurns(SPANNING_ANSWERS_MAX)
 
     def on(self, panels: Sequence[ReadPanel]) -> SpanningQueryBus:
         """The same queries, answered from other panels of the same read models."""
@@ -80,7 +88,7 @@ class SpanningQueryBus:
     async def _in_turn(
         self, handle: Handle, query: Query[R], reader: SpanningReader, missing: Behind | None
     ) -> Answer[R]:
-        """One run, of no more at once than have a snapshot of every store: none holds one and waits for another."""
+        """One run, of fewer at once than have a snapshot of every store: none holds one and waits for another."""
         await self._turns.take()
         try:
             return await self._answer(handle, query, reader, missing)
@@ -132,6 +140,7 @@ class SpanningReader:
         self._require = require
         self._readers: dict[int, SnapshotReader] = {}
         self._snapshots = AsyncExitStack()
+        self._turn = asyncio.Lock()  # a handler may ask for several things at once, of one snapshot of each store
 
     async def __aenter__(self) -> None:
         await self._snapshots.__aenter__()
@@ -200,7 +209,7 @@ class SpanningReader:
     async def sql(
         self, result: type[S], statement: str, /, *parameters: object, touches: Sequence[type[ReadModel]]
     ) -> list[S]:
-        """See `Reader.sql`; all that it touches is of one history.
+        """See `Reader.sql`; all that it touches is in one read store.
 
         Raises:
             ConfigurationError: it touches read models of two, or none.
@@ -208,7 +217,7 @@ class SpanningReader:
         panels = {id(self._panel(model)) for model in touches}
         if len(panels) != 1:
             named = ", ".join(model.__name__ for model in touches) or "none"
-            raise ConfigurationError(f"one SQL statement reads one partition's read models; it touches {named}")
+            raise ConfigurationError(f"one SQL statement reads the read models of one read store; it touches {named}")
         return await self._of(touches[0], lambda reader: reader.sql(result, statement, *parameters, touches=touches))
 
     # ── where ────────────────────────────────────────────────────────────────
@@ -220,9 +229,16 @@ class SpanningReader:
         return found
 
     async def _of(self, model: type[ReadModel], ask: Callable[[SnapshotReader], Awaitable[R]]) -> R:
-        visit = await self._visit(self._panel(model))
+        panel = self._panel(model)
+        async with self._turn:
+            visit = await self._visit(panel)
+            try:
+                reader = await self._reader(visit)
+            except (Blocked, StoreUnavailable):
+                self.refused = visit
+                raise
         try:
-            return await ask(await self._reader(visit))
+            return await ask(reader)
         except (Blocked, StoreUnavailable):
             self.refused = visit
             raise

@@ -61,6 +61,7 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
         *contexts,
         store=settings.store,
         read_store=settings.read_store,
+        read_stores=settings.lasting_read_stores,
         read_replicas=settings.read_replicas if replicas else (),
         partition_by=divided,
         projecting=False,

@@ -16,7 +16,7 @@ from diptych.entrypoints.cli.options import (
     PartitionOptions,
     StoreOptions,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings, by_read_model, settled
 from diptych.entrypoints.cli.signals import run_async
 from diptych.errors import ConfigurationError
 
@@ -58,6 +58,7 @@ def migrate(
         verbose=log.verbose,
         store=stores.store,
         read_store=stores.read_store,
+        read_stores=by_read_model(stores.read_stores),
         partition=partition.partition,
         log_format=log.log_format,
     )
@@ -71,8 +72,8 @@ def migrate(
         run_async(lambda: _migrated(settings))
 
 
-def _stores(settings: Settings) -> Iterator[tuple[str, Mapping[Port, str]]]:
-    """The URL of each store, by partition; one without a name where there are none."""
+def _stores(settings: Settings) -> Iterator[tuple[str, str, list[str]]]:
+    """The URLs of the event store and its read stores, of each partition; one without a name where there are none."""
     from diptych.adapters.connect import default_read_store
 
     for each in settings.each():
@@ -80,27 +81,37 @@ def _stores(settings: Settings) -> Iterator[tuple[str, Mapping[Port, str]]]:
         if places.store is None:
             raise ConfigurationError("which store? Say --store postgresql://user@host/database, or set DIPTYCH_STORE")
         read_store = places.read_store or default_read_store(places.store)
-        yield each.partition or "", {"event_store": places.store, "read_store": read_store}
+        others = [url for url in places.sent if url not in ("memory:", read_store)]
+        yield each.partition or "", places.store, [read_store, *others]
+
+
+def _each(settings: Settings) -> Iterator[tuple[str, Port, str]]:
+    """The same one by one: partition, what it is, and URL."""
+    for partition, store, read_stores in _stores(settings):
+        yield partition, "event_store", store
+        for url in read_stores:
+            yield partition, "read_store", url
 
 
 def _print_sql(settings: Settings) -> None:
     from diptych.adapters.connect import migration_sql
 
-    for partition, stores in _stores(settings):
-        for port, url in stores.items():
-            sql = migration_sql(url, port) or f"-- {_named(partition, port)}: {_BY_ITSELF}"
-            screen.write(sql.rstrip().encode())
+    for partition, port, url in _each(settings):
+        sql = migration_sql(url, port) or f"-- {_named(partition, port)}: {_BY_ITSELF}"
+        screen.write(sql.rstrip().encode())
 
 
 def _print_grants(settings: Settings, prefix: str | None) -> None:
     from diptych.adapters.connect import check_grantable, default_role_prefix, grants_sql
 
-    for partition, stores in _stores(settings):
-        check_grantable(stores["event_store"], stores["read_store"])
+    for partition, store, read_stores in _stores(settings):
+        for read_store in read_stores:
+            check_grantable(store, read_store)
         roles = prefix
         if roles is None:
-            roles = default_role_prefix(stores["event_store"], stores["read_store"]) or ""
-        for port, url in stores.items():
+            roles = next(filter(None, (default_role_prefix(store, url) for url in read_stores)), "")
+        kept: list[tuple[Port, str]] = [("event_store", store), *(("read_store", url) for url in read_stores)]
+        for port, url in kept:
             sql = grants_sql(url, port, roles) or f"-- {_named(partition, port)}: {_NO_ROLES}"
             screen.write(sql.rstrip().encode())
 
@@ -108,11 +119,10 @@ def _print_grants(settings: Settings, prefix: str | None) -> None:
 async def _migrated(settings: Settings) -> None:
     from diptych.adapters.connect import migrate
 
-    for partition, stores in _stores(settings):
-        for port, url in stores.items():
-            steps = await migrate(url, port)
-            done = _BY_ITSELF if steps is None else f"migrated: {', '.join(steps)}" if steps else "nothing was missing"
-            screen.output().print(f"{_named(partition, port)}: {done}", soft_wrap=True)
+    for partition, port, url in _each(settings):
+        steps = await migrate(url, port)
+        done = _BY_ITSELF if steps is None else f"migrated: {', '.join(steps)}" if steps else "nothing was missing"
+        screen.output().print(f"{_named(partition, port)}: {done}", soft_wrap=True)
 
 
 def _named(partition: str, port: Port) -> str:

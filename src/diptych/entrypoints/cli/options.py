@@ -20,6 +20,7 @@ from diptych.entrypoints.cli.settings import (
     Policy,
     Role,
     Settings,
+    by_read_model,
     settled,
 )
 
@@ -87,6 +88,14 @@ _READ_STORE = Parameter(
     show_default=lambda _: "beside the event store",
     group=_STORES,
 )
+_READ_STORES = Parameter(
+    name="--read-stores",
+    env_var="DIPTYCH_READ_STORES",
+    metavar="READ_MODEL=URL",
+    negative="",
+    show_default=lambda _: "none",
+    group=_STORES,
+)
 _READ_REPLICA = Parameter(
     name="--read-replica",
     env_var="DIPTYCH_READ_REPLICA",
@@ -149,6 +158,10 @@ class StoreOptions(EventStoreOptions):
 
     read_store: Annotated[str | None, _READ_STORE] = None
     """The read models' store."""
+
+    read_stores: Annotated[tuple[str, ...], _READ_STORES] = ()
+    """Where one read model is kept instead: Seats=memory:. May be repeated; of several for one read model the first
+    answers, and all are fed."""
 
 
 @Parameter(name="*")
@@ -253,6 +266,7 @@ def settings_of(app: Sequence[str], stores: StoreOptions, partition: PartitionOp
         app=app,
         store=stores.store,
         read_store=stores.read_store,
+        read_stores=by_read_model(stores.read_stores),
         partition=partition.partition,
         log_format=log.log_format,
     )

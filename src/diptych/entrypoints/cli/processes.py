@@ -82,10 +82,16 @@ def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
 def _stores(settings: Settings) -> dict[str, str]:
     """The environment of one server says where its stores are: a command line, with a password in it, all can see.
 
-    Those of partitions it reads as this process did, from the settings file.
+    Those of partitions, and others that no variable can hold, it reads as this process did, from the settings file.
     """
     stores = {"STORE": settings.store, "READ_STORE": settings.read_store, "READ_REPLICA": settings.read_replica}
-    return {f"{ENVIRONMENT_PREFIX}{name}": url for name, url in stores.items() if isinstance(url, str)}
+    found = {f"{ENVIRONMENT_PREFIX}{name}": url for name, url in stores.items() if isinstance(url, str)}
+    sent = [(name, [urls] if isinstance(urls, str) else urls) for name, urls in settings.read_stores.items()]
+    said = [f"{name}={url}" for name, urls in sent if isinstance(urls, list) for url in urls]
+    from_the_file = any(isinstance(urls, dict) for _, urls in sent) or any(part.split() != [part] for part in said)
+    if said and not from_the_file:
+        found[f"{ENVIRONMENT_PREFIX}READ_STORES"] = " ".join(said)
+    return found
 
 
 async def _kept_alive(

@@ -24,6 +24,7 @@ from diptych.entrypoints.cli.options import (
 from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
+from diptych.entrypoints.cli.status import IN_MEMORY
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ async def _rebuilt(settings: Settings, wanted: str, asking: _Asking) -> int:
     from diptych.entrypoints.cli.looking import choose, opened_partition
 
     async with opened_partition(settings) as partition:
-        known = {found.name: found for found in (await partition.status()).projections}
+        kept = [found for found in (await partition.status()).projections if found.store != IN_MEMORY]
+        known = {found.name: found for found in kept if not found.other_code}
+        known |= {found.name: found for found in kept if found.other_code}  # in one of its stores, at least
         if wanted in (CHANGED, ALL):
             names = [name for name in known if wanted == ALL or known[name].other_code]
         else:

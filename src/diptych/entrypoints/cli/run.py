@@ -19,7 +19,7 @@ from diptych.entrypoints.cli.options import (
     StoreOptions,
 )
 from diptych.entrypoints.cli.processes import as_child, keep_alive
-from diptych.entrypoints.cli.settings import DEFAULT_ROLE, Settings, settled
+from diptych.entrypoints.cli.settings import DEFAULT_ROLE, Settings, by_read_model, settled
 from diptych.entrypoints.cli.signals import Terminated, run_async
 from diptych.errors import ConfigurationError
 
@@ -56,6 +56,7 @@ def run(
         app=app,
         store=stores.store,
         read_store=stores.read_store,
+        read_stores=by_read_model(stores.read_stores),
         read_replica=replicas.read_replica,
         replica_policy=replicas.replica_policy,
         host=http.host,
@@ -89,6 +90,7 @@ async def _served(settings: Settings) -> None:
         *contexts,
         store=settings.store,
         read_store=settings.read_store,
+        read_stores=settings.read_stores,
         read_replicas=settings.read_replicas if messages else (),  # a worker answers no queries
         partition_by=load_partition_by(settings.partition_by),
         replica_policy=settings.replica_policy,

@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -37,7 +37,9 @@ __all__ = [
     "Places",
     "Policy",
     "Role",
+    "Sent",
     "Settings",
+    "by_read_model",
     "settled",
 ]
 
@@ -62,15 +64,22 @@ PORT_MAX = 65_535
 ENVIRONMENT_PREFIX = "DIPTYCH_"
 """How the environment variables of settings begin."""
 
+_MEMORY = "memory:"
+
 _log = logging.getLogger("diptych.cli")
 
 
+Sent: TypeAlias = str | list[str] | dict[str, str | list[str]]
+"""Where a read model is kept: a URL, several, or one of both for each partition."""
+
+
 class Places(NamedTuple):
-    """Where one event store is, its read models, and their replicas."""
+    """Where one event store is, its read models, their replicas, and the read models that are kept elsewhere."""
 
     store: str | None
     read_store: str | None
     read_replicas: tuple[str, ...]
+    sent: tuple[str, ...] = ()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         partition: the one to look into.
         store: the event store's URL; where there are partitions, that of each by name.
         read_store: the read models' URL, likewise; beside the event store where there is none.
+        read_stores: by read model, the URLs of the stores that it is kept in instead, which may be told by partition.
         read_replica: URLs of replicas of the read store, with commas between them, likewise.
         replica_policy: what becomes of a query that has to show more than a replica has replayed.
         host: the address to serve at.
@@ -100,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     partition: str | None = None
     store: str | dict[str, str] | None = None
     read_store: str | dict[str, str] | None = None
+    read_stores: dict[str, Sent] = {}
     read_replica: str | dict[str, str] | None = None
     replica_policy: Policy = DEFAULT_POLICY
     host: str = DEFAULT_HOST
@@ -123,12 +134,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigurationError("--partition: there are none; store in diptych.toml is one URL, no table")
             if isinstance(self.read_store, dict) or isinstance(self.read_replica, dict):
                 raise ConfigurationError("diptych.toml names read stores by partition, and store is one URL")
-            return Places(self.store, self.read_store, _urls(self.read_replica))
+            return Places(self.store, self.read_store, _urls(self.read_replica), self._sent(""))
         if self.partition not in self.store:
             what = f"there is no partition {self.partition!r}" if self.partition else "which partition? say --partition"
             raise ConfigurationError(f"{what}; there are {', '.join(self.store)}")
         name = self.partition
-        return Places(self.store[name], _of(self.read_store, name), _urls(_of(self.read_replica, name)))
+        replicas = _urls(_of(self.read_replica, name))
+        return Places(self.store[name], _of(self.read_store, name), replicas, self._sent(name))
+
+    def _sent(self, partition: str) -> tuple[str, ...]:
+        """The URLs of where single read models are kept, in this partition, each once."""
+        found: dict[str, None] = {}
+        for sent in self.read_stores.values():
+            urls = sent.get(partition, ()) if isinstance(sent, dict) else sent
+            found.update(dict.fromkeys([urls] if isinstance(urls, str) else urls))
+        return tuple(found)
+
+    @property
+    def lasting_read_stores(self) -> dict[str, Sent]:
+        """The same, without what is in memory where it is kept elsewhere as well: for who looks, and does not serve."""
+        return {
+            name: {partition: _lasting(urls) for partition, urls in sent.items()}
+            if isinstance(sent, dict)
+            else _lasting(sent)
+            for name, sent in self.read_stores.items()
+        }
 
     def each(self) -> list[Settings]:
         """Settings that look into one partition, for each that there is; only these where one is named, or none is."""
@@ -148,6 +178,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             self,
             store=only(self.store),
             read_store=only(self.read_store),
+            read_stores={
+                name: {part: urls for part, urls in sent.items() if part == self.partition}
+                if isinstance(sent, dict)
+                else sent
+                for name, sent in self.read_stores.items()
+            },
             read_replica=only(self.read_replica),
         )
 
@@ -157,6 +193,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if isinstance(self.read_replica, dict):
             return {name: _urls(urls) for name, urls in self.read_replica.items()}
         return _urls(self.read_replica)
+
+
+def _lasting(urls: str | list[str]) -> str | list[str]:
+    return urls if isinstance(urls, str) else [url for url in urls if url != _MEMORY] or urls
 
 
 def _of(urls: str | dict[str, str] | None, partition: str) -> str | None:
@@ -169,6 +209,23 @@ def _urls(text: str | None) -> tuple[str, ...]:
     return tuple(url.strip() for url in found if url.strip())
 
 
+def by_read_model(texts: Sequence[str]) -> dict[str, Sent]:
+    """The URLs in texts like "Seats=memory:", by read model, in their order.
+
+    Raises:
+        ConfigurationError: one has another form.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, url = text.partition("=")
+        if not equals or not name or not url or ":" in name:
+            raise ConfigurationError("read_stores names read models and their stores: READ_MODEL=URL")
+        if url.split() != [url]:
+            raise ConfigurationError(f"read_stores of {name}: there is a blank in the URL; write it in {SETTINGS_FILE}")
+        found.setdefault(name, []).append(url)
+    return dict(found)
+
+
 def settled(*, verbose: bool, **given: Any) -> Settings:
     """The settings of this command, with logging set up as they say.
 
@@ -179,7 +236,7 @@ def settled(*, verbose: bool, **given: Any) -> Settings:
     Raises:
         ConfigurationError: the file is no TOML, or holds a key or a value that it cannot; with the place.
     """
-    chosen = {name: value for name, value in given.items() if value is not None and value != ()}
+    chosen = {name: value for name, value in given.items() if value is not None and value not in ((), {})}
     logs.configure(verbose=verbose, form=chosen.get("log_format", DEFAULT_LOG_FORMAT))
     layers: dict[str, Any] = {**_from_file(Path(SETTINGS_FILE)), **chosen}
     settings = Settings(**layers)

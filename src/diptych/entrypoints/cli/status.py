@@ -18,7 +18,7 @@ from diptych.entrypoints.cli.options import (
     ReplicaOptions,
     StoreOptions,
 )
-from diptych.entrypoints.cli.settings import Settings, settled
+from diptych.entrypoints.cli.settings import Settings, by_read_model, settled
 from diptych.entrypoints.cli.signals import run_async
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from diptych.process_managers.process_worker import ProcessStatus
     from diptych.read_side.query_source import ReplicaStatus
 
-__all__ = ["status"]
+__all__ = ["IN_MEMORY", "status"]
+
+IN_MEMORY = "memory:"
+"""The store of what no other process can look into."""
 
 
 def status(
@@ -55,6 +58,7 @@ def status(
         app=app,
         store=stores.store,
         read_store=stores.read_store,
+        read_stores=by_read_model(stores.read_stores),
         partition=partition.partition,
         read_replica=replicas.read_replica,
         replica_policy=replicas.replica_policy,
@@ -125,7 +129,7 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
         output.print(_replica_table(found.replicas))
     if not settings.app:
         output.print("\nName the application to see its projections: diptych status module:context", style="dim")
-    if any(not each.live for each in found.projections):
+    if any(not each.live and each.store != IN_MEMORY for each in found.projections):
         output.print(
             "\nWhat is not live answers no query of this code: run the application with it, "
             "or diptych rebuild READ_MODEL"
@@ -139,9 +143,12 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
 
 
 def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
-    table = screen.table(title, "name", "state", "checkpoint", "behind", "for", "parked", numbers=4)
+    columns = ["name", "state", "checkpoint", "behind", "for", "parked"]
+    in_several = any(each.store for each in listed)
+    table = screen.table(title, *(["store"] if in_several else []), *columns, numbers=4)
     for each in listed:
         table.add_row(
+            *([each.store] if in_several else []),
             each.name,
             _state(each, head),
             screen.count(each.checkpoint),
@@ -174,6 +181,8 @@ def _replica_table(listed: list[ReplicaStatus]) -> object:
 
 def _state(each: ProjectionStatus, head: int) -> str:
     """In words. Whether some process builds what is not live yet is nothing that a store knows."""
+    if each.store == IN_MEMORY:
+        return "in the memory of each process that runs it"
     if each.stopped:
         return f"stopped: {each.stopped}"
     if each.live:

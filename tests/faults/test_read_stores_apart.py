@@ -1,0 +1,84 @@
+"""Read models in several stores, one of which cannot be reached: the others are folded and asked as ever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+from anyio.lowlevel import checkpoint
+
+from diptych import Application
+from diptych.application.read_routing import ReadStores
+from diptych.errors import StoreUnavailable
+from diptych.read_side.snapshot_turns import SNAPSHOT_WAIT_S_MAX, SNAPSHOTS_MAX
+from tests.postgres_line import Line
+from tests.postgres_server import new_read_store
+from tests.unit.test_read_stores import A, Both, BothOf, Count, CountOf, Put, Weight, WeightOf, shelves
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.name == "nt", reason="the line is a Unix socket")]
+
+WAIT_S = 20
+
+
+@pytest.mark.parametrize("is_default", [False, True])
+async def test_a_store_that_is_gone_holds_up_no_other(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, *, is_default: bool
+) -> None:
+    """What is in the others is projected and answered, and health says so; once it is back, nothing is missing."""
+    kept = f"sqlite:{tmp_path}/rows.db"
+    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
+    far = await line.open()
+    default, sent = (far, {Count: kept}) if is_default else (kept, {Weight: far})
+    async with Application(
+        shelves(), store=f"sqlite:{tmp_path}/events.db", read_store=default, read_stores=sent
+    ) as app:
+        await app.execute(Put(shelf=A, weight=1))
+        await app.projected()
+        assert (await app.health()).impaired == ()
+        await line.close()
+        line.cut()
+        last = await app.execute(Put(shelf=A, weight=2))
+        assert await app.query(CountOf(shelf=A), after=last, wait_s=WAIT_S) == Count(shelf=A, things=2)
+        with pytest.raises(StoreUnavailable):
+            await app.query(WeightOf(shelf=A), after=last, wait_s=WAIT_S)
+        with pytest.raises(StoreUnavailable):
+            await app.query(BothOf(shelf=A), after=last, wait_s=WAIT_S)
+        status = {found.name: found for found in (await app.status()).projections}
+        assert (status["shelves.Count"].checkpoint, status["shelves.Count"].stopped) == (2, "")
+        assert status["shelves.Weight"].checkpoint == 1, "as it was when it was last heard of"
+        assert status["shelves.Weight"].stopped
+        health = await app.health()
+        assert health.ready
+        (told,) = health.impaired
+        assert "check that the server runs" in told
+        await line.open()
+        async with asyncio.timeout(WAIT_S):
+            assert await app.query(BothOf(shelf=A), after=last, wait_s=WAIT_S) == Both(things=2, total=3)
+            await app.projected()
+        assert (await app.health()).impaired == ()
+    await line.close()
+
+
+async def test_what_waits_for_a_store_that_hangs_takes_no_turn_from_others(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """More queries than there are snapshots wait for one store; a key in another one is answered meanwhile."""
+    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
+    sent: ReadStores = {Weight: await line.open(), Count: "memory:"}
+    async with Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent) as app:
+        last = await app.execute(Put(shelf=A, weight=1))
+        await app.projected()
+        line.swallows = True
+        waiting = [asyncio.create_task(app.query(BothOf(shelf=A))) for _ in range(2 * SNAPSHOTS_MAX)]
+        await checkpoint()
+        async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX / 2):
+            assert await app.query(CountOf(shelf=A), after=last) == Count(shelf=A, things=1)
+        assert not any(task.done() for task in waiting)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        line.swallows = False
+        line.cut()
+    await line.close()
