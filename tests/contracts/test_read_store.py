@@ -10,10 +10,12 @@ import pytest
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.postgres import read_store as postgres
 from diptych.adapters.sqlite import read_store as sqlite
+from diptych.adapters.valkey import read_store as valkey
 from diptych.errors import Overloaded
 from diptych.read_side import change_count, snapshot_turns
 from diptych.testing.contracts.read_store import WAIT_S_MAX, ReadStoreContract
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, create, shown_generation
+from tests import valkey_server
 from tests.contracts.read_store_sql import opened
 from tests.postgres_pooler import pooled
 from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store
@@ -61,10 +63,19 @@ class TestPostgresReadStoreAsProjector(TestPostgresReadStore):
         self.url = as_role(in_thread(new_granted_read_store()), "projector")
 
 
+class TestValkeyReadStore(ReadStoreContract):
+    @pytest.fixture(autouse=True)
+    def make_prefix(self) -> None:
+        self.url = valkey_server.new_read_store()
+
+    def connect(self, folder: Path) -> ReadStore:
+        return valkey.connect(self.url)
+
+
 # ── limits that all of them share ────────────────────────────────────────────
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "valkey"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ReadStore]:
@@ -77,6 +88,7 @@ async def store(
         "memory": lambda: memory.connect("memory:"),
         "sqlite": lambda: sqlite.connect(f"sqlite:{tmp_path / 'read.db'}"),
         "postgres": lambda: postgres.connect(url),
+        "valkey": lambda: valkey.connect(valkey_server.new_read_store()),
     }
     async with opened(made[request.param]()) as store:
         yield store

@@ -46,13 +46,16 @@ _ADAPTERS = {
     "sqlite": "diptych.adapters.sqlite",
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
+    "valkey": "diptych.adapters.valkey",
+    "valkeys": "diptych.adapters.valkey",
+    "valkey+unix": "diptych.adapters.valkey",
 }
 _SERVERS = frozenset({"postgresql", "postgres"})
 """Where stores are deployed (an adapter's module `deployment` says how), and read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _LENDERS = {"sqlalchemy": "diptych.adapters.sqlalchemy.sessions"}
 """By library, who makes what handlers take of it from a transaction's connection."""
-_EXTRAS = {"asyncpg": "postgres"}
+_EXTRAS = {"asyncpg": "postgres", "valkey": "valkey"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
 
 
@@ -70,7 +73,8 @@ def connect_event_store(url: str, clock: Clock) -> EventStore:
 def connect_read_store(url: str) -> ReadStore:
     """The read store for a URL, not opened yet.
 
-    `memory:`, `sqlite:shop.read.db`, or `postgresql://user@host/database?schema=diptych_read`.
+    `memory:`, `sqlite:shop.read.db`, `postgresql://user@host/database?schema=diptych_read`, or
+    `valkey://user@host/0?prefix=shop`.
 
     Raises:
         ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
@@ -246,9 +250,14 @@ def _deployment(url: str) -> Any:
 
 def _module(url: str, name: str) -> Any:
     scheme = _scheme(url)
+    module = f"{_ADAPTERS[scheme]}.{name}"
     try:
-        return import_module(f"{_ADAPTERS[scheme]}.{name}")
+        return import_module(module)
     except ModuleNotFoundError as error:
+        if error.name == module:
+            raise ConfigurationError(
+                f"{scheme}: keeps read models only: give it as read_store, with a store of sqlite: or postgresql:"
+            ) from error
         if error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
             raise ConfigurationError(f"{scheme}: needs {error.name}: pip install 'diptych[{extra}]'") from error

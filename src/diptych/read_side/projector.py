@@ -244,6 +244,8 @@ class Projector:
             if not found:  # rebuilt by another process: the new one is followed, if it is of the same fold
                 live = await snapshot.slices(name)
                 found = live if slice in self.slices and live and live[0].fingerprint == mine.fingerprint else ()
+            if not found and mine.number and slice.goes_on and slice in self.slices and await self._is_lost(name):
+                found, slice.target = await self.create(slice.projection, live=False), await self.head()
             blocked = await snapshot.blocked(name, found[0].number if found else mine.number)
         discards = discarded(await self._read_store.discards(name))
         if found and len(found) == mine.slices:
@@ -259,6 +261,13 @@ class Projector:
         for each in following:
             each.blocked = {blocking.key: blocking for blocking in blocked if each.owns_text(blocking.key)}
             each.discards = discards
+
+    async def _is_lost(self, name: str) -> bool:
+        """Whether the read store knows nothing of a projection any more: it was emptied, or is another one."""
+        lost = all(found.name != name for found in await self._read_store.generations())
+        if lost:
+            _log.error("the read store has lost all rows of %s: they are built anew from the history", name)
+        return lost
 
     async def head(self) -> Position:
         """How far the history is."""

@@ -12,7 +12,7 @@ from diptych.errors import InvalidMessage
 from diptych.read_side.read_store import Column, ColumnKind, Comparison, Filter, Key, Order, Row, Table
 from diptych.read_side.row_refusal import value_refusal
 
-__all__ = ["as_read", "comes_after", "in_order", "key_getter", "matcher", "rank", "unexpired", "words_of"]
+__all__ = ["as_read", "best_first", "comes_after", "in_order", "key_getter", "matcher", "rank", "unexpired", "words_of"]
 
 _COMPARE: Mapping[Comparison, Callable[[Any, Any], bool]] = {
     Comparison.EQUAL: operator.eq,
@@ -82,6 +82,19 @@ def words_of(text: str) -> list[str]:
     """The runs of letters and digits, without case and accents."""
     bare = "".join(letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
     return "".join(letter if letter.isalnum() else " " for letter in bare.casefold()).split()
+
+
+def best_first(rows: Iterable[Row], table: Table, begins: Sequence[str]) -> list[Row]:
+    """The rows in whose searchable columns each of these begins a word: the best first, ties by key."""
+    key_of = key_getter(table)
+    places = [place for place, column in enumerate(table.columns) if column.searchable]
+    found: list[tuple[float, Key, Row]] = []
+    for row in rows:
+        words = [word for place in places if row[place] is not None for word in words_of(row[place])]
+        hits = [sum(word.startswith(begin) for word in words) for begin in begins]
+        if all(hits):
+            found.append((-sum(hits) / len(words), key_of(row), row))
+    return [row for _, _, row in sorted(found)]
 
 
 def key_getter(table: Table) -> Callable[[Row], Key]:

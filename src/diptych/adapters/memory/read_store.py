@@ -52,7 +52,7 @@ from diptych.read_side.read_store import (
     WriteResult,
     Written,
 )
-from diptych.read_side.row_filters import as_read, in_order, key_getter, matcher, words_of
+from diptych.read_side.row_filters import as_read, best_first, in_order, key_getter, matcher, words_of
 from diptych.read_side.row_refusal import row_refusal
 from diptych.read_side.snapshot_turns import SnapshotTurns
 
@@ -432,15 +432,9 @@ class _Snapshot:
     async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
         build, table = self._build(name, None)
-        wanted, key_of = words_of(text), key_getter(table)
-        places = [place for place, column in enumerate(table.columns) if column.searchable]
-        found: list[tuple[float, Key, Row]] = []
-        for row in filter(matcher(filters, table), self._rows(build) if wanted else ()):
-            words = [word for place in places if row[place] is not None for word in words_of(row[place])]
-            hits = [sum(word.startswith(begin) for word in words) for begin in wanted]
-            if all(hits):
-                found.append((-sum(hits) / len(words), key_of(row), row))
-        return [row for _, _, row in sorted(found)[:limit]]
+        wanted = words_of(text)
+        rows = filter(matcher(filters, table), self._rows(build) if wanted else ())
+        return best_first(rows, table, wanted)[:limit]
 
     async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
         """The keys of rows that expire at a moment or before it, in that order. See the port."""
