@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from diptych.adapters.memory import read_store as memory
+from diptych.adapters.opensearch import read_store as opensearch
 from diptych.adapters.postgres import read_store as postgres
 from diptych.adapters.sqlite import read_store as sqlite
 from diptych.adapters.valkey import read_store as valkey
@@ -17,6 +18,7 @@ from diptych.testing.contracts.read_store import WAIT_S_MAX, ReadStoreContract
 from diptych.testing.contracts.read_store_cases import NAME, SEATS, create, shown_generation
 from tests import valkey_server
 from tests.contracts.read_store_sql import opened
+from tests.opensearch_server import new_read_store as new_opensearch
 from tests.postgres_pooler import pooled
 from tests.postgres_server import as_role, in_thread, new_granted_read_store, new_read_store
 
@@ -72,10 +74,19 @@ class TestValkeyReadStore(ReadStoreContract):
         return valkey.connect(self.url)
 
 
+class TestOpenSearchReadStore(ReadStoreContract):
+    @pytest.fixture(autouse=True)
+    def make_prefix(self) -> None:
+        self.url = new_opensearch()
+
+    def connect(self, folder: Path) -> ReadStore:
+        return opensearch.connect(self.url)
+
+
 # ── limits that all of them share ────────────────────────────────────────────
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres", "valkey"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "opensearch", "valkey"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ReadStore]:
@@ -89,6 +100,7 @@ async def store(
         "sqlite": lambda: sqlite.connect(f"sqlite:{tmp_path / 'read.db'}"),
         "postgres": lambda: postgres.connect(url),
         "valkey": lambda: valkey.connect(valkey_server.new_read_store()),
+        "opensearch": lambda: opensearch.connect(new_opensearch()),
     }
     async with opened(made[request.param]()) as store:
         yield store

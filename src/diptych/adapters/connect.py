@@ -46,16 +46,20 @@ _ADAPTERS = {
     "sqlite": "diptych.adapters.sqlite",
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
+    "opensearch": "diptych.adapters.opensearch",
+    "opensearch+http": "diptych.adapters.opensearch",
     "valkey": "diptych.adapters.valkey",
     "valkeys": "diptych.adapters.valkey",
     "valkey+unix": "diptych.adapters.valkey",
 }
+_READ_MODELS_ONLY = frozenset({"opensearch", "opensearch+http", "valkey", "valkeys", "valkey+unix"})
+"""Where read models can be kept and nothing else."""
 _SERVERS = frozenset({"postgresql", "postgres"})
 """Where stores are deployed (an adapter's module `deployment` says how), and read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _LENDERS = {"sqlalchemy": "diptych.adapters.sqlalchemy.sessions"}
 """By library, who makes what handlers take of it from a transaction's connection."""
-_EXTRAS = {"asyncpg": "postgres", "valkey": "valkey"}
+_EXTRAS = {"asyncpg": "postgres", "httpx2": "opensearch", "valkey": "valkey"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
 
 
@@ -74,7 +78,7 @@ def connect_read_store(url: str) -> ReadStore:
     """The read store for a URL, not opened yet.
 
     `memory:`, `sqlite:shop.read.db`, `postgresql://user@host/database?schema=diptych_read`, or
-    `valkey://user@host/0?prefix=shop`.
+    `opensearch://user@host:9200?prefix=shop` (`opensearch+http://` without TLS), or `valkey://user@host/0?prefix=shop`.
 
     Raises:
         ConfigurationError: the URL has no known scheme, or no path where it needs one; or its driver is not installed.
@@ -138,6 +142,8 @@ def without_password(url: str) -> str:
     Raises:
         ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
     """
+    if _scheme(url) in _READ_MODELS_ONLY:
+        return cast("str", _module(url, "read_store").shown(url))
     deployment = _deployment(url)
     return cast("str", deployment.shown(url)) if deployment else url
 
@@ -250,14 +256,13 @@ def _deployment(url: str) -> Any:
 
 def _module(url: str, name: str) -> Any:
     scheme = _scheme(url)
-    module = f"{_ADAPTERS[scheme]}.{name}"
+    if scheme in _READ_MODELS_ONLY and name != "read_store":
+        raise ConfigurationError(
+            f"{scheme}: keeps read models, no events: give it as read_store=, beside a store= in sqlite: or postgresql:"
+        )
     try:
-        return import_module(module)
+        return import_module(f"{_ADAPTERS[scheme]}.{name}")
     except ModuleNotFoundError as error:
-        if error.name == module:
-            raise ConfigurationError(
-                f"{scheme}: keeps read models only: give it as read_store, with a store of sqlite: or postgresql:"
-            ) from error
         if error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
             raise ConfigurationError(f"{scheme}: needs {error.name}: pip install 'diptych[{extra}]'") from error

@@ -44,7 +44,7 @@ from diptych.read_side.snapshot_turns import SnapshotTurns
 if TYPE_CHECKING:
     from diptych.event_store.position import Place
 
-__all__ = ["ValkeyReadStore", "connect"]
+__all__ = ["ValkeyReadStore", "connect", "shown"]
 
 SNAPSHOT_S_MAX = 120
 """Seconds for which the server keeps what a snapshot shows; a query handler may take less."""
@@ -67,6 +67,15 @@ def connect(url: str) -> ValkeyReadStore:
         ConfigurationError: the URL cannot be read.
     """
     return ValkeyReadStore(url)
+
+
+def shown(url: str) -> str:
+    """The URL without its password.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    return parse_url(url).shown
 
 
 class ValkeyReadStore:
