@@ -273,6 +273,29 @@ def none_equals_nothing(patch: pytest.MonkeyPatch) -> None:
 @noticed_by("test_one_of_every_kind")
 def one_of_nothing_matches_all(patch: pytest.MonkeyPatch) -> None:
     change_comparison(patch, Comparison.ONE_OF, lambda value, values: not values or value in values)
+    patch.setattr(memory, "_VALUES", {})
+
+
+@noticed_by("test_values_are_found_as_rows_change")
+def values_are_found_as_rows_were_first(patch: pytest.MonkeyPatch) -> None:
+    real = memory._note_indexed
+
+    def once(index: Any, place: int, rows: Any) -> None:
+        if not index._values:
+            real(index, place, rows)
+
+    patch.setattr(memory, "_note_indexed", once)
+
+
+@noticed_by("test_values_are_found_as_rows_change")
+def values_are_found_as_rows_are_now(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot._indexed_rows
+
+    def indexed_rows(self: Any, *asked: Any) -> Any:
+        patch.setattr(self, "_undo", {})
+        return real(self, *asked)
+
+    patch.setattr(_Snapshot, "_indexed_rows", indexed_rows)
 
 
 @noticed_by("test_starts_with_minds_case_and_the_last_code_points")
@@ -659,7 +682,7 @@ def all_are_given_what_the_last_one_loads(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_without_a_generation_there_are_no_answers")
 def no_generation_reads_as_no_rows(patch: pytest.MonkeyPatch) -> None:
-    empty = memory._Build((Generation("", 1, "", SEATS, live=True, checkpoint=place(0)),), {}, [])
+    empty = memory._Build((Generation("", 1, "", SEATS, live=True, checkpoint=place(0)),), {}, [], {})
     patch.setattr(_Snapshot, "_build", lambda *_: (empty, SEATS))
 
 

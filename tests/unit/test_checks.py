@@ -29,8 +29,8 @@ from time import time as what_time
 from typing import Any, assert_never
 
 from diptych import (
-    BoundedContext, Command, CommandContext, CommandRejected, DecisionModel, Event, EventContext, Identity, Key,
-    ProcessManager, Query, Reaction, Reader, ReadModel, Timeout, Value, replace,
+    BoundedContext, Command, CommandContext, CommandRejected, DecisionModel, Event, EventContext, Identity, Indexed,
+    Key, ProcessManager, Query, Reaction, Reader, ReadModel, Timeout, Value, replace,
 )
 
 school = BoundedContext("school")
@@ -574,6 +574,22 @@ def attendance(event: Enrolled) -> Attendance:
         == []
     )
     assert check(source.format("").replace("partitions=4", "version=2")) == []
+
+
+def test_slices_of_which_each_reads_what_all_find_are_found(check: Check) -> None:
+    """With the columns; one slice finds its rows as quickly as there is."""
+    source = """
+class Seat(ReadModel):
+    seat: Key[str]
+    course: Indexed[str] = ""
+@school.projection(where="course"{})
+def seat(row: Seat, event: Enrolled) -> Seat:
+    return row
+"""
+    (finding,) = check(source.format(", partitions=4"))
+    assert (finding.code, finding.severity) == ("every-slice-finds-all", "warning")
+    assert finding.problem.startswith("Seat is split into 4 slices, and seat finds rows by course: every slice reads")
+    assert check(source.format("")) == []
 
 
 def test_what_does_not_compile_is_one_finding(module: Callable[[str], ModuleType]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -163,6 +164,25 @@ def test_a_key_function_that_fails_tells_where() -> None:
 
     with pytest.raises(KeyNotFound, match=r"LookupError: nothing there \(key, line \d+ of test_projection\.py\)"):
         compiled(sales, key=key).steps(7, sold(), CONTEXT)
+
+
+def test_a_key_function_may_take_the_context() -> None:
+    """What needs two arguments takes it; a default, or a function of which nothing is known, is left alone."""
+
+    def with_default(event: Sold, sep: str = "/") -> str:
+        return f"{event.sku}{sep}"
+
+    def sales(row: Sales, event: Sold) -> Sales: ...
+
+    for key, expected, takes_context in (
+        (lambda event, context: f"{event.sku}{context.position}", "a7", True),
+        (lambda event: event.sku, "a", False),
+        (with_default, "a/", False),
+        (attrgetter("sku"), "a", False),
+    ):
+        projection = compiled(sales, key=key)
+        (step,) = projection.steps(7, sold(), CONTEXT)
+        assert (step.key, projection.takes_context) == ((expected,), takes_context)
 
 
 def test_an_event_concerns_a_limited_number_of_rows() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar, overload
 
 from diptych.errors import ConfigurationError
 from diptych.messages.annotations import scope_of_caller
-from diptych.messages.event import Event
+from diptych.messages.event import Event, EventContext
 from diptych.messages.query import Query
 from diptych.messages.upcaster import Split, Upcast, UpcasterDeclaration
 from diptych.process_managers.process_manager import ProcessDeclaration, ProcessManager
@@ -123,6 +123,7 @@ class BoundedContext:
         *,
         each: Callable[[E], Iterable[I]],
         key: Callable[[I], object] | None = None,
+        where: str | Mapping[str, str] | None = None,
         version: int = 1,
         partitions: int | None = None,
         commutative: bool = False,
@@ -142,7 +143,27 @@ class BoundedContext:
         self,
         /,
         *,
+        key: Callable[[E, EventContext], object],
+        version: int = 1,
+        partitions: int | None = None,
+        commutative: bool = False,
+    ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
+    @overload
+    def projection(
+        self,
+        /,
+        *,
         keys: Callable[[E], Iterable[object]],
+        version: int = 1,
+        partitions: int | None = None,
+        commutative: bool = False,
+    ) -> Callable[[Callable[Concatenate[M, E, P], M | None]], Callable[Concatenate[M, E, P], M | None]]: ...
+    @overload
+    def projection(
+        self,
+        /,
+        *,
+        where: str | Mapping[str, str],
         version: int = 1,
         partitions: int | None = None,
         commutative: bool = False,
@@ -165,6 +186,7 @@ class BoundedContext:
         each: Any = None,
         key: Any = None,
         keys: Any = None,
+        where: str | Mapping[str, str] | None = None,
         version: int = 1,
         partitions: int | None = None,
         commutative: bool = False,
@@ -179,8 +201,13 @@ class BoundedContext:
             function: the fold, where used without arguments.
             each: folds once per part of the event; the fold takes the part after the event.
             key: computes the row's key from the event (from the part, with `each`); a tuple where it is composite. By
-                default it is the fields named like the key fields, of the part, else of the event.
+                default it is the fields named like the key fields, of the part, else of the event. Without `each` a
+                function of two arguments takes the `EventContext` as well.
             keys: fans one event out to the rows of several keys.
+            where: finds the rows by what they hold, with `(row: M, event)`: a field of the read model that is equal to
+                the event's field of that name (with `each`, to the part's); or fields of the read model, each with the
+                name of the event's: `where={"customer": "gone"}`. One of them is `Indexed`, or the first of the key.
+                Where there is no such row, nothing happens.
             version: raise it to rebuild the read model where the change of the code cannot be seen.
             partitions: splits the rows by key into so many slices, 1 to 256, that as many processes can fold at once;
                 a change takes effect when an application that projects is opened, without a rebuild.
@@ -191,7 +218,9 @@ class BoundedContext:
         scope = scope_of_caller()
 
         def declare(function: Fold) -> Fold:
-            declaration = ProjectionDeclaration(function, scope, each, key, keys, version, partitions, commutative)
+            declaration = ProjectionDeclaration(
+                function, scope, each, key, keys, version, partitions, commutative, where
+            )
             self.projections.append(declaration)
             return function
 

@@ -310,14 +310,25 @@ def _may_give_none(fold: _Fold) -> bool:
 def _slow(model: ApplicationModel) -> Iterator[Finding]:
     """Folds that have no fast way, with the reason."""
     for projection in model.compiled.projections:
-        if projection.partitions > 1:
-            for fold in projection.told_by_row:
-                yield Finding(
-                    "every-slice-folds-all",
-                    "warning",
-                    place_of(fold),
-                    f"{projection.form.name} is split into {projection.partitions} slices, and only the row that "
-                    f"{fold.__name__} gives tells its key: every slice folds every event, and throws away what is not "
-                    "its own",
-                    "name fields of the event like the key fields, or compute the key with key=function",
-                )
+        if projection.partitions == 1:
+            continue
+        split = f"{projection.form.name} is split into {projection.partitions} slices, and"
+        for fold in projection.told_by_row:
+            yield Finding(
+                "every-slice-folds-all",
+                "warning",
+                place_of(fold),
+                f"{split} only the row that {fold.__name__} gives tells its key: every slice folds every event, and "
+                "throws away what is not its own",
+                "name fields of the event like the key fields, or compute the key with key=function",
+            )
+        for fold, columns in projection.finding:
+            yield Finding(
+                "every-slice-finds-all",
+                "warning",
+                place_of(fold),
+                f"{split} {fold.__name__} finds rows by {', '.join(columns)}: every slice reads all that an event "
+                "finds, and throws away what is not its own",
+                "leave partitions= out, unless other events are most of the work; or let the event carry the keys, and "
+                "say keys=function",
+            )

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from diptych.event_store.position import Place, Position
 from diptych.failures import trace_of
 from diptych.messages.event import Event, EventContext
+from diptych.read_side.matching_rows import MatchingRows
 from diptych.read_side.projection import KeyNotFound, Projection, Step, told
 from diptych.read_side.read_model import RowForm, key_text
 from diptych.read_side.read_store import BlockedKey, Discard, Generation, Key, Row, SliceWrite
-from diptych.read_side.refused_row import RefusedRow, check_row, stored_row
+from diptych.read_side.refused_row import RefusedRow, check_documents, check_row, stored_row
 
 __all__ = [
     "DecodedEvent",
@@ -141,13 +142,16 @@ def fold_steps(
     """
     form = projection.form
     row_before = _row_before if form.expiry is None else _unexpired_row_before
+    matching = MatchingRows(form, steps, loaded) if projection.finds_rows else None
     rows: dict[Key, Any] = {}
     block: dict[str, BlockedKey] = {}
     begun: dict[Key, tuple[int, Any]] = {}  # rows as they were before the event whose parts are being folded
-    for step in steps:
+    for step in steps if matching is None else matching.expanded(steps):
         if (blocked or discards or block) and _is_left_out(step, step.key, blocked, discards, block):
             continue
         before = row_before(step, rows, loaded, form)
+        if before is None and step.values is not None:
+            continue  # what was found had expired
         if step.one_of_several and step.key is not None and begun.get(step.key, (0,))[0] != step.position:
             begun[step.key] = (step.position, before)
         try:
@@ -165,6 +169,8 @@ def fold_steps(
         if step.key is None and (_is_left_out(step, key, blocked, discards, block) or not (owns is None or owns(key))):
             continue
         rows[key] = after
+        if matching is not None:
+            matching.changed(key, after)
     return FoldedBatch(rows, list(block.values()))
 
 
@@ -271,4 +277,6 @@ def _apply(step: Step, before: Any) -> tuple[Key, Any]:
             "keys="
         )
     check_row(step.fold.name, form, key, after)
+    if step.values is not None:  # left to the write, one row's document would block all that the event has found
+        check_documents(step.fold.name, form, after)
     return key, after

@@ -16,7 +16,7 @@ from diptych.clock import Clock
 from diptych.errors import ConfigurationError, Unavailable
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import Position
-from diptych.read_side.batch import FoldedBatch, Reached, fold_steps, plan_steps, slice_write
+from diptych.read_side.batch import Reached, fold_steps, plan_steps, slice_write
 from diptych.read_side.projection import Step
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
@@ -151,11 +151,12 @@ class BlockedKeys:
         name, number = slice.projection.name, slice.generation.number
         discards = [self._discarded(blocked, decision)] if decision.discard else []
         keys = list(dict.fromkeys(step.key for step in steps if step.key is not None))
+        if slice.projection.finds_rows:  # perhaps no event tells the key: they find the row
+            keys = [slice.projection.form.key_of_text(blocked.key)]
         async with self._read_store.snapshot() as snapshot:
             loaded = await snapshot.get_many(name, keys, number) if keys else {}
         left_out = slice.discards | {(found.key, int(found.position)) for found in discards}
-        folded = fold_steps(slice.projection, steps, loaded, (), left_out)
-        mine = _only(folded, blocked.key)
+        mine = fold_steps(slice.projection, steps, loaded, (), left_out, lambda key: key_text(key) == blocked.key)
         end = Reached(slice.generation.checkpoint, slice.generation.recorded_at)
         write = slice_write(slice.projection, slice.generation, mine, loaded.keys(), end)
         return SliceWrite(
@@ -187,12 +188,6 @@ class BlockedKeys:
                 return steps, planned.stopped
             after, more = found.through, found.more
         return steps, ""
-
-
-def _only(folded: FoldedBatch, key: str) -> FoldedBatch:
-    """Without rows of other keys: a fold that creates rows tells their keys only afterwards."""
-    rows = {found: row for found, row in folded.rows.items() if key_text(found) == key}
-    return FoldedBatch(rows, [blocked for blocked in folded.block if blocked.key == key])
 
 
 def _counted(found: BlockedKey, before: BlockedKey) -> BlockedKey:

@@ -246,6 +246,8 @@ class OverlaidSnapshot:
         if planned.stopped:
             raise _cannot(projection, planned.stopped)
         steps = slice.owned(planned.steps)
+        if any(step.values is not None for step in steps):
+            raise _cannot(projection, "it lacks an event that finds its rows by where=")
         if keys is not None:
             steps = [step for step in steps if step.key in keys]
         stored = keys_to_load(steps, slice.blocked)

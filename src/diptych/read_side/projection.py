@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -25,12 +25,14 @@ from diptych.messages.message import field_types, held_types
 from diptych.messages.registry import EventTypes
 from diptych.messages.tags import tagging_identity
 from diptych.read_side.partitions import SLICES_MAX
-from diptych.read_side.read_model import ReadModel, RowForm, column_kind
+from diptych.read_side.read_model import ReadModel, RowForm
 from diptych.read_side.read_store import Key
 from diptych.read_side.refused_row import RefusedRow
 from diptych.read_side.row_refusal import value_refusal
+from diptych.read_side.rows_where import RowsWhere, Values, kind_refusal, rows_where
 
 __all__ = [
+    "KEYS_PER_EVENT_MAX",
     "KeyNotFound",
     "MissingRow",
     "Projection",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 KEYS_PER_EVENT_MAX = 10_000
-"""Rows that one event may change in one read model."""
+"""Rows that one event may change in one read model; rows that the events of one batch may find by `where=`."""
 
 
 class MissingRow(DiptychError):
@@ -60,16 +62,24 @@ class ProjectionDeclaration(NamedTuple):
     function: Callable[..., Any]
     scope: Scope
     each: Callable[[Any], Iterable[Any]] | None
-    key: Callable[[Any], object] | None
+    key: Callable[..., object] | None
     keys: Callable[[Any], Iterable[object]] | None
     version: int
     partitions: int | None
     commutative: bool = False
+    where: str | Mapping[str, str] | None = None
 
     @property
     def name(self) -> str:
         """Where the function is, for messages."""
         return f"{self.function.__module__}.{self.function.__qualname__}"
+
+    @property
+    def found_by(self) -> Mapping[str, str]:
+        """The columns by which it finds its rows, each with the field of the event; empty where it has their keys."""
+        if self.where is None:
+            return {}
+        return {self.where: self.where} if isinstance(self.where, str) else self.where
 
 
 class RowMode(enum.Enum):
@@ -80,17 +90,21 @@ class RowMode(enum.Enum):
     EXPLICIT = "(row: M | None, event)"
 
 
-_Plan: TypeAlias = Callable[[Any], Iterable[tuple[Key | None, Any]]]
-"""An event to the keys it concerns, each with a part of the event; None where the fold itself tells the key."""
+_Plan: TypeAlias = Callable[[Any, EventContext | None], Iterable[tuple[Key | None, Any]]]
+"""An event, and its context if asked for, to the keys it concerns, each with a part of the event.
+
+None where the fold itself tells the key.
+"""
 
 
 class Step(msgspec.Struct, frozen=True, gc=False):
-    """One event's effect on one row.
+    """One event's effect on one row, or with `values` on each row that holds them.
 
     Attributes:
-        key: as the columns hold it; None where only the row that the fold creates tells it.
+        key: as the columns hold it; None where only the row that the fold creates tells it, or rows are to be found.
         part: what `each` gave; None without.
         one_of_several: whether other steps of what is stored at this position may change the same row.
+        values: what the columns of `where=` hold in the rows that it concerns; None without.
     """
 
     position: int
@@ -100,6 +114,7 @@ class Step(msgspec.Struct, frozen=True, gc=False):
     context: EventContext | None
     fold: _Fold
     one_of_several: bool = False
+    values: Values | None = None
 
 
 class _Fold:
@@ -107,6 +122,7 @@ class _Fold:
 
     Attributes:
         key_tags: the fields of the key that tags of the event tell, by their index, each with the name of its tag.
+        where: finds the rows by what they hold; None where the event tells their keys.
     """
 
     def __init__(
@@ -119,15 +135,18 @@ class _Fold:
         takes_context: bool,
         is_told_by_row: bool,
         key_tags: Sequence[tuple[int, str]] = (),
+        where: RowsWhere | None = None,
+        key_takes_context: bool = False,
     ) -> None:
         self.declaration = declaration
         self.name = declaration.name
         self.form = form
         self.mode = mode
         self.plan = plan
-        self.takes_context = takes_context
+        self.takes_context = takes_context or key_takes_context
         self.is_told_by_row = is_told_by_row
         self.key_tags = key_tags
+        self.where = where
         self.takes_parts = declaration.each is not None
         self._call = _caller(
             declaration.function,
@@ -149,6 +168,14 @@ class _Fold:
         if following is not None and type(following) is not self.form.cls:
             raise TypeError(f"{self.name} must return a {self.form.name} or None, not {following!r}")
         return following
+
+    def found(self, position: int, event: Event, context: EventContext | None, *, together: bool) -> Iterator[Step]:
+        """What an event does to the rows that it finds by what they hold."""
+        assert self.where is not None
+        for key, part in self.plan(event, context):
+            values = self.where.values(event, part)
+            if values is not None:
+                yield Step(position, key, event, part, context, self, together, values)
 
     def _blank(self, step: Step) -> Any:
         assert step.key is not None
@@ -189,6 +216,7 @@ class Projection:
         takes_context: whether its steps need the `EventContext`: a function asks for it, or rows expire.
         partitions: into how many slices its rows are split by key, so that as many processes can fold them.
         commutative: whether it may fold events of several histories, in whatever order those are merged.
+        finds_rows: whether it finds rows by what they hold (`where=`).
     """
 
     def __init__(
@@ -206,12 +234,19 @@ class Projection:
         self.takes_context = form.expiry is not None or any(fold.takes_context for fold in folds.values())
         self.partitions = partitions
         self.commutative = any(fold.declaration.commutative for fold in folds.values())
+        self.finds_rows = any(fold.where is not None for fold in folds.values())
 
     @property
     def told_by_row(self) -> list[Callable[..., Any]]:
         """The functions of which only the row that they give tells which one it is."""
         found = (fold.declaration.function for fold in self._folds.values() if fold.is_told_by_row)
         return list(dict.fromkeys(found))
+
+    @property
+    def finding(self) -> list[tuple[Callable[..., Any], tuple[str, ...]]]:
+        """The functions that find rows by what they hold, each with the columns."""
+        declarations = {id(fold.declaration): fold.declaration for fold in self._folds.values()}.values()
+        return [(found.function, tuple(found.found_by)) for found in declarations if found.found_by]
 
     def fingerprint(self) -> str:
         """What tells rows of this fold from those of another: its code and schema, see `read_side/fingerprint.py`.
@@ -228,10 +263,15 @@ class Projection:
         ]
         upcasters = [step.said for step in self._upcasters]
         functions += [step.function for step in self._upcasters]
-        # Without upcasters nothing is said of them: rows from before there were any stay what they are.
-        schema = msgspec.to_builtins((self.form.table, sorted(self.types), *sorted(upcasters)))
+        # Without upcasters, or where=, nothing is said of them: rows from before there were any stay what they are.
+        schema = msgspec.to_builtins((self.form.table, sorted(self.types), *sorted(upcasters), *self._found_by()))
         values = {held for cls in (self.form.cls, *self._folds) for held in held_types(cls)}
         return fingerprint(functions, schema, max(declaration.version for declaration in declarations), values)
+
+    def _found_by(self) -> list[tuple[str, Mapping[str, str]]]:
+        """By event, which columns have to be equal to which of its fields."""
+        folds = {self._event_types.of(cls).name: fold.declaration.found_by for cls, fold in self._folds.items()}
+        return [(name, found_by) for name, found_by in sorted(folds.items()) if found_by]
 
     def query_of(self, keys: Iterable[Key]) -> EventQuery | None:
         """Events among which are all that change the rows of these column keys; None where no tags tell them."""
@@ -271,7 +311,12 @@ class Projection:
             return []
         together = one_of_several or fold.takes_parts
         try:
-            steps = [Step(position, key, event, part, context, fold, together) for key, part in fold.plan(event)]
+            if fold.where is None:
+                steps = [
+                    Step(position, key, event, part, context, fold, together) for key, part in fold.plan(event, context)
+                ]
+            else:
+                steps = list(fold.found(position, event, context, together=together))
         except Exception as error:
             raise KeyNotFound(
                 f"{fold.name}: the key of the event at position {position} cannot be found: {told(error)}"
@@ -367,6 +412,7 @@ class _Compiler:
         self.mode = _row_mode(annotated[0][1]) if annotated else RowMode.CREATES
         self._part: Any = None
         self._is_told_by_row = False
+        self._key_takes_context = declaration.each is None and _takes_context(declaration.key)
         rest = annotated if self.mode is RowMode.CREATES else annotated[1:]
         row = types.get("return") if self.mode is RowMode.CREATES else annotated[0][1]
         self.model = self._model(row)
@@ -382,6 +428,8 @@ class _Compiler:
             takes_context=self.takes_context,
             is_told_by_row=self._is_told_by_row,
             key_tags=self._key_tags(form, event),
+            where=self._where(form, event),
+            key_takes_context=self._key_takes_context,
         )
 
     def _model(self, annotation: Any) -> type[ReadModel]:
@@ -409,15 +457,18 @@ class _Compiler:
         declaration, each = self._declaration, self._declaration.each
         if sum(option is not None for option in (each or declaration.key, declaration.keys)) > 1:
             raise ConfigurationError(f"{self._name}: keys= goes with neither key= nor each=")
+        if declaration.where is not None:
+            self._check_where()
+            return _by_values(each)
         if declaration.keys is not None:
             return _by_keys(form, declaration.keys)
+        if declaration.key is not None and each is None:
+            return _by_key(form, declaration.key, takes_context=self._key_takes_context)
         key_of = _by_function(form, declaration.key) if declaration.key else self._by_fields(form, event)
         self._is_told_by_row = key_of is _told_by_row
         if each is None:
-            if declaration.key:
-                return lambda event: ((key_of(event, event), None),)
-            return lambda event: ((key_of(event, None), None),)
-        return lambda event: [(key_of(event, part), part) for part in each(event)]
+            return lambda event, context: ((key_of(event, None), None),)
+        return lambda event, context: [(key_of(event, part), part) for part in each(event)]
 
     def _key_tags(self, form: RowForm, event: type[Event]) -> list[tuple[int, str]]:
         """The fields of the key that tags of the event tell, by their index in it, each with the name of its tag.
@@ -425,11 +476,28 @@ class _Compiler:
         What a part says of the key need not be in the event, nor what a function makes of it.
         """
         of_event, of_part = field_types(event), self._part_fields()
-        computed = self._declaration.key is not None or self._declaration.keys is not None
-        if computed or any(name not in of_event and name not in of_part for name in form.key_fields):
+        of_other = (self._declaration.key, self._declaration.keys, self._declaration.where)
+        if any(option is not None for option in of_other) or any(
+            name not in of_event and name not in of_part for name in form.key_fields
+        ):
             return []
         own = [(index, tagging_identity(of_event[n])) for index, n in enumerate(form.key_fields) if n not in of_part]
         return [(index, tag_name(identity)) for index, identity in own if identity is not None]
+
+    def _check_where(self) -> None:
+        if self._declaration.key is not None or self._declaration.keys is not None:
+            raise ConfigurationError(f"{self._name}: where= finds the rows; it goes with neither key= nor keys=")
+        if self.mode is not RowMode.BLANK:
+            raise ConfigurationError(
+                f"{self._name}: where= finds rows that are there: take the row, as `row: {self.model.__name__}`"
+            )
+        if not self._declaration.found_by:
+            raise ConfigurationError(f"{self._name}: where= names no column to find the rows of {self.model.__name__}")
+
+    def _where(self, form: RowForm, event: type[Event]) -> RowsWhere | None:
+        found_by = self._declaration.found_by
+        part = self._part if self._part_fields() else None
+        return rows_where(self._name, form, found_by, event, part) if found_by else None
 
     def _part_fields(self) -> tuple[str, ...]:
         part = self._part
@@ -449,7 +517,9 @@ class _Compiler:
             )
         sources = [(name, name in part_fields) for name in form.key_fields]
         for name, of_part in sources:
-            self._check_kind(form, name, part if of_part else event)
+            reason = kind_refusal(form, name, part if of_part else event, name)
+            if reason is not None:
+                raise ConfigurationError(f"{self._name}: {reason}, or compute the key with key=function")
         if not any(of_part for _, of_part in sources):
             return lambda event, part: form.column_key_of(event)
         if all(of_part for _, of_part in sources):
@@ -459,14 +529,6 @@ class _Compiler:
             return form.column_key(tuple(getattr(part if of_part else event, name) for name, of_part in sources))
 
         return key_of
-
-    def _check_kind(self, form: RowForm, name: str, source: type) -> None:
-        wanted, kind = form.columns[name].kind, column_kind(field_types(source)[name])[0]
-        if kind is not wanted:
-            raise ConfigurationError(
-                f"{self._name}: {source.__name__}.{name} is no {wanted.value} as {form.name}.{name} is, so it cannot "
-                "tell the row; give them one type, or compute the key with key=function"
-            )
 
 
 def _row_mode(annotation: Any) -> RowMode:
@@ -481,12 +543,37 @@ def _told_by_row(_event: Any, _part: Any) -> Key | None:
     return None
 
 
-def _by_function(form: RowForm, key: Callable[[Any], object]) -> Callable[[Any, Any], Key | None]:
+def _by_function(form: RowForm, key: Callable[..., object]) -> Callable[[Any, Any], Key | None]:
     return lambda event, part: _checked(form, key(part))
 
 
+def _by_key(form: RowForm, key: Callable[..., object], *, takes_context: bool) -> _Plan:
+    if takes_context:
+        return lambda event, context: ((_checked(form, key(event, context)), None),)
+    return lambda event, context: ((_checked(form, key(event)), None),)
+
+
+def _takes_context(key: Callable[..., object] | None) -> bool:
+    """Whether a key function takes the context after the event: it needs two arguments."""
+    if key is None:
+        return False
+    try:
+        parameters = inspect.signature(key).parameters.values()
+    except (TypeError, ValueError):  # written in C: nothing is known of it, and it takes one
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(each.kind in positional and each.default is inspect.Parameter.empty for each in parameters) == 2
+
+
 def _by_keys(form: RowForm, keys: Callable[[Any], Iterable[object]]) -> _Plan:
-    return lambda event: [(key, None) for key in dict.fromkeys(_checked(form, found) for found in keys(event))]
+    return lambda event, context: [(key, None) for key in dict.fromkeys(_checked(form, found) for found in keys(event))]
+
+
+def _by_values(each: Callable[[Any], Iterable[Any]] | None) -> _Plan:
+    """No keys: which rows an event is for is known when they are looked for."""
+    if each is None:
+        return lambda event, context: ((None, None),)
+    return lambda event, context: [(None, part) for part in each(event)]
 
 
 def _checked(form: RowForm, found: object) -> Key:

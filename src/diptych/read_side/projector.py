@@ -478,7 +478,14 @@ class Projector:
                 return [one for share in shares for one in await self._loaded([share], failed)]
             failed.append((shares[0].slice, told(error)))
             return []
-        return [(share, next(found) if share.keys else {}) for share in shares]
+        loaded: list[tuple[_Share, Mapping[Key, Row]]] = []
+        for share in shares:
+            rows = next(found) if share.keys else {}
+            try:
+                loaded.append((share, rows | await share.slice.matching(self._read_store, share.steps)))
+            except POISON as error:
+                failed.append((share.slice, told(error)))
+        return loaded
 
     async def _write_of(self, share: _Share, loaded: Mapping[Key, Row], end: Reached) -> SliceWrite:
         slice, planned = share.slice, share.planned
@@ -541,7 +548,7 @@ class Projector:
             if slice.goes_on and slice.position == first[-1].position:  # elsewhere, if it was overtaken meanwhile
                 await self._fold([slice], rest, end)
             return
-        keys = slice.blockable(events)
+        keys = await slice.blockable(self._read_store, events)
         name, position = slice.projection.name, events[0].position
         block = [BlockedKey(name, key, position, reason) for key in keys if key not in slice.blocked]
         if not keys:

@@ -22,7 +22,7 @@ from diptych.read_side.read_store import Column, ColumnKind, Filter, Table
 from diptych.read_side.row_filters import unexpired
 from diptych.read_side.row_refusal import value_refusal
 
-__all__ = ["ExpiresAt", "Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
+__all__ = ["KIND_TYPES", "ExpiresAt", "Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
 
 T = TypeVar("T")
 
@@ -74,6 +74,8 @@ _PLAIN: dict[type, ColumnKind] = {
     timedelta: ColumnKind.DURATION,
     bytes: ColumnKind.BYTES,
 }
+KIND_TYPES = {kind: plain for plain, kind in _PLAIN.items()}
+"""What columns of each kind hold; a document is told by its read model."""
 
 
 class RowForm:
@@ -187,6 +189,16 @@ class RowForm:
         if len(key) != len(self.key_fields):
             raise ConfigurationError(f"the key of {self.name} is ({', '.join(self.key_fields)}), not {key!r}")
         return self.column_key(key)
+
+    def key_of_text(self, text: str) -> tuple[Any, ...]:
+        """The key that `key_text` has told, as the columns hold it.
+
+        Raises:
+            ValueError: it is none of this read model.
+        """
+        said = msgspec.json.decode(text, type=list[Any])
+        kinds = [KIND_TYPES[self.columns[name].kind] for name in self.key_fields]
+        return tuple(msgspec.convert(value, kind) for value, kind in zip(said, kinds, strict=True))
 
     def key_from_columns(self, key: tuple[Any, ...]) -> tuple[Any, ...]:
         """Key values from how the columns hold them."""

@@ -216,7 +216,8 @@ class ReadModelWatch:
         if found.more:
             return None
         try:
-            return _keys(self.projection, decoded(self._history, found.events, in_context=False))
+            events = decoded(self._history, found.events, in_context=self.projection.takes_context)
+            return _keys(self.projection, events)
         except POISON:  # the fold meets the same, and says so: the key is blocked, or the projection stops
             return None
 

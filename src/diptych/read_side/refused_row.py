@@ -9,9 +9,10 @@ import reprlib
 from typing import Any
 
 from diptych.read_side.read_model import RowForm, key_text
-from diptych.read_side.read_store import Key, Row
+from diptych.read_side.read_store import ColumnKind, Key, Row
+from diptych.read_side.row_refusal import row_refusal
 
-__all__ = ["RefusedRow", "check_row", "stored_row"]
+__all__ = ["RefusedRow", "check_documents", "check_row", "stored_row"]
 
 _UNFIT = (TypeError, ValueError, ArithmeticError, AttributeError, RecursionError)
 """What the conversion of a field's value to what its column holds may raise, when the value is none of its type."""
@@ -32,9 +33,20 @@ def check_row(function: str, form: RowForm, key: Key, row: Any) -> None:
     except _UNFIT as error:
         reason = _unfit(form, row, error)
     if reason is not None:
-        raise RefusedRow(
-            f"{function} returned a row of {form.name} with the key {key_text(key)} that cannot be stored: {reason}"
-        )
+        raise _refused(function, form, key, reason)
+
+
+def check_documents(function: str, form: RowForm, row: Any) -> None:
+    """Look at the documents, which `check_row` leaves out.
+
+    Raises:
+        RefusedRow: no store can keep one of them.
+    """
+    if all(column.kind is not ColumnKind.DOCUMENT for column in form.table.columns):
+        return
+    reason = row_refusal(form.table, stored_row(function, form, row))
+    if reason is not None:
+        raise _refused(function, form, form.column_key_of(row), reason)
 
 
 def stored_row(functions: str, form: RowForm, row: Any) -> Row:
@@ -46,10 +58,13 @@ def stored_row(functions: str, form: RowForm, row: Any) -> Row:
     try:
         return form.row(row)
     except _UNFIT as error:
-        raise RefusedRow(
-            f"{functions} returned a row of {form.name} with the key {key_text(form.column_key_of(row))} "
-            f"that cannot be stored: {_unfit(form, row, error)}"
-        ) from error
+        raise _refused(functions, form, form.column_key_of(row), _unfit(form, row, error)) from error
+
+
+def _refused(function: str, form: RowForm, key: Key, reason: str) -> RefusedRow:
+    return RefusedRow(
+        f"{function} returned a row of {form.name} with the key {key_text(key)} that cannot be stored: {reason}"
+    )
 
 
 def _unfit(form: RowForm, row: Any, error: Exception) -> str:

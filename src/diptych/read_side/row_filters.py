@@ -39,7 +39,15 @@ def matcher(filters: Sequence[Filter], table: Table) -> Callable[[Row], bool]:
             reason = None if value is None else value_refusal(table.columns[index[wanted.column]], value)
             if reason is not None:
                 raise InvalidMessage(f"a filter of {table.name}", [(wanted.column, reason)])
-    return lambda row: all(_matches(row[index[wanted.column]], wanted) for wanted in filters)
+    looked_up = [(index[wanted.column], _looked_up(wanted)) for wanted in filters]
+    return lambda row: all(_matches(row[place], wanted) for place, wanted in looked_up)
+
+
+def _looked_up(wanted: Filter) -> Filter:
+    """The filter with its values, if they are several, in a form in which one is found at once."""
+    if wanted.comparison is not Comparison.ONE_OF:
+        return wanted
+    return Filter(wanted.column, wanted.comparison, frozenset(wanted.value))
 
 
 def unexpired(table: Table, moment: dt.datetime | None) -> Sequence[Filter]:

@@ -10,10 +10,24 @@ from collections.abc import Collection, Sequence
 
 from diptych.event_store.position import START, Position
 from diptych.read_side.batch import DecodedEvent, Reached, keys_to_load, plan_steps
+from diptych.read_side.matching_rows import too_many_found
 from diptych.read_side.partitions import slice_of
-from diptych.read_side.projection import KeyNotFound, Projection, Step
+from diptych.read_side.projection import KEYS_PER_EVENT_MAX, KeyNotFound, Projection, Step
 from diptych.read_side.read_model import key_text
-from diptych.read_side.read_store import BlockedKey, Generation, Key, LeaseKey, ReadStore
+from diptych.read_side.read_store import (
+    BlockedKey,
+    Comparison,
+    Filter,
+    Generation,
+    Key,
+    LeaseKey,
+    Order,
+    ReadSnapshot,
+    ReadStore,
+    Row,
+)
+from diptych.read_side.row_filters import key_getter
+from diptych.read_side.rows_where import Values
 
 __all__ = ["LOOK_AGAIN_S", "POISON", "Slice"]
 
@@ -27,6 +41,9 @@ EXPIRED_ROWS_MAX = 1_000
 
 EXPIRED_LOOKED_AT_MAX = 100_000
 """Expired rows, those of other slices included, among which a slice looks for its own with one batch."""
+
+WHERE_VALUES_MAX = 500
+"""Values of `where=` whose rows are read at once; those of more are read one part after the other."""
 
 POISON = (KeyNotFound, ValueError, TypeError, AttributeError, ArithmeticError, LookupError, RecursionError)
 """What reading, folding and encoding an event may raise; whatever a store raises is none of it."""
@@ -94,13 +111,66 @@ class Slice:
             return steps
         return [step for step in steps if step.key is None or self.owns(step.key)]
 
-    def blockable(self, events: Sequence[DecodedEvent]) -> list[str]:
+    async def blockable(self, read_store: ReadStore, events: Sequence[DecodedEvent]) -> list[str]:
         """The keys of its own that one event concerns, as JSON arrays; none where they cannot be told."""
         try:
-            keys = keys_to_load(plan_steps(self.projection, events).steps, ())
+            steps = self.owned(plan_steps(self.projection, events).steps)
+            keys = [*keys_to_load(steps, ()), *await self.matching(read_store, steps)]
         except POISON:
             return []
-        return [text for text in map(key_text, keys) if self.owns_text(text)]
+        return list(dict.fromkeys(map(key_text, keys)))
+
+    async def matching(self, read_store: ReadStore, steps: Sequence[Step]) -> dict[Key, Row]:
+        """The stored rows of its own that the steps may find by `where=`, but for blocked ones; by key.
+
+        Raises:
+            KeyNotFound: there are more than the limit.
+        """
+        wanted: dict[tuple[str, ...], dict[Values, None]] = {}
+        finding = [step for step in steps if step.values is not None] if self.projection.finds_rows else []
+        for step in finding:
+            assert step.fold.where is not None
+            assert step.values is not None
+            wanted.setdefault(step.fold.where.columns, {})[step.values] = None
+        found: dict[Key, Row] = {}
+        if not wanted:
+            return found
+        context = finding[0].context  # times never run backwards: what has expired by then is none to the others too
+        unexpired = self.projection.form.unexpired(None if context is None else context.recorded_at)
+        async with read_store.snapshot() as snapshot:
+            for columns, every in wanted.items():
+                for values in _chunks(list(every)):
+                    filters = [*_holding(columns, values), *unexpired]
+                    found |= await self._matching(snapshot, columns, frozenset(values), filters)
+                    if len(found) > KEYS_PER_EVENT_MAX:
+                        raise KeyNotFound(too_many_found(finding))
+        return found
+
+    async def _matching(
+        self, snapshot: ReadSnapshot, columns: Sequence[str], wanted: Collection[Values], filters: Sequence[Filter]
+    ) -> dict[Key, Row]:
+        """Rows of its own that hold one of the wanted values; no more than are too many."""
+        table, generation = self.projection.form.table, self.generation
+        key_of, places = key_getter(table), {column.name: place for place, column in enumerate(table.columns)}
+        order, limit = [Order(name) for name in table.key], KEYS_PER_EVENT_MAX + 1
+        found: dict[Key, Row] = {}
+        after: Key | None = None
+        while len(found) < limit:  # those of other slices are among them, and of other combinations of values
+            rows = await snapshot.find(generation.name, filters, order, limit, after, generation.number)
+            for row in rows:
+                if tuple(row[places[name]] for name in columns) in wanted and self._folds(key := key_of(row)):
+                    found[key] = row
+            if len(rows) < limit:
+                break
+            after = key_of(rows[-1])
+        return found
+
+    def _folds(self, key: Key) -> bool:
+        """Whether the row of a key is its own, and not blocked."""
+        if self.generation.slices == 1 and not self.blocked:
+            return True
+        text = key_text(key)
+        return self.owns_text(text) and text not in self.blocked
 
     def too_many_blocked(self, block: Sequence[BlockedKey]) -> str:
         """Why it cannot go on with these keys blocked as well; empty where it can."""
@@ -126,3 +196,13 @@ class Slice:
                 if len(mine) >= EXPIRED_ROWS_MAX or len(keys) < limit or limit >= EXPIRED_LOOKED_AT_MAX:
                     return mine[:EXPIRED_ROWS_MAX]
                 limit *= 2
+
+
+def _chunks(values: Sequence[Values]) -> list[Sequence[Values]]:
+    return [values[begin : begin + WHERE_VALUES_MAX] for begin in range(0, len(values), WHERE_VALUES_MAX)]
+
+
+def _holding(columns: Sequence[str], values: Sequence[Values]) -> list[Filter]:
+    """Each column holds a value of one of them: with several columns, more rows than hold one of them altogether."""
+    each = zip(columns, zip(*values, strict=True), strict=True)
+    return [Filter(column, Comparison.ONE_OF, tuple(dict.fromkeys(found))) for column, found in each]

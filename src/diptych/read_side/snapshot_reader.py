@@ -7,8 +7,7 @@ import binascii
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, datetime, timedelta
-from decimal import Decimal
+from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -21,7 +20,7 @@ from diptych.read_side.conditions import Condition
 from diptych.read_side.freshness import Behind, Checks
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import Projection
-from diptych.read_side.read_model import ReadModel, RowForm, column_kind, key_text
+from diptych.read_side.read_model import KIND_TYPES, ReadModel, RowForm, column_kind, key_text
 from diptych.read_side.read_store import (
     BlockedKey,
     ColumnKind,
@@ -38,18 +37,6 @@ __all__ = ["SnapshotReader", "moment_shown"]
 
 M = TypeVar("M", bound=ReadModel)
 S = TypeVar("S", bound=msgspec.Struct)
-
-_KIND_TYPES: dict[ColumnKind, type] = {
-    ColumnKind.TEXT: str,
-    ColumnKind.INTEGER: int,
-    ColumnKind.REAL: float,
-    ColumnKind.BOOLEAN: bool,
-    ColumnKind.DECIMAL: Decimal,
-    ColumnKind.DATETIME: datetime,
-    ColumnKind.DATE: date,
-    ColumnKind.DURATION: timedelta,
-    ColumnKind.BYTES: bytes,
-}
 
 
 class _Cursor(msgspec.Struct, array_like=True):
@@ -344,4 +331,4 @@ def _said(value: Any) -> Any:
 def _value(value: Any, kind: ColumnKind) -> Any:
     if kind is ColumnKind.REAL and value in ("inf", "-inf"):
         return float(value)
-    return None if value is None else msgspec.convert(value, _KIND_TYPES[kind])
+    return None if value is None else msgspec.convert(value, KIND_TYPES[kind])

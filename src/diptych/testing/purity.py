@@ -75,7 +75,7 @@ def fold_rows(projection: Projection, facts: Sequence[Fact]) -> dict[Key, Any]:
     blocked: set[Key] = set()
     for fact in facts:
         steps = _planned(projection, fact)
-        for step in steps:
+        for step in (one for planned in steps for one in _each_found(projection, planned, rows)):
             if step.key in blocked:
                 continue
             key, after = _applied(projection, step, rows)
@@ -87,9 +87,25 @@ def fold_rows(projection: Projection, facts: Sequence[Fact]) -> dict[Key, Any]:
     return {key: row for key, row in rows.items() if key not in blocked}
 
 
+def _each_found(projection: Projection, step: Step, rows: Mapping[Key, Any]) -> Sequence[Step]:
+    """A step for each row that it finds by what the row holds now; the step itself where it does not look for rows."""
+    where, form = step.fold.where, projection.form
+    if where is None:
+        return (step,)
+    return [
+        msgspec.structs.replace(step, key=key)
+        for key, row in rows.items()
+        if row is not None
+        and not (step.context is not None and form.has_expired(row, step.context.recorded_at))
+        and tuple(form.column_value(name, getattr(row, name)) for name in where.columns) == step.values
+    ]
+
+
 def _planned(projection: Projection, fact: Fact) -> Sequence[Step]:
     def keys(event: Any) -> Any:
-        return [(step.key, step.part) for step in projection.steps(fact.recorded.position, event, fact.context)]
+        return [
+            (step.key, step.part, step.values) for step in projection.steps(fact.recorded.position, event, fact.context)
+        ]
 
     failed = isinstance(_twice(f"the key function of {projection.name}", _tried(keys), fact.event), _Failed)
     return () if failed else projection.steps(fact.recorded.position, fact.event, fact.context)

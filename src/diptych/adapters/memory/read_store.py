@@ -10,8 +10,10 @@ comes up, and all are when they outnumber the rows.
 
 A generation knows who holds the lease of each slice, or held it last; a worker is known until its time is over.
 
-Reads by key and of what has expired, and writes, cost the same whatever the size; `find`, `count` and `search` look at
-every row.
+An index of an `indexed` column is made when the first `find` asks for values of it, and kept from then on.
+
+Reads by key, by values of indexed columns and of what has expired, and writes, cost the same whatever the size; other
+`find`s, `count` and `search` look at every row.
 """
 
 from __future__ import annotations
@@ -30,11 +32,13 @@ from msgspec.structs import replace
 
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.read_side.change_count import ChangeCount
+from diptych.read_side.key_index import KeyIndex
 from diptych.read_side.lease_shares import deal
 from diptych.read_side.partitions import reaches, split, whole
 from diptych.read_side.read_store import (
     BlockedKey,
     ColumnKind,
+    Comparison,
     Discard,
     Failed,
     Fenced,
@@ -80,16 +84,22 @@ def connect(url: str) -> MemoryReadStore:
     return MemoryReadStore()
 
 
+_VALUES: Mapping[Comparison, Callable[[Any], Sequence[Any]]] = {
+    Comparison.EQUAL: lambda value: (value,),
+    Comparison.ONE_OF: tuple,
+}
+"""The values that the column holds in rows that a filter matches, where it tells them."""
 _Expiry: TypeAlias = tuple[dt.datetime, Key]
 """When a row expires, or did before it was changed."""
 
 
 class _Build(msgspec.Struct, frozen=True):
-    """A generation with what it holds. Replaced when it changes, but for its rows and expiries, which all share."""
+    """A generation with what it holds. Replaced when it changes, but for rows, expiries and indexes: all share them."""
 
     slices: tuple[Generation, ...]
     rows: dict[Key, Row]
     expiries: list[_Expiry]
+    indexes: dict[int, KeyIndex]
     blocked: Mapping[str, BlockedKey] = MappingProxyType({})
     last_holders: tuple[str | None, ...] = (None,)
 
@@ -180,7 +190,7 @@ class MemoryReadStore:
         number = self._last_numbers[name] = self._last_numbers.get(name, 0) + 1
         first = Generation(name, number, fingerprint, table, live, checkpoint)
         made = whole(first, slices)
-        self._builds[name, number] = _Build(tuple(made), {}, [], last_holders=(None,) * slices)
+        self._builds[name, number] = _Build(tuple(made), {}, [], {}, last_holders=(None,) * slices)
         self._changes.note()
         return made
 
@@ -285,6 +295,8 @@ class MemoryReadStore:
             rows.pop(key, None)
             if changed is not None:
                 rows[key] = changed
+        for place, index in build.indexes.items():
+            _note_indexed(index, place, changes)
         if table.expires is not None:
             _note_expiries(build, table, [(key, row) for key, row in changes.items() if row is not None])
 
@@ -422,7 +434,8 @@ class _Snapshot:
     ) -> list[Row]:
         """Rows that every filter matches, in order. See the port."""
         build, table = self._build(name, number)
-        return in_order(filter(matcher(filters, table), self._rows(build)), table, order, after)[:limit]
+        matches = matcher(filters, table)
+        return in_order(filter(matches, self._indexed_rows(build, table, filters)), table, order, after)[:limit]
 
     async def count(self, name: str, filters: Sequence[Filter]) -> int:
         """How many rows every filter matches."""
@@ -469,6 +482,22 @@ class _Snapshot:
             raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
         return build, build.generation.table
 
+    def _indexed_rows(self, build: _Build, table: Table, filters: Sequence[Filter]) -> Iterator[Row]:
+        """Rows among which are all that the filters match: those that an index tells, if one does."""
+        for wanted in filters:
+            place = _place(table, wanted.column)
+            told = _VALUES.get(wanted.comparison)
+            if told is None or not (table.columns[place].indexed or wanted.column == table.key[0]):
+                continue
+            index = build.indexes.get(place)
+            if index is None:
+                index = build.indexes[place] = KeyIndex()
+                _note_indexed(index, place, build.rows)
+            undo = self._undo.get((build.generation.name, build.generation.number), {})
+            keys = [key for value in dict.fromkeys(told(wanted.value)) for key in index.keys(value) if key not in undo]
+            return itertools.chain((build.rows[key] for key in keys), (row for row in undo.values() if row is not None))
+        return self._rows(build)
+
     def _rows(self, build: _Build) -> Iterator[Row]:
         undo = self._undo.get((build.generation.name, build.generation.number), {})
         untouched = (row for key, row in build.rows.items() if key not in undo)
@@ -485,6 +514,15 @@ def _fence(generation: Generation) -> tuple[Place, int]:
 
 def _place(table: Table, column: str) -> int:
     return [found.name for found in table.columns].index(column)
+
+
+def _note_indexed(index: KeyIndex, place: int, rows: Mapping[Key, Row | None]) -> None:
+    """Enter rows as they are now; None: there is none any more."""
+    for key, row in rows.items():
+        if row is None:
+            index.remove(key)
+        else:
+            index.put(key, row[place])
 
 
 def _note_expiries(build: _Build, table: Table, written: Sequence[tuple[Key, Row]]) -> None:

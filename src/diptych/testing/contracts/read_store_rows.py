@@ -277,6 +277,21 @@ class RowsContract:
             nothing = Filter("value", Comparison.ONE_OF, ())
             assert await rows_of(store, nothing, order=(Order("id"),), name=kind.value) == []
 
+    async def test_values_are_found_as_rows_change(self, store: ReadStore) -> None:
+        """By an indexed column: what holds a value now, in a snapshot what held it then; rows that fold go by it."""
+        asked = [(Filter("taken", Comparison.EQUAL, 1),), (Filter("taken", Comparison.ONE_OF, (1, 5, 5)),)]
+        built = await build(store, SEATS, [("a", 1), ("b", 2), ("c", 1)])
+        async with store.snapshot() as before:
+            for filters in asked:
+                assert await before.find(NAME, filters, BY_COURSE, 10, None, built.number) == [("a", 1), ("c", 1)]
+            moved = await write(store, built, upserts=[("a", 3), ("b", 1), ("d", 1)], deletes=[("c",)])
+            await write(store, moved, upserts=[("c", 5), ("a", 4)])
+            for filters, now in zip(asked, ([], [("c", 5)]), strict=True):
+                async with store.snapshot() as after:
+                    found = await after.find(NAME, filters, BY_COURSE, 10, None, built.number)
+                    assert found == [("b", 1), *now, ("d", 1)]
+                assert await before.find(NAME, filters, BY_COURSE, 10) == [("a", 1), ("c", 1)]
+
     async def test_starts_with_minds_case_and_the_last_code_points(self, store: ReadStore) -> None:
         """A prefix is compared letter by letter; wildcards mean nothing; the last letters there are do not overflow."""
         last = "\U0010ffff"
