@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from diptych.adapters.duckdb import read_store as duckdb
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.opensearch import read_store as opensearch
 from diptych.adapters.postgres import read_store as postgres
@@ -39,6 +40,11 @@ class TestSqliteReadStore(ReadStoreContract):
 
     def connect(self, folder: Path) -> ReadStore:
         return sqlite.connect(f"sqlite:{folder / 'read.db'}")
+
+
+class TestDuckdbReadStore(ReadStoreContract):
+    def connect(self, folder: Path) -> ReadStore:
+        return duckdb.connect(f"duckdb:{folder / 'read.duckdb'}")
 
 
 class TestPostgresReadStore(ReadStoreContract):
@@ -86,7 +92,7 @@ class TestOpenSearchReadStore(ReadStoreContract):
 # ── limits that all of them share ────────────────────────────────────────────
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgres", "opensearch", "valkey"])
+@pytest.fixture(params=["memory", "sqlite", "postgres", "duckdb", "opensearch", "valkey"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[ReadStore]:
@@ -97,6 +103,7 @@ async def store(
     url = await new_read_store() if request.param == "postgres" else ""
     made: dict[str, Callable[[], ReadStore]] = {
         "memory": lambda: memory.connect("memory:"),
+        "duckdb": lambda: duckdb.connect(f"duckdb:{tmp_path / 'read.duckdb'}"),
         "sqlite": lambda: sqlite.connect(f"sqlite:{tmp_path / 'read.db'}"),
         "postgres": lambda: postgres.connect(url),
         "valkey": lambda: valkey.connect(valkey_server.new_read_store()),

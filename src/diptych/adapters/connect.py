@@ -10,11 +10,13 @@ from urllib.parse import parse_qsl, urlencode
 from diptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+    from pathlib import Path
 
     from diptych.clock import Clock
     from diptych.event_store.event_store import EventStore
     from diptych.event_store.position import Place, Position
+    from diptych.event_store.recorded_event import RecordedEvent
     from diptych.event_store.transactions import Lender
     from diptych.process_managers.process_store import ProcessStore
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
@@ -30,6 +32,7 @@ __all__ = [
     "connect_read_store",
     "default_read_store",
     "default_role_prefix",
+    "export_events",
     "grants_sql",
     "lender",
     "migrate",
@@ -43,6 +46,7 @@ Port: TypeAlias = Literal["event_store", "read_store"]
 
 _ADAPTERS = {
     "memory": "diptych.adapters.memory",
+    "duckdb": "diptych.adapters.duckdb",
     "sqlite": "diptych.adapters.sqlite",
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
@@ -52,14 +56,16 @@ _ADAPTERS = {
     "valkeys": "diptych.adapters.valkey",
     "valkey+unix": "diptych.adapters.valkey",
 }
-_READ_MODELS_ONLY = frozenset({"opensearch", "opensearch+http", "valkey", "valkeys", "valkey+unix"})
+_READ_SERVERS = frozenset({"opensearch", "opensearch+http", "valkey", "valkeys", "valkey+unix"})
+"""Servers of read models and nothing else."""
+_READ_MODELS_ONLY = _READ_SERVERS | {"duckdb"}
 """Where read models can be kept and nothing else."""
 _SERVERS = frozenset({"postgresql", "postgres"})
 """Where stores are deployed (an adapter's module `deployment` says how), and read stores can have replicas."""
 _SCHEME = re.compile(r"[A-Za-z+.-]*:?")
 _LENDERS = {"sqlalchemy": "diptych.adapters.sqlalchemy.sessions"}
 """By library, who makes what handlers take of it from a transaction's connection."""
-_EXTRAS = {"asyncpg": "postgres", "httpx2": "opensearch", "valkey": "valkey"}
+_EXTRAS = {"asyncpg": "postgres", "duckdb": "duckdb", "httpx2": "opensearch", "valkey": "valkey"}
 """Drivers that do not come with the base install, and the extra that each comes with."""
 
 
@@ -77,7 +83,7 @@ def connect_event_store(url: str, clock: Clock) -> EventStore:
 def connect_read_store(url: str) -> ReadStore:
     """The read store for a URL, not opened yet.
 
-    `memory:`, `sqlite:shop.read.db`, `postgresql://user@host/database?schema=diptych_read`, or
+    `memory:`, `sqlite:shop.read.db`, `duckdb:shop.duckdb`, `postgresql://user@host/database?schema=diptych_read`,
     `opensearch://user@host:9200?prefix=shop` (`opensearch+http://` without TLS), or `valkey://user@host/0?prefix=shop`.
 
     Raises:
@@ -142,7 +148,7 @@ def without_password(url: str) -> str:
     Raises:
         ConfigurationError: the URL has no known scheme, or cannot be read; or its driver is not installed.
     """
-    if _scheme(url) in _READ_MODELS_ONLY:
+    if _scheme(url) in _READ_SERVERS:
         return cast("str", _module(url, "read_store").shown(url))
     deployment = _deployment(url)
     return cast("str", deployment.shown(url)) if deployment else url
@@ -249,6 +255,22 @@ def lender(kind: Any) -> Lender | None:
     return None
 
 
+async def export_events(events: AsyncIterable[RecordedEvent], target: Path, moved: Callable[[int], object]) -> int:
+    """Write events, ordered by position, to a Parquet file, whole or not at all; how many there were.
+
+    Args:
+        events: which.
+        target: the file; one of that name is replaced.
+        moved: is told now and then how many there are.
+
+    Raises:
+        StoreUnavailable: the file cannot be written; with the reason.
+        ConfigurationError: DuckDB, which writes it, is not installed.
+    """
+    made = _imported("diptych.adapters.duckdb.event_table", "--parquet")
+    return cast("int", await made.export_events(events, target, moved))
+
+
 def _deployment(url: str) -> Any:
     """What an adapter knows of its servers; None where a store is in a file or a process."""
     return _module(url, "deployment") if _scheme(url) in _SERVERS else None
@@ -260,12 +282,16 @@ def _module(url: str, name: str) -> Any:
         raise ConfigurationError(
             f"{scheme}: keeps read models, no events: give it as read_store=, beside a store= in sqlite: or postgresql:"
         )
+    return _imported(f"{_ADAPTERS[scheme]}.{name}", f"{scheme}:")
+
+
+def _imported(module: str, what: str) -> Any:
     try:
-        return import_module(f"{_ADAPTERS[scheme]}.{name}")
+        return import_module(module)
     except ModuleNotFoundError as error:
         if error.name in _EXTRAS:
             extra = _EXTRAS[error.name]
-            raise ConfigurationError(f"{scheme}: needs {error.name}: pip install 'diptych[{extra}]'") from error
+            raise ConfigurationError(f"{what} needs {error.name}: pip install 'diptych[{extra}]'") from error
         raise
 
 

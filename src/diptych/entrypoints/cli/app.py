@@ -17,6 +17,7 @@ from diptych.entrypoints.cli.check import check
 from diptych.entrypoints.cli.copy import copy
 from diptych.entrypoints.cli.demo import demo
 from diptych.entrypoints.cli.events import events
+from diptych.entrypoints.cli.export import export
 from diptych.entrypoints.cli.failures import UsageError, exit_code
 from diptych.entrypoints.cli.history import history
 from diptych.entrypoints.cli.instances import close, list_instances, retry, send, show
@@ -105,6 +106,8 @@ def command_line() -> App:
     url = "--store postgresql://localhost/school"
     _add(app, 11, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
     _add(app, 12, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
+    types = f"diptych export {_STORE} --parquet enrolments.parquet --type Enrolled"
+    _add(app, 12, export, "export", f"diptych export {_STORE} --parquet school.parquet", types)
     app.command(_schema())
     example = f"diptych prune PriceSeen school:school {_STORE} --older-than-days 90 --dry-run"
     _add(app, 14, prune, "prune", example, arguments="EVENT [APP...]")

@@ -1,0 +1,360 @@
+"""Snapshots of a DuckDB read store: connections, each with one read-only transaction for its lifetime (G8, G13).
+
+Every read is on a thread, and is stopped past a limit or once nobody waits for it any more. A read that fails or is
+stopped ends DuckDB's transaction, and with it the snapshot: it shows nothing more, rather than another moment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import duckdb
+
+from diptych.adapters.duckdb.columns import decode_result, encode_moment, encode_parameter, exponent_column
+from diptych.adapters.duckdb.connection import Database, failures
+from diptych.adapters.duckdb.read_queries import (
+    Condition,
+    after_place,
+    filtered,
+    order_by,
+    search,
+    where,
+    with_unexpired,
+)
+from diptych.adapters.duckdb.read_tables import SELECT_GENERATIONS, StoredTable, decode_table, generation_of
+from diptych.adapters.sorting_decimals import DecodeError
+from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
+from diptych.read_side.row_filters import words_of
+from diptych.read_side.snapshot_turns import SnapshotTurns
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from duckdb import DuckDBPyConnection
+
+__all__ = ["Builds", "DuckdbReadSnapshot", "SnapshotTurn", "Snapshots"]
+
+READ_THREADS = 4
+"""Reads at a time; each of them may use all cores."""
+READ_S_MAX = 10
+"""Seconds that one read may run before it is stopped with `Overloaded`."""
+SQL_ROWS_MAX = 100_000
+"""Rows of one statement of the user's SQL; more get `Overloaded`."""
+BUILDS_CACHED_MAX = 1_000
+"""Generations whose form is kept at hand."""
+
+T = TypeVar("T")
+
+
+class Builds:
+    """The tables of generations, at hand by name and number, which never mean another one."""
+
+    def __init__(self) -> None:
+        self._tables: dict[tuple[str, int], StoredTable] = {}
+
+    def of(self, generation: Generation) -> StoredTable | None:
+        """The table of a generation; None for a subscriber."""
+        if generation.table is None:
+            return None
+        place = generation.name, generation.number
+        table = self._tables.get(place)
+        if table is None or table.form != generation.table:
+            if len(self._tables) >= BUILDS_CACHED_MAX:
+                self._tables.clear()
+            table = self._tables[place] = StoredTable(generation.table, *place)
+        return table
+
+
+class Snapshots:
+    """Gives out at most `SNAPSHOTS_MAX` connections at a time, first come, first served."""
+
+    def __init__(self, database: Database) -> None:
+        self.path = database.path
+        self.builds = Builds()
+        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-duckdb-reader")
+        self._database = database
+        self._idle: list[DuckDBPyConnection] = []
+        self._turns = SnapshotTurns()
+        self._closed = False
+
+    async def take(self) -> DuckDBPyConnection:
+        """A connection with its view, which DuckDB takes with the first read at the latest.
+
+        Raises:
+            Overloaded: too many wait, or this one has waited too long.
+        """
+        await self._turns.take()
+        try:
+            if self._closed:
+                raise StoreClosed(f"{self.path} was closed")
+            with failures(self.path):
+                connection = self._idle.pop() if self._idle else self._database.cursor()
+                connection.execute("BEGIN TRANSACTION READ ONLY")
+        except BaseException:
+            self._turns.give_back()
+            raise
+        return connection
+
+    def give_back(self, connection: DuckDBPyConnection) -> None:
+        """End the view and let the next one have the connection."""
+        try:
+            connection.rollback()
+        except duckdb.Error:
+            connection.close()  # a damaged connection is not handed on
+        else:
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
+        finally:
+            self._turns.give_back()
+
+    async def close(self) -> None:
+        """Let go of the idle connections, and of the others once they come back."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().close()
+        await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
+
+
+class SnapshotTurn:
+    """One snapshot's lifetime, as an async context manager."""
+
+    __slots__ = ("_pool", "_snapshot")
+
+    def __init__(self, pool: Snapshots) -> None:
+        self._pool = pool
+        self._snapshot: DuckdbReadSnapshot | None = None
+
+    async def __aenter__(self) -> DuckdbReadSnapshot:
+        """Take a connection."""
+        connection = await self._pool.take()
+        self._snapshot = DuckdbReadSnapshot(connection, self._pool)
+        return self._snapshot
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give it back, or have it given back once the read that its caller left behind has stopped."""
+        assert self._snapshot is not None
+        connection, running = self._snapshot.finish()
+        if running is None:
+            self._pool.give_back(connection)
+        else:
+            running.add_done_callback(lambda _: self._give_back_left(connection, running))
+
+    def _give_back_left(self, connection: DuckDBPyConnection, stopped: asyncio.Future[Any]) -> None:
+        if not stopped.cancelled():
+            stopped.exception()  # that it was interrupted is nobody's news
+        self._pool.give_back(connection)
+
+
+class DuckdbReadSnapshot:
+    """One moment of the file. See the port."""
+
+    def __init__(self, connection: DuckDBPyConnection, pool: Snapshots) -> None:
+        self._connection = connection
+        self._pool = pool
+        self._known: dict[tuple[str, int | None], Sequence[Generation]] = {}
+        self._submitted: Future[Any] | None = None
+        self._running: asyncio.Future[Any] | None = None
+        self._ended = ""
+
+    def finish(self) -> tuple[DuckDBPyConnection, asyncio.Future[Any] | None]:
+        """The connection, and the read that a cancelled caller has left behind; it is told to stop."""
+        if self._submitted is None or self._submitted.done():
+            return self._connection, None
+        if not self._submitted.cancel():  # it has begun
+            self._connection.interrupt()
+        return self._connection, self._running
+
+    async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of a statement."""
+        return await self._read(lambda connection: connection.execute(statement, list(parameters)).fetchall())
+
+    async def slices(
+        self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
+    ) -> Sequence[Generation]:
+        """All slices of the live generation, or of the numbered one. See the port."""
+        del expecting  # one more statement costs less than a guess
+        if (name, number) not in self._known:
+            which, value = ("live", True) if number is None else ("number", number)
+            found = await self.rows(
+                f"{SELECT_GENERATIONS} WHERE name = ? AND {which} = ? ORDER BY slice", (name, value)
+            )
+            table = decode_table(found[0][3]) if found else None
+            self._known[name, number] = tuple([generation_of(row, table) for row in found])
+        return self._known[name, number]
+
+    async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
+        """The blocked keys of a generation, by position."""
+        slices = await self.slices(name, number)
+        if not slices:
+            return []
+        found = await self.rows(
+            """SELECT key, position, error, attempts FROM diptych.blocked_keys WHERE name = ? AND number = ?
+            ORDER BY position, key""",
+            (name, slices[0].number),
+        )
+        return [BlockedKey(name, key, position, error, attempts) for key, position, error, attempts in found]
+
+    async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
+        """The rows of these keys; keys without a row are left out."""
+        table = await self._table(name, number)
+        codec = table.codec
+        encoded = [codec.encode_key(key) for key in map(tuple, keys) if codec.may_have_row(key)]
+        if not encoded:
+            return {}
+        if len(encoded) == 1:
+            found = await self.rows(table.select_one, encoded[0])
+        else:
+            found = await self.rows(table.select_many, [list(values) for values in zip(*encoded, strict=True)])
+        rows = {codec.key_of(row): row for row in map(codec.decode, found)}
+        return {key: rows[key] for key in map(tuple, keys) if key in rows}
+
+    async def find(
+        self,
+        name: str,
+        filters: Sequence[Filter],
+        order: Sequence[Order],
+        limit: int,
+        after: Sequence[Any] | None = None,
+        number: int | None = None,
+    ) -> list[Row]:
+        """Rows that every filter matches, in order. See the port."""
+        table = await self._table(name, number)
+        conditions = [filtered(table, wanted) for wanted in filters]
+        if after is not None:
+            conditions.append(after_place(table, order, after))
+        condition = where(conditions)
+        statement = f"{table.select}{condition.text} ORDER BY {order_by(table, order)} LIMIT ?"
+        return await self._decoded(table, Condition(statement, (*condition.parameters, limit)))
+
+    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+        """How many rows every filter matches."""
+        table = await self._table(name, None)
+        condition = where([filtered(table, wanted) for wanted in filters])
+        found = await self.rows(f"SELECT count(*) FROM {table.name}{condition.text}", condition.parameters)
+        return int(found[0][0])
+
+    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+        """Rows in whose searchable columns every word of the text begins a word. See the port."""
+        table = await self._table(name, None)
+        words, condition = words_of(text), where([filtered(table, wanted) for wanted in filters])
+        if not words or not table.codec.is_searchable:
+            return []
+        return await self._decoded(table, search(table, words, condition, limit))
+
+    async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
+        """The keys of rows that expire at a moment or before it, in that order. See the port."""
+        table = await self._table(name, number)
+        if table.form.expires is None:
+            return []
+        return [table.codec.decode_key(row) for row in await self.rows(table.select_expired, (moment, limit))]
+
+    async def sql(
+        self,
+        statement: str,
+        parameters: Sequence[Any],
+        columns: Mapping[str, tuple[ColumnKind, bool]],
+        moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+    ) -> list[dict[str, Any]]:
+        """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port."""
+        given = [encode_parameter(value) for value in parameters]
+        self._check_one_select(statement)
+        for name, moment in moments.items():
+            microseconds = encode_moment(moment)
+            assert microseconds is not None
+            statement = with_unexpired(statement, await self._table(name, None), microseconds)
+
+        def read(connection: DuckDBPyConnection) -> tuple[list[str], list[tuple[Any, ...]]]:
+            try:
+                result = connection.execute(statement, given)
+                found = result.fetchmany(SQL_ROWS_MAX + 1)
+                return [column[0] for column in result.description or ()], found
+            except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, UnicodeError) as error:
+                raise ConfigurationError(_why_not(error)) from error
+
+        named, found = await self._read(read)
+        if len(found) > SQL_ROWS_MAX:
+            raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
+        return _decode_results(named, found, columns)
+
+    # ── how ──────────────────────────────────────────────────────────────────
+
+    def _check_one_select(self, statement: str) -> None:
+        """The transaction is read-only, but settings are none of it."""
+        try:
+            parsed = self._connection.extract_statements(statement)
+        except (duckdb.Error, UnicodeError) as error:
+            raise ConfigurationError(_why_not(error)) from error
+        if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
+            raise ConfigurationError(_why_not(f"there are {len(parsed)} statements, or it is no SELECT"))
+
+    async def _decoded(self, table: StoredTable, statement: Condition) -> list[Row]:
+        return [table.codec.decode(row) for row in await self.rows(statement.text, statement.parameters)]
+
+    async def _table(self, name: str, number: int | None) -> StoredTable:
+        slices = await self.slices(name, number)
+        table = self._pool.builds.of(slices[0]) if slices else None
+        if table is None:
+            which = "live generation" if number is None else f"generation {number}"
+            raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
+        return table
+
+    async def _read(self, read: Callable[[DuckDBPyConnection], T]) -> T:
+        """Read on a thread; a caller that is cancelled leaves the read to `finish`."""
+        if self._ended:
+            raise StoreUnavailable(f"this snapshot of {self._pool.path} ended with a read that failed: {self._ended}")
+        self._submitted = self._pool.threads.submit(read, self._connection)
+        self._running = asyncio.wrap_future(self._submitted)
+        limit = asyncio.get_running_loop().call_later(READ_S_MAX, self._connection.interrupt)
+        try:
+            with failures(self._pool.path):
+                return await asyncio.shield(self._running)
+        except (ConfigurationError, StoreUnavailable) as error:
+            self._ended = str(error)
+            if isinstance(error.__cause__, duckdb.InterruptException):
+                raise Overloaded("READ_S_MAX", READ_S_MAX) from error
+            raise
+        finally:
+            limit.cancel()
+
+
+def _why_not(reason: object) -> str:
+    return f"this SQL cannot be run: {reason} (read models take one SELECT, or WITH … SELECT)"
+
+
+def _decode_results(
+    named: Sequence[str], found: Sequence[tuple[Any, ...]], columns: Mapping[str, tuple[ColumnKind, bool]]
+) -> list[dict[str, Any]]:
+    missing = [name for name in columns if name not in named]
+    if missing:
+        raise ConfigurationError(f"this SQL selects {', '.join(named)}, but not {', '.join(missing)}")
+    places = [(name, *of, named.index(name), _place(named, exponent_column(name))) for name, of in columns.items()]
+    return [
+        {
+            name: None
+            if row[place] is None and nullable
+            else _decode_one(name, kind, row[place], None if exponent is None else row[exponent])
+            for name, kind, nullable, place, exponent in places
+        }
+        for row in found
+    ]
+
+
+def _place(named: Sequence[str], name: str) -> int | None:
+    return named.index(name) if name in named else None
+
+
+def _decode_one(name: str, kind: ColumnKind, value: Any, exponent: Any) -> Any:
+    try:
+        return decode_result(kind, value, exponent)
+    except DecodeError as error:
+        raise ConfigurationError(f"this SQL does not fit its result: column {name}: {error}") from error
