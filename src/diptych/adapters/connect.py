@@ -37,6 +37,7 @@ __all__ = [
     "lender",
     "migrate",
     "migration_sql",
+    "read_store_beside",
     "whereabouts",
     "without_password",
 ]
@@ -140,6 +141,12 @@ def default_read_store(store: str) -> str:
         return "memory:"
     stem = path.removesuffix("?own_tables=true").removesuffix(".db")
     return f"sqlite:{stem}.read.db"
+
+
+def read_store_beside(store: str) -> str:
+    """The URL of the read store that is in the event store's own database, so that one transaction changes both."""
+    scheme, _, path = store.partition(":")
+    return f"sqlite:{path}" if scheme == "sqlite" else default_read_store(store)
 
 
 def without_password(url: str) -> str:

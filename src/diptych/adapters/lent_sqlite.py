@@ -67,13 +67,16 @@ class LentConnection(sqlite3.Connection):
         super().close()
 
 
-def worked(connection: LentConnection, work: Work, kept_tables: Collection[str]) -> Change:
+def worked(
+    connection: LentConnection, work: Work, kept_tables: Collection[str], hidden_tables: Collection[str] = ()
+) -> Change:
     """Do work inside a transaction that has begun, and take back what it wrote where it says so.
 
     Args:
         connection: in the transaction; it is the work's meanwhile, as far as it may be.
         work: is given the connection.
         kept_tables: names of the store's own, in lower case, which the work may read only.
+        hidden_tables: of read models, which it may not read either (G13).
 
     Raises:
         TransactionMisused: the work did what it may not, and did not go on without; or the transaction is not there any
@@ -81,7 +84,7 @@ def worked(connection: LentConnection, work: Work, kept_tables: Collection[str])
         Overloaded: it took too long.
     """
     connection.execute(f"SAVEPOINT {_SAVEPOINT}")
-    with _lent(connection, kept_tables):
+    with _lent(connection, kept_tables, hidden_tables):
         change = work(connection)
     assert isinstance(change, Change)
     try:
@@ -95,8 +98,8 @@ def worked(connection: LentConnection, work: Work, kept_tables: Collection[str])
 
 
 @contextmanager
-def _lent(connection: LentConnection, kept_tables: Collection[str]) -> Generator[None]:
-    guard = _Guard(kept_tables)
+def _lent(connection: LentConnection, kept_tables: Collection[str], hidden_tables: Collection[str]) -> Generator[None]:
+    guard = _Guard(kept_tables, hidden_tables)
     connection.lent = True
     connection.set_authorizer(guard.authorise)
     connection.set_progress_handler(guard.is_over, STEPS_BETWEEN_CHECKS)
@@ -133,9 +136,10 @@ def _give_back(connection: LentConnection) -> None:
 class _Guard:
     """What one handler may do, and until when."""
 
-    def __init__(self, kept_tables: Collection[str]) -> None:
+    def __init__(self, kept_tables: Collection[str], hidden_tables: Collection[str]) -> None:
         self.refused = ""
-        self._kept_tables = kept_tables
+        self._kept_tables = frozenset((*kept_tables, *hidden_tables))
+        self._hidden_tables = hidden_tables
         self._deadline = time.monotonic() + TRANSACTION_S_MAX
 
     def is_over(self) -> bool:
@@ -168,6 +172,8 @@ class _Guard:
             return "the handler attaches another file: what it writes there would not be committed together"
         if action == sqlite3.SQLITE_PRAGMA and first.lower() not in _TELLING_PRAGMAS and second:
             return f"the handler sets PRAGMA {first} of a connection that others use"
+        if action == sqlite3.SQLITE_READ and first.lower() in self._hidden_tables:
+            return f"the handler reads {first}, of read models: decide on decision models and own tables"
         table = first if action in _WRITES else second if action in _WRITES_BESIDE else ""
         if table.lower() in self._kept_tables:
             return f"the handler changes the table {table}, which is Diptych's"

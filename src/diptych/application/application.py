@@ -7,7 +7,7 @@ projections are compiled against them, and whatever does not fit is a `Configura
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from types import MappingProxyType, TracebackType
@@ -17,7 +17,16 @@ import msgspec
 
 from diptych.application.across import Across
 from diptych.application.bounded_context import BoundedContext
-from diptych.application.dividing import ACROSS, PartitionBy, Replicas, Stores, StoreUrls, divided, store_urls
+from diptych.application.dividing import (
+    ACROSS,
+    PartitionBy,
+    Replicas,
+    Stores,
+    StoreUrls,
+    divided,
+    inline_names,
+    store_urls,
+)
 from diptych.application.partition import Partition
 from diptych.application.partitions import Asked, ByContext, ByIdentity, Partitions
 from diptych.application.pruning import Pruning
@@ -54,6 +63,7 @@ if TYPE_CHECKING:
     from diptych.process_managers.processes import Processes
     from diptych.process_managers.scheduled_commands import Scheduled, ScheduledCommands
     from diptych.read_side.query_source import ReplicaPolicy
+    from diptych.read_side.read_model import ReadModel
     from diptych.read_side.read_store import ReadStore
 
 __all__ = ["Application"]
@@ -73,6 +83,8 @@ class Application:
         read_store: the read models' URL; by default beside the event store.
         read_stores: where single read models are kept instead, by class or name: the URL of a store, or of several, of
             which the first answers and all are fed. Of a partitioned application, that by partition.
+        inline: read models, or their names ("school.Seats"), that every append folds in its own transaction. Their
+            read store is the event store's own database; where `read_store` says nothing, that is where all are.
         read_replicas: URLs of streaming replicas of the read store that queries are asked on; PostgreSQL only.
         partition_by: divides the application into partitions, each a history of its own: by "context", or by an
             identity that every command and query names, such as a tenant's. None: it is not divided.
@@ -91,6 +103,7 @@ class Application:
         store: Stores = None,
         read_store: Stores = None,
         read_stores: ReadStores = MappingProxyType({}),
+        inline: Iterable[type[ReadModel] | str] = (),
         read_replicas: Replicas = (),
         partition_by: PartitionBy | None = None,
         replica_policy: ReplicaPolicy = "wait",
@@ -104,11 +117,14 @@ class Application:
             raise ConfigurationError("an Application needs at least one BoundedContext")
         if isinstance(read_replicas, str):
             raise ConfigurationError("read_replicas is a sequence of URLs, not one URL")
+        if isinstance(inline, str):
+            raise ConfigurationError("inline is a sequence of read models, or of their names, not one name")
         if replica_policy not in ("wait", "primary"):
             raise ConfigurationError(f"replica_policy={replica_policy!r}: it is 'wait' or 'primary'")
         self.contexts = contexts
         self._urls = (store, read_store, read_replicas)
         self._read_stores = read_stores
+        self._inline = tuple(inline)
         self._partition_by: PartitionBy | None = partition_by
         self._replica_policy: ReplicaPolicy = replica_policy
         self._services = dict(services or {})
@@ -177,7 +193,8 @@ class Application:
         compiled = self._compiled = compile_contexts(self.contexts, self._services)
         urls = self._store_urls(compiled)
         parts = divided(compiled, self.contexts, self._partition_by, list(urls))
-        named = {name: self._partition(name, parts[name], urls[name]) for name in urls if name != ACROSS}
+        inline = inline_names(self._inline, parts)
+        named = {name: self._partition(name, parts[name], urls[name], inline) for name in urls if name != ACROSS}
         if self._partition_by is None:
             return Partitions(named)
         across = self._across(parts[ACROSS], urls[ACROSS], list(named.values())) if ACROSS in urls else None
@@ -185,20 +202,22 @@ class Application:
             return ByContext(named, across, parts, compiled.query_handlers)
         return ByIdentity(named, across, self._partition_by, compiled)
 
-    def _partition(self, name: str, compiled: Compiled, urls: StoreUrls) -> Partition:
+    def _partition(self, name: str, compiled: Compiled, urls: StoreUrls, named: Collection[str]) -> Partition:
         if urls.store is None:
             _log.warning("no store was given: events are kept in memory, and gone with this process")
+        inline = [found.name for found in compiled.projections if found.name in named]
         events = self._connected(urls)
         return wire(
             compiled,
             events,
-            self._read_stores_of(compiled, urls, events),
+            self._read_stores_of(compiled, urls, events, beside_events=bool(inline)),
             self._connected_processes(urls),
             whole=self._compiled,
             execute=self._execute_for_process,
             outcome=self._outcome_for_process,
             is_here=lambda command: self._opened().of_command(command).name == name,
             name=name,
+            inline=inline,
             middleware=self._middleware,
             clock=self._clock,
             projecting=self._projecting,
@@ -236,10 +255,13 @@ class Application:
         )
         return found
 
-    def _read_stores_of(self, compiled: Compiled, urls: StoreUrls, log: EventLog) -> list[ConnectedStore]:
-        """The read stores of a partition, the default one first."""
+    def _read_stores_of(
+        self, compiled: Compiled, urls: StoreUrls, log: EventLog, *, beside_events: bool = False
+    ) -> list[ConnectedStore]:
+        """The read stores of a partition, the default one first: in the database of the events, where one says so."""
         connect = import_module("diptych.adapters.connect")
-        default = urls.read_store or connect.default_read_store(urls.store or "memory:")
+        beside = connect.read_store_beside if beside_events else connect.default_read_store
+        default = urls.read_store or beside(urls.store or "memory:")
         found: list[ConnectedStore] = []
         kept = routes(compiled.projections, urls.sent, default)
         for url, projections, answering in kept:

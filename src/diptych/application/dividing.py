@@ -15,8 +15,9 @@ from diptych.event_store.position import TOKENS_MAX
 from diptych.messages.identity import Identity
 from diptych.messages.registry import EventTypes
 from diptych.read_side.projection import Projection
+from diptych.read_side.read_model import ReadModel
 
-__all__ = ["ACROSS", "WHOLE", "PartitionBy", "Replicas", "StoreUrls", "Stores", "divided", "store_urls"]
+__all__ = ["ACROSS", "WHOLE", "PartitionBy", "Replicas", "StoreUrls", "Stores", "divided", "inline_names", "store_urls"]
 
 PartitionBy: TypeAlias = type[Identity] | Literal["context"]
 """What tells the partition of a message: the identity that it names, or the context that it belongs to."""
@@ -130,6 +131,28 @@ def divided(
     if across:
         parts[ACROSS] = compiled._replace(projections=across, handlers={}, subscribers=[], processes=[])
     return parts
+
+
+def inline_names(inline: Iterable[type[ReadModel] | str], parts: Mapping[str, Compiled]) -> frozenset[str]:
+    """The projections that are to be folded with each append, by name.
+
+    Raises:
+        ConfigurationError: nothing feeds a read model; or it is folded across partitions, where nothing is appended.
+    """
+    known = {found.name: found for part in parts.values() for found in part.projections}
+    names: set[str] = set()
+    for wanted in inline:
+        found = [name for name, each in known.items() if wanted in (name, each.form.cls)]
+        if not found:
+            given = wanted if isinstance(wanted, str) else wanted.__name__
+            raise ConfigurationError(f"inline names {given}, which no projection feeds; there are {', '.join(known)}")
+        names.update(found)
+    across = names.intersection(found.name for found in parts[ACROSS].projections) if ACROSS in parts else ()
+    if across:
+        raise ConfigurationError(
+            f"{min(across)} is folded across partitions, and no append is to all of them: it cannot be inline"
+        )
+    return frozenset(names)
 
 
 def _by_context(compiled: Compiled, contexts: Sequence[BoundedContext], names: Sequence[str]) -> dict[str, Compiled]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from types import MappingProxyType, TracebackType
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from diptych.process_managers.scheduled_commands import Scheduled
     from diptych.read_side.query_source import ReplicaPolicy
+    from diptych.read_side.read_model import ReadModel
 
 __all__ = ["SyncApplication"]
 
@@ -59,6 +60,7 @@ class SyncApplication:
         store: Stores = None,
         read_store: Stores = None,
         read_stores: ReadStores = MappingProxyType({}),
+        inline: Iterable[type[ReadModel] | str] = (),
         read_replicas: Replicas = (),
         partition_by: PartitionBy | None = None,
         replica_policy: ReplicaPolicy = "wait",
@@ -73,6 +75,7 @@ class SyncApplication:
             store=store,
             read_store=read_store,
             read_stores=read_stores,
+            inline=inline,
             read_replicas=read_replicas,
             partition_by=partition_by,
             replica_policy=replica_policy,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -42,6 +42,8 @@ from diptych.process_managers.sender import Execute
 from diptych.process_managers.stuck import FindOutcome, StuckProcesses
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.freshness import Freshness
+from diptych.read_side.inline import Inline
+from diptych.read_side.inline_rows import FoldsInline
 from diptych.read_side.leases import Leases
 from diptych.read_side.overlay import Overlay
 from diptych.read_side.past import Past
@@ -153,18 +155,25 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     middleware: Sequence[CommandMiddleware] = (),
     projecting: bool,
     commands_waiting_max: int,
+    inline: Collection[str] = (),
     name: str = "",
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet.
 
     Processes send their commands to `execute`, whose outcomes `outcome` finds; by default to the command bus of the
     same partition. Whether a command belongs to it says `is_here`; by default all do. `whole` is what the application
-    has in all its partitions, and across them; by default no more.
+    has in all its partitions, and across them; by default no more. `inline` are the projections that every append
+    moves on.
+
+    Raises:
+        ConfigurationError: the rows of these are not in the event store's database, or it cannot fold them.
     """
     follower = follow(
         compiled, store, read_stores, clock=clock, projecting=projecting, is_kept=store.durable, name=name
     )
     history = follower.history
+    if inline:
+        fold_inline([found for found in compiled.projections if found.name in inline], store, follower)
     commands = CommandBus(
         compiled.handlers, store, history, clock, middleware=middleware, waiting_max=commands_waiting_max
     )
@@ -206,6 +215,39 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
         commands=commands,
         context_names=compiled.context_names,
     )
+
+
+def fold_inline(projections: Sequence[Projection], store: EventStore, follower: Follower) -> None:
+    """Have the store fold these with each append.
+
+    Raises:
+        ConfigurationError: it cannot, or they are elsewhere.
+    """
+    if not isinstance(store, FoldsInline):
+        raise ConfigurationError(
+            f"{projections[0].name} cannot be inline: this event store does not fold read models in the transaction of "
+            "an append. Leave inline= out: whoever needs a fresh answer asks with after= or freshness='latest'"
+        )
+    split = next((found for found in projections if found.partitions != 1), None)
+    if split is not None:
+        raise ConfigurationError(
+            f"{split.name} is split into {split.partitions} slices, for as many processes to fold, and inline each "
+            "append folds all of it: leave partitions= out, or inline="
+        )
+    elsewhere = next((found for found in projections if not follower.stores[0].answers(found.name)), None)
+    if elsewhere is not None:
+        raise ConfigurationError(
+            f"{elsewhere.name} is in inline= and in read_stores=: an append folds what is in the event store's own "
+            "database alone. Leave one of them out"
+        )
+    finding = next((found for found in projections if found.finds_rows), None)
+    if finding is not None:
+        raise ConfigurationError(
+            f"{finding.name} finds rows by where=, which an append cannot wait for: leave it out of inline="
+        )
+    projector = follower.projector
+    projector.inline = Inline(follower.history, {found: projector.fingerprint(found) for found in projections})
+    store.fold_inline(follower.read_store, projector.inline)
 
 
 def _models(compiled: Compiled) -> list[tuple[str, ModelFold]]:

@@ -102,30 +102,35 @@ class BlockedKeys:
             raise ConfigurationError(f"no projection is named {name!r}; there are {known}")
         for _ in range(REPLAY_ATTEMPTS_MAX):
             async with self._projector.lock:
-                having = [slice for slice in await self._projector.reloaded(name) if key in slice.blocked]
-                if not having:
-                    raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
-                slice, blocked = having[0], having[0].blocked[key]
-                if blocked.position != decision.position:
-                    raise ConfigurationError(
-                        f"{name} {key} waits behind position {blocked.position} by now, and not behind "
-                        f"{decision.position}; see `diptych parked list`"
-                    )
-                steps, unreadable = await self._steps(slice, blocked)
-                write = (
-                    self._in_vain(slice, blocked, unreadable, decision)
-                    if unreadable
-                    else await self._folded(slice, blocked, steps, decision)
-                )
-                (result,) = await self._read_store.write([write])
-                if not isinstance(result, Fenced | Written):
-                    refused = self._in_vain(slice, blocked, result.reason, decision)
-                    (result,) = await self._read_store.write([refused])
-                if isinstance(result, Fenced):
-                    continue
-                await self._projector.loaded(slice)
-                return slice.blocked.get(key)
+                with self._projector.leaving_alone(name):
+                    slice = await self._changed(name, key, decision)
+                if slice is not None:
+                    await self._projector.loaded(slice)
+                    return slice.blocked.get(key)
         raise Unavailable(f"{name} was written by others {REPLAY_ATTEMPTS_MAX} times meanwhile; try again")
+
+    async def _changed(self, name: str, key: str, decision: _Decision) -> Slice | None:
+        """The slice that was written; None where somebody else was first."""
+        having = [slice for slice in await self._projector.reloaded(name) if key in slice.blocked]
+        if not having:
+            raise ConfigurationError(f"{name} has no blocked key {key}; see `diptych parked list`")
+        slice, blocked = having[0], having[0].blocked[key]
+        if blocked.position != decision.position:
+            raise ConfigurationError(
+                f"{name} {key} waits behind position {blocked.position} by now, and not behind "
+                f"{decision.position}; see `diptych parked list`"
+            )
+        steps, unreadable = await self._steps(slice, blocked)
+        write = (
+            self._in_vain(slice, blocked, unreadable, decision)
+            if unreadable
+            else await self._folded(slice, blocked, steps, decision)
+        )
+        (result,) = await self._read_store.write([write])
+        if not isinstance(result, Fenced | Written):
+            refused = self._in_vain(slice, blocked, result.reason, decision)
+            (result,) = await self._read_store.write([refused])
+        return None if isinstance(result, Fenced) else slice
 
     def _in_vain(self, slice: Slice, blocked: BlockedKey, error: str, decision: _Decision) -> SliceWrite:
         """What is written where nothing could be done: that it was tried, and why the key is blocked now."""

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from diptych.read_side.batch import (
     slice_write,
 )
 from diptych.read_side.decoding import decoded
+from diptych.read_side.inline import Inline
 from diptych.read_side.leases import Leases
 from diptych.read_side.projection import Projection, Step, told
 from diptych.read_side.read_store import (
@@ -95,6 +97,8 @@ class Projector:
         self.slices: list[Slice] = []
         self.failure = ""
         """Why nothing is folded at all; empty while all is well."""
+        self.inline: Inline | None = None
+        """Moves some projections on with each append; what it leaves is folded here."""
         self._store = store
         self._history = history
         self._read_store = read_store
@@ -210,8 +214,8 @@ class Projector:
         except HistoryDiverged as error:
             raise HistoryDiverged(
                 error.what,
-                f"{error.reason} Remove the read store, or point --read-store elsewhere: it is built anew from the "
-                "history",
+                f"{error.reason} Remove the read store, unless events are in its file, or point --read-store elsewhere;"
+                " it is built anew from the history",
             ) from error
 
     async def _verify(self) -> None:
@@ -304,6 +308,7 @@ class Projector:
                     async with self.lock:
                         await self._verify()
                         held = await self._held(leases, anew=stale)
+                        await self._note_appended(held)
                         stale = False
                         with leases.using(slice.lease_key for slice in held):
                             if not await self.advance(held):
@@ -345,6 +350,29 @@ class Projector:
         if not leases.asked.issuperset(self.wanted()) or not leases.asked.isdisjoint(given_up):
             leases.ask()
         return [slice for slice in self.slices if slice.goes_on and leases.epoch(slice.lease_key) is not None]
+
+    async def _note_appended(self, held: Sequence[Slice]) -> None:
+        """Go on where appends have left inline projections: nothing is folded twice."""
+        names = frozenset[str]() if self.inline is None else self.inline.names
+        inline = [slice for slice in held if slice.projection.name in names]
+        if not inline:
+            return
+        changed: list[Slice] = []
+        async with self._read_store.snapshot() as snapshot:
+            for slice in inline:
+                mine = slice.generation
+                found = await snapshot.slices(mine.name, mine.number)
+                if len(found) != 1 or found[0].epoch != mine.epoch:
+                    changed.append(slice)
+                elif found[0] != mine:
+                    slice.generation = found[0]
+                    slice.blocked = {each.key: each for each in await snapshot.blocked(mine.name, mine.number)}
+        for slice in changed:
+            await self.loaded(slice)
+
+    def leaving_alone(self, name: str) -> AbstractContextManager[None]:
+        """While somebody works on a read model by hand, the appends of this process leave it as it is."""
+        return nullcontext() if self.inline is None else self.inline.leaving_alone(name)
 
     async def _retry_stopped(self, slice: Slice) -> None:
         found = slice.generation
@@ -496,7 +524,10 @@ class Projector:
         owns = None if generation.slices == 1 else slice.owns
         folded = fold_steps(slice.projection, share.steps, loaded, slice.blocked, slice.discards, owns)
         stopped = planned.stopped or slice.too_many_blocked(folded.block)
-        expired = await slice.expired(self._read_store, end, folded.block)
+        expired: Collection[Key] = ()
+        if slice.may_expire:
+            async with self._read_store.snapshot() as snapshot:
+                expired = await slice.expired(snapshot, end, folded.block)
         return slice_write(slice.projection, generation, folded, loaded.keys(), end, stopped, expired)
 
     async def _written(self, slice: Slice, write: SliceWrite, generation: Generation) -> None:

@@ -104,8 +104,9 @@ class Rebuilds:
             for _ in range(CATCH_UP_ATTEMPTS_MAX):
                 async with AsyncExitStack() as looking:
                     async with self._projector.lock:  # the live one goes on once the snapshot is there
-                        await self._follow(fresh, live)
-                        snapshot = await looking.enter_async_context(self._read_store.snapshot())
+                        with self._projector.leaving_alone(name):
+                            await self._follow(fresh, live)
+                            snapshot = await looking.enter_async_context(self._read_store.snapshot())
                     now, mine = await snapshot.slices(name), [slice.generation for slice in fresh]
                     if not now or [each.checkpoint for each in now] == [each.checkpoint for each in mine]:
                         return await compared(snapshot, now, mine), fresh

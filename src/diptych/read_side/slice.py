@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Protocol
 
 from diptych.event_store.position import START, Position
 from diptych.read_side.batch import DecodedEvent, Reached, keys_to_load, plan_steps
@@ -49,6 +51,14 @@ POISON = (KeyNotFound, ValueError, TypeError, AttributeError, ArithmeticError, L
 """What reading, folding and encoding an event may raise; whatever a store raises is none of it."""
 
 
+class Expiring(Protocol):
+    """Rows, some of which expire."""
+
+    async def expired(self, name: str, moment: datetime, limit: int, number: int) -> list[Key]:
+        """The keys of rows that expire by then. See `ReadSnapshot.expired`."""
+        ...
+
+
 class Slice:
     """One projection, or the part of it that some keys are, as it is folded into one generation.
 
@@ -83,6 +93,11 @@ class Slice:
     def lease_key(self) -> LeaseKey:
         """As what it is leased."""
         return self.generation.lease_key
+
+    @property
+    def may_expire(self) -> bool:
+        """Whether its rows expire."""
+        return self.projection.form.expiry is not None
 
     @property
     def at_barrier(self) -> bool:
@@ -179,23 +194,22 @@ class Slice:
             return ""
         return f"{count} keys are blocked; {BLOCKED_KEYS_MAX} is the limit"
 
-    async def expired(self, read_store: ReadStore, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
+    async def expired(self, rows: Expiring, end: Reached, block: Sequence[BlockedKey]) -> Collection[Key]:
         """The keys of the next rows to remove: no event after this batch sees them any more, and no query.
 
         The replay of a blocked key folds events of before, so its row stays.
         """
-        if self.projection.form.expiry is None or end.recorded_at is None:
+        if not self.may_expire or end.recorded_at is None:
             return ()
         kept = self.blocked.keys() | {found.key for found in block}
         generation, limit = self.generation, EXPIRED_ROWS_MAX + len(kept)
-        async with read_store.snapshot() as snapshot:
-            while True:  # rows of a slice that stands still may come first, and are not its own
-                keys = await snapshot.expired(generation.name, end.recorded_at, limit, generation.number)
-                texts = ((key, key_text(key)) for key in keys)
-                mine = [key for key, text in texts if self.owns_text(text) and text not in kept]
-                if len(mine) >= EXPIRED_ROWS_MAX or len(keys) < limit or limit >= EXPIRED_LOOKED_AT_MAX:
-                    return mine[:EXPIRED_ROWS_MAX]
-                limit *= 2
+        while True:  # rows of a slice that stands still may come first, and are not its own
+            keys = await rows.expired(generation.name, end.recorded_at, limit, generation.number)
+            texts = ((key, key_text(key)) for key in keys)
+            mine = [key for key, text in texts if self.owns_text(text) and text not in kept]
+            if len(mine) >= EXPIRED_ROWS_MAX or len(keys) < limit or limit >= EXPIRED_LOOKED_AT_MAX:
+                return mine[:EXPIRED_ROWS_MAX]
+            limit *= 2
 
 
 def _chunks(values: Sequence[Values]) -> list[Sequence[Values]]:

@@ -9,17 +9,17 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-
+from typing import TYPE_CHECKING
 
 from diptych.adapters.duckdb.columns import quoted
 from diptych.adapters.duckdb.connection import Database, failures
 from diptych.adapters.duckdb.whole_files import put_in_place
 from diptych.errors import ConfigurationError, StoreUnavailable
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import duckdb
     from pathlib import Path
+
+    import duckdb
 
 __all__ = ["COPY_EVERY_S", "Publishing"]
 

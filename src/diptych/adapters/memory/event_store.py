@@ -15,9 +15,11 @@ from itertools import islice
 
 import msgspec
 
+from diptych.adapters.memory.inline_rows import InlineStep
 from diptych.adapters.memory.own_tables import OwnTables, own_tables_in
+from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.clock import Clock
-from diptych.errors import StoreClosed
+from diptych.errors import ConfigurationError, StoreClosed
 from diptych.event_store.event_query import EventQuery, QueryItem
 from diptych.event_store.event_store import (
     Appended,
@@ -48,6 +50,8 @@ from diptych.event_store.tagging import UNTOUCHED, Tagging, check_tagging
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.event_store.transactions import Lending, Work
 from diptych.messages.unique_id import unique_bytes
+from diptych.read_side.inline_rows import Appending, InlineFold
+from diptych.read_side.read_store import ReadStore
 
 __all__ = ["MemoryEventStore", "MemoryEventStoreBesideTables", "connect"]
 
@@ -87,6 +91,7 @@ class MemoryEventStore:
         self._opened_under = b""
         self._held_types: set[tuple[str, int]] = set()
         self._watch = HeadWatch()
+        self._inline: InlineStep | None = None
 
     @property
     def durable(self) -> bool:
@@ -126,13 +131,32 @@ class MemoryEventStore:
         """Judge and append commits one after the other."""
         self._check_open()
         pending = self._begin_append(base)
+        before = len(self._events)
         results: list[AppendResult] = []
         for commit in commits:
             result = self._judge(commit, pending) or self._carry_out(commit)
             pending.note(len(commit.events), appended=isinstance(result, Appended))
             results.append(result)
-        self._watch.wake()
+        self._appended(before)
         return results
+
+    def _appended(self, before: int) -> None:
+        if self._inline is not None and len(self._events) > before:
+            self._inline(Appending(self._place(before), self._events[before:]))
+        self._watch.wake()
+
+    def fold_inline(self, rows: ReadStore, fold: InlineFold) -> None:
+        """Have every append move these read models on. See `FoldsInline`.
+
+        Raises:
+            ConfigurationError: the rows are not in memory.
+        """
+        if not isinstance(rows, MemoryReadStore):
+            raise ConfigurationError(
+                "inline read models are where the events are, in memory, and the read store is not: leave read_store= "
+                "out, or keep the events in its database"
+            )
+        self._inline = InlineStep(fold, rows, self)
 
     def _begin_append(self, base: Position | None = None) -> PendingPositions:
         check_tagging(self._tagging.id, self._opened_under)
@@ -458,8 +482,9 @@ class MemoryEventStoreBesideTables(MemoryEventStore):
         if result := self._judge(commit, self._begin_append()):
             return result
         commit_tables()
+        before = len(self._events)
         appended = self._carry_out(commit)
-        self._watch.wake()
+        self._appended(before)
         return appended
 
 

@@ -376,6 +376,15 @@ class MemoryReadStore:
             self._turns.give_back()
 
     @property
+    def is_open(self) -> bool:
+        """Whether it takes calls."""
+        return self._open
+
+    def view(self) -> _Snapshot:
+        """A view of this moment, for those who let nothing else happen while they look."""
+        return _Snapshot(dict(self._builds))
+
+    @property
     def changes(self) -> int:
         """How many changes there were."""
         self._check_open()

@@ -35,7 +35,10 @@ from diptych.event_store.event_store import (
     Refused,
 )
 from diptych.event_store.position import Place, Position
+from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.refusal import is_storable
+from diptych.event_store.timestamp import moment
+from diptych.read_side.inline_rows import Appending
 
 if TYPE_CHECKING:
     import asyncpg
@@ -335,6 +338,18 @@ class Batch:
             else:
                 results.append(Refused("an event with the id of one of its events is stored already"))
         return results, place
+
+    def appending(self, answer: asyncpg.Record, results: Sequence[AppendResult]) -> Appending:
+        """What was appended, as it will be read, where these are the results."""
+        before = Place(answer["history_id"], Position(answer["head"]), answer["head_event"])
+        recorded_at, position = moment(answer["recorded_at"]), before.position
+        events: list[RecordedEvent] = []
+        for commit, result in zip(self._commits, results, strict=True):
+            for event in commit.events if isinstance(result, Appended) else ():
+                position = Position(position + 1)
+                told = event.event_id, event.type, event.version, event.data, event.tags, event.metadata
+                events.append(RecordedEvent(position, *told, recorded_at))
+        return Appending(before, events)
 
     def _objections(self, answer: asyncpg.Record) -> Iterator[tuple[int, int, int]]:
         """Code, detail and item of each commit."""

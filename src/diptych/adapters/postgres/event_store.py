@@ -30,14 +30,16 @@ from diptych.adapters.postgres.culprits import find_culprits
 from diptych.adapters.postgres.event_schema import EVENT_STORE_MIGRATIONS
 from diptych.adapters.postgres.event_slices import EventSlices
 from diptych.adapters.postgres.event_watch import EventWatch
+from diptych.adapters.postgres.inline_rows import InlineStep
 from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcome, select_page
 from diptych.adapters.postgres.known_history import Known, KnownHistory
 from diptych.adapters.postgres.known_types import TypeRegister
 from diptych.adapters.postgres.model_unions import ModelRegister
 from diptych.adapters.postgres.read_ahead import ReadAhead
+from diptych.adapters.postgres.read_columns import teach
 from diptych.adapters.postgres.restoring import restore
 from diptych.adapters.postgres.retagging import Retagging
-from diptych.adapters.postgres.transactions import Lanes
+from diptych.adapters.postgres.transactions import APPEND_PAUSE_S_MAX, Lanes
 from diptych.adapters.postgres.types_and_tags import TypesAndTags
 from diptych.clock import Clock, SystemClock
 from diptych.errors import (
@@ -65,6 +67,8 @@ from diptych.event_store.refusal import is_storable, refusal
 from diptych.event_store.tagging import retagged
 from diptych.event_store.timestamp import to_microseconds
 from diptych.event_store.transactions import Lending, Work
+from diptych.read_side.inline_rows import InlineFold
+from diptych.read_side.read_store import ReadStore
 
 __all__ = ["PostgresEventStore", "connect"]
 
@@ -76,6 +80,12 @@ LOCK_WAIT_S = 5.0
 """How long an append waits for other processes before it gives up with `StoreUnavailable`."""
 APPEND_S_MAX = 60.0
 """How long an append may take in all; past it, its outcome is unknown."""
+
+
+_BEGIN_TO_FOLD = (
+    f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = '{APPEND_PAUSE_S_MAX}s'"
+)
+"""Begins a transaction that appends, and folds what was appended before others may append."""
 
 
 def connect(url: str, clock: Clock) -> PostgresEventStore:
@@ -125,6 +135,7 @@ class PostgresEventStore(TypesAndTags):
         self._watch = EventWatch(url, self._channel, self._known, self._look_at_head, self._is_ours)
         self._slices = EventSlices(self._schema, self._fetch, self._known, self._watch)
         self._ahead = ReadAhead(self._read, self._known)
+        self._inline: InlineStep | None = None
 
     @property
     def durable(self) -> bool:
@@ -152,7 +163,7 @@ class PostgresEventStore(TypesAndTags):
 
         Raises:
             NewerStore: a newer Diptych migrated it.
-            ConfigurationError: it was not migrated.
+            ConfigurationError: it was not migrated; or this user may not write inline read models.
             StoreUnavailable: the server cannot be reached; with the reason.
         """
         if self._is_open:
@@ -162,6 +173,8 @@ class PostgresEventStore(TypesAndTags):
         self._reading.open()
         try:
             await self._look_at_head(opening=True)
+            if self._inline is not None:
+                await self._inline.check(self._fetch)
         except BaseException:
             await self._reading.close()
             raise
@@ -184,6 +197,8 @@ class PostgresEventStore(TypesAndTags):
 
     async def _verify_writer(self, link: Link) -> None:
         await self._verify(self._writing, link)
+        if self._inline is not None:
+            await teach(link)
 
     async def _verify(self, connections: Connections, link: Link) -> None:
         """What this process knows must still be there, or another history is at this address.
@@ -256,9 +271,13 @@ class PostgresEventStore(TypesAndTags):
             raise (failure(self._url, error) or error) from error
 
     async def _send(self, link: Link, batch: Batch, known: Known, *, closely: bool) -> list[AppendResult]:
-        statement, arguments = self._call(batch, known, closely=closely)
         try:
-            (answer,) = await self._writing.rows_on(link, statement, arguments, timeout_s=APPEND_S_MAX)
+            if self._inline is None:
+                statement, arguments = self._call(batch, known, closely=closely)
+                (answer,) = await self._writing.rows_on(link, statement, arguments, timeout_s=APPEND_S_MAX)
+                results, end = self._judged(batch, answer, known)
+            else:
+                results, end = await self._send_and_fold(self._inline, link, batch, known, closely=closely)
         except DRIVER_ERRORS as error:
             if state_of(error) == WRONG_ISOLATION:
                 raise ConfigurationError(
@@ -269,9 +288,42 @@ class PostgresEventStore(TypesAndTags):
                 self._watch.wake()  # where it was done all the same, nobody else tells of it
                 raise OutcomeUnknown(batch.command_ids(), str(error) or type(error).__name__) from error
             raise
-        results, end = self._judged(batch, answer, known)
         self._learn(batch, results, end, known)
         return results
+
+    async def _send_and_fold(
+        self, inline: InlineStep, link: Link, batch: Batch, known: Known, *, closely: bool
+    ) -> tuple[list[AppendResult], Place]:
+        """Append and fold in one transaction, which holds the append section up to its end."""
+        statement, arguments = self._call(batch, known, closely=closely)
+        await link.execute(_BEGIN_TO_FOLD)
+        try:
+            (answer,) = await link.fetch(statement, *arguments, timeout=APPEND_S_MAX)
+            results, end = self._judged(batch, answer, known)
+            await self._fold(inline, link, batch, answer, results)
+        except BaseException:
+            if not link.is_closed():
+                await link.execute("ROLLBACK")
+            raise
+        await link.execute("COMMIT")
+        return results, end
+
+    @staticmethod
+    async def _fold(
+        inline: InlineStep, link: Link, batch: Batch, answer: asyncpg.Record, results: Sequence[AppendResult]
+    ) -> None:
+        if not answer["diverged"]:
+            appending = batch.appending(answer, results)
+            if appending.events:
+                await inline.run(link, appending)
+
+    def fold_inline(self, rows: ReadStore, fold: InlineFold) -> None:
+        """Have every append move these read models on. See `FoldsInline`.
+
+        Raises:
+            ConfigurationError: the rows are in another database.
+        """
+        self._inline = InlineStep(self._url, rows, fold)
 
     def _judged(self, batch: Batch, answer: asyncpg.Record, known: Known) -> tuple[list[AppendResult], Place]:
         """The section's answers, and where the history then ends.
@@ -296,6 +348,8 @@ class PostgresEventStore(TypesAndTags):
         if known.forks == self.forks:
             self._held |= batch.held_by(results)
         self._watch.wake()
+        if self._inline is not None:
+            self._inline.rows.look()
 
     def _call(self, batch: Batch, known: Known, *, closely: bool) -> tuple[str, list[object]]:
         """The statement that appends a batch, and its arguments."""
@@ -365,6 +419,8 @@ class PostgresEventStore(TypesAndTags):
                     return Refused(f"the database cannot store it: {error}")
                 raise (failure(self._url, error) or error) from error
             results, end = self._judged(batch, answer, known)
+            if self._inline is not None:
+                await self._fold(self._inline, link, batch, answer, results)
             learned.append((batch, results, end))
             return results[0]
 

@@ -293,6 +293,10 @@ class PostgresReadStore:
         self._check_open()
         return self._changes.count
 
+    def look(self) -> None:
+        """Look whether something was written: an append of this process may have."""
+        self._changes.look_soon()
+
     async def wait_for_change(self, seen: int, timeout_s: float) -> int:
         """Wait until something was written since `seen`. See the port.
 

@@ -41,7 +41,7 @@ from diptych.event_store.transactions import Change, Work
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction as DriverTransaction
 
-__all__ = ["Lanes"]
+__all__ = ["APPEND_PAUSE_S_MAX", "Lanes"]
 
 TRANSACTION_CONNECTIONS_MAX = 4
 """Connections of one process that are lent to handlers with tables of their own, of each lane."""

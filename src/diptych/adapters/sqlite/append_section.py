@@ -7,7 +7,7 @@ at every commit: a command id or an event id that turns out to be in the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -32,8 +32,10 @@ from diptych.event_store.event_store import (
 )
 from diptych.event_store.pending_positions import PendingPositions
 from diptych.event_store.position import NOWHERE, Place, Position
-from diptych.event_store.recorded_event import NewEvent
+from diptych.event_store.recorded_event import NewEvent, RecordedEvent
 from diptych.event_store.tagging import check_tagging
+from diptych.event_store.timestamp import moment
+from diptych.read_side.inline_rows import Appending
 
 if TYPE_CHECKING:
     import sqlite3
@@ -71,8 +73,11 @@ _encode_tags = msgspec.json.Encoder().encode
 class AppendSection:
     """What the writer knows from one batch to the next; none of it is trusted before the head was read again."""
 
-    def __init__(self, history_id: bytes, tagging: bytes) -> None:
-        """Know nothing yet of what is in the file, but how its events are tagged."""
+    def __init__(
+        self, history_id: bytes, tagging: bytes, inline: Callable[[sqlite3.Connection, Appending], None] | None = None
+    ) -> None:
+        """Know nothing yet of what is in the file, but how its events are tagged, and what else an append does."""
+        self._inline = inline
         self._history_id = history_id
         self._tagging = tagging
         self._names: NameIds | None = None
@@ -114,6 +119,8 @@ class AppendSection:
         batch = _Batch(connection, self._names, self._recent, head, max(now_us, recorded_at_us), self._held)
         results = batch.judge(commits, refusals, base, closely=closely)
         batch.write()
+        if self._inline is not None and batch.head != head:
+            self._inline(connection, batch.appending())
         self._written = batch
         return results
 
@@ -284,6 +291,26 @@ class _Batch:
         return Appended(self.head, self._recorded_at_us)
 
     # ── writing ──────────────────────────────────────────────────────────────
+
+    def appending(self) -> Appending:
+        """What is appended, as it will be read."""
+        recorded_at = moment(self._recorded_at_us)
+        return Appending(
+            self._start,
+            [
+                RecordedEvent(
+                    Position(position),
+                    event.event_id,
+                    event.type,
+                    event.version,
+                    event.data,
+                    event.tags,
+                    event.metadata,
+                    recorded_at,
+                )
+                for position, event in enumerate(self._events, self._start.position + 1)
+            ],
+        )
 
     def write(self) -> None:
         if self._events:

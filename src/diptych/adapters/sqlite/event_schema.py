@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from diptych.adapters.sqlite.file_format import FileFormat
 
-__all__ = ["EVENT_STORE_FORMAT"]
+__all__ = ["EVENT_STORE_FORMAT", "OWN_TABLES"]
+
+OWN_TABLES = "?own_tables=true"
+"""What a URL ends with whose file has the user's own tables already."""
 
 _MODEL_STATES = """
     CREATE TABLE model_states (

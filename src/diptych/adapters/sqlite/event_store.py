@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -20,10 +21,12 @@ from diptych.adapters.sqlite.connection import (
     data_version,
     open_reader,
 )
-from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
+from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT, OWN_TABLES
+from diptych.adapters.sqlite.inline_rows import InlineStep
 from diptych.adapters.sqlite.kept_outcomes import kept_outcome, kept_outcomes
 from diptych.adapters.sqlite.matching_events import EventRow, MatchingEvents
 from diptych.adapters.sqlite.name_ids import NameIds
+from diptych.adapters.sqlite.read_store import SqliteReadStore
 from diptych.adapters.sqlite.restoring import register, restore
 from diptych.adapters.sqlite.transactions import TakenBack, work_apart
 from diptych.clock import Clock
@@ -50,6 +53,8 @@ from diptych.event_store.tagging import Tagging
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.event_store.transactions import Lending, Work
 from diptych.messages.unique_id import unique_bytes
+from diptych.read_side.inline_rows import InlineFold
+from diptych.read_side.read_store import ReadStore
 
 __all__ = ["SqliteEventStore", "connect"]
 
@@ -57,8 +62,6 @@ FOREIGN_POLL_S = 0.03
 """How often the file is asked for commits of other processes, only while somebody waits for events."""
 READ_SLICE_EVENTS = 1_000
 """Events read at a stretch; between slices of a longer read the event loop gets its turn."""
-OWN_TABLES = "?own_tables=true"
-"""What a URL ends with whose file has the user's own tables already."""
 TAG_LISTS_MAX = 10_000
 """Lists of tags kept decoded, since the events of one entity mostly carry the same."""
 
@@ -110,6 +113,8 @@ class SqliteEventStore:
         self._opened_under: bytes = b""
         self._watch = HeadWatch()
         self._poll: asyncio.TimerHandle | None = None
+        self._rows: SqliteReadStore | None = None
+        self._inline: InlineStep | None = None
 
     @property
     def durable(self) -> bool:
@@ -150,7 +155,7 @@ class SqliteEventStore:
             await self._writer.close()
             raise
         self._opened_under = tagged
-        self._section = AppendSection(self._history_id, tagged)
+        self._section = AppendSection(self._history_id, tagged, self._inline)
         self._reading = _Reading(reader, self._history_id)
 
     async def close(self) -> None:
@@ -236,6 +241,31 @@ class SqliteEventStore:
 
     def _wake(self, _: object) -> None:
         self._watch.wake()
+        if self._rows is not None:
+            self._rows.look()
+
+    # ── read models in the same file ─────────────────────────────────────────
+
+    def fold_inline(self, rows: ReadStore, fold: InlineFold) -> None:
+        """Have every append move these read models on. See `FoldsInline`.
+
+        Raises:
+            ConfigurationError: the rows are in another file.
+        """
+        if not isinstance(rows, SqliteReadStore) or not _is_same(rows.path, self._path):
+            where = f"sqlite:{rows.path}" if isinstance(rows, SqliteReadStore) else "no file of SQLite"
+            raise ConfigurationError(
+                f"inline read models are in the file of the events, {self._path}, and the read store is {where}: "
+                "leave read_store= out, or name the same file"
+            )
+        self._rows = rows
+        self._inline = InlineStep(fold, self._events_between)
+
+    def _events_between(
+        self, connection: sqlite3.Connection, query: EventQuery, after: Position, until: Position
+    ) -> list[RecordedEvent]:
+        events, _ = _Reading(connection, self._history_id).events(query, after, until, until - after, backward=False)
+        return events
 
     # ── copies ───────────────────────────────────────────────────────────────
 
@@ -257,7 +287,7 @@ class SqliteEventStore:
         tagged_alike = part.tagging == self._opened_under
         if (history_id != self._history_id or not tagged_alike) and self._reading is not None:
             self._history_id, self._opened_under = history_id, part.tagging
-            self._section = AppendSection(history_id, part.tagging)
+            self._section = AppendSection(history_id, part.tagging, self._inline)
             self._reading.history_id = history_id
         self._watch.wake()
 
@@ -500,6 +530,10 @@ class _Reading:
             self._tag_lists.clear()
         decoded = self._tag_lists[tags] = _tags_decoder.decode(tags)
         return decoded
+
+
+def _is_same(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()
 
 
 _tags_decoder = msgspec.json.Decoder(tuple[str, ...])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite.connection import LOCK_WAIT_S, CommitFailed, Failures, Writer, open_reader
-from diptych.adapters.sqlite.event_store import OWN_TABLES
+from diptych.adapters.sqlite.event_schema import OWN_TABLES
 from diptych.adapters.sqlite.process_rows import (
     instance_of,
     instance_row,

@@ -11,7 +11,7 @@ import datetime as dt
 import math
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -49,7 +49,7 @@ from diptych.read_side.snapshot_turns import SnapshotTurns
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Builds", "Reader", "SnapshotTurn", "Snapshots", "SqliteReadSnapshot"]
+__all__ = ["Builds", "Reader", "SnapshotTurn", "Snapshots", "SqliteReadSnapshot", "blocked_keys", "rows_by_key"]
 
 READ_THREADS = 4
 """Threads for reads that may take long."""
@@ -287,14 +287,7 @@ class SqliteReadSnapshot:
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
         """The rows of these keys; keys without a row are left out."""
         with self._failures:
-            table = self._table(name, number)
-            codec = table.codec
-            try:
-                rows = self._rows(table, [codec.encode_key(key) for key in keys])
-            except (TypeError, ValueError, ArithmeticError):
-                # A key that no row can have (a number past 64 bits, a lone surrogate) spoils the statement.
-                rows = self._rows(table, [codec.encode_key(key) for key in keys if codec.may_have_row(key)])
-            return {codec.key_of(row): row for row in map(codec.decode, rows)}
+            return rows_by_key(self.connection, self._table(name, number), keys)
 
     async def find(
         self,
@@ -401,8 +394,8 @@ class SqliteReadSnapshot:
         if number is None:
             found = self.connection.execute(_LIVE_BLOCKED, (name, name))
         else:
-            found = self.connection.execute(_NUMBERED_BLOCKED, (name, number))
-        return [BlockedKey(name, key, position, error, attempts) for key, position, error, attempts in found]
+            return blocked_keys(self.connection, name, number)
+        return _blocked(name, found)
 
     def _read_slices(self, name: str, number: int | None) -> Sequence[Generation]:
         if number is None:
@@ -423,11 +416,6 @@ class SqliteReadSnapshot:
             raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
         return table
 
-    def _rows(self, table: StoredTable, keys: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
-        if len(keys) == 1:
-            return self.connection.execute(table.select_one, keys[0]).fetchall()
-        return rows_of_keys(self.connection, table, keys) if keys else []
-
     async def _on_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Read on a thread; a caller that is cancelled leaves the read to `finish`."""
         self._submitted = self._threads.submit(self._read_in_time, read)
@@ -445,6 +433,32 @@ class SqliteReadSnapshot:
             raise
         finally:
             self._reader.deadline = math.inf
+
+
+def rows_by_key(connection: sqlite3.Connection, table: StoredTable, keys: Sequence[Key]) -> dict[Key, Row]:
+    """The rows of these keys in one table; keys without a row are left out."""
+    codec = table.codec
+    try:
+        rows = _rows(connection, table, [codec.encode_key(key) for key in keys])
+    except (TypeError, ValueError, ArithmeticError):
+        # A key that no row can have (a number past 64 bits, a lone surrogate) spoils the statement.
+        rows = _rows(connection, table, [codec.encode_key(key) for key in keys if codec.may_have_row(key)])
+    return {codec.key_of(row): row for row in map(codec.decode, rows)}
+
+
+def _rows(connection: sqlite3.Connection, table: StoredTable, keys: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    if len(keys) == 1:
+        return connection.execute(table.select_one, keys[0]).fetchall()
+    return rows_of_keys(connection, table, keys) if keys else []
+
+
+def blocked_keys(connection: sqlite3.Connection, name: str, number: int) -> list[BlockedKey]:
+    """The blocked keys of one generation, by position."""
+    return _blocked(name, connection.execute(_NUMBERED_BLOCKED, (name, number)))
+
+
+def _blocked(name: str, found: Iterable[tuple[Any, ...]]) -> list[BlockedKey]:
+    return [BlockedKey(name, key, position, error, attempts) for key, position, error, attempts in found]
 
 
 _STATEMENT_IS_WRONG = frozenset(

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from diptych.adapters.sqlite import read_writes
 from diptych.adapters.sqlite.connection import CommitFailed, Failures, Writer, data_version, open_reader
+from diptych.adapters.sqlite.event_schema import OWN_TABLES
 from diptych.adapters.sqlite.read_leases import LeaseLocks
 from diptych.adapters.sqlite.read_snapshot import Snapshots, SnapshotTurn
-from diptych.adapters.sqlite.read_tables import prepare_file, read_generations
+from diptych.adapters.sqlite.read_tables import prepare_file, read_generations, stored_discards
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.event_store.timestamp import moment
@@ -47,12 +48,12 @@ T = TypeVar("T")
 
 
 def connect(url: str) -> SqliteReadStore:
-    """The store for `sqlite:<path>`, not opened yet; the path is relative or absolute.
+    """The store for `sqlite:<path>`, not opened yet; the path is relative or absolute, and may be that of the events.
 
     Raises:
         ConfigurationError: there is no path.
     """
-    path = url.partition(":")[2]
+    path = url.partition(":")[2].removesuffix(OWN_TABLES)
     if not path or path == ":memory:":
         raise ConfigurationError(
             f"the URL {url!r} names no file: write sqlite:shop.read.db, or memory: for read models without a file"
@@ -61,10 +62,14 @@ def connect(url: str) -> SqliteReadStore:
 
 
 class SqliteReadStore:
-    """One file of read models. See the port."""
+    """One file of read models, which may be that of the events. See the port.
+
+    Attributes:
+        path: of the file.
+    """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
         self._failures = Failures(path)
         self._writer = Writer(path, synchronous="NORMAL")
         self._durable_writer = Writer(path, synchronous="FULL")
@@ -83,13 +88,13 @@ class SqliteReadStore:
             return
         try:
             await asyncio.to_thread(self._writer.open)
-            await self._change(lambda connection: prepare_file(connection, self._path))
+            await self._change(lambda connection: prepare_file(connection, self.path))
             await asyncio.to_thread(self._durable_writer.open)
-            self._changes = _Changes(self._path)
+            self._changes = _Changes(self.path)
         except BaseException:
             await self.close()
             raise
-        self._snapshots = Snapshots(self._path)
+        self._snapshots = Snapshots(self.path)
 
     async def close(self) -> None:
         """Finish what is under way and let go of the file."""
@@ -157,15 +162,9 @@ class SqliteReadStore:
 
     async def discards(self, name: str) -> list[Discard]:
         """The discards of a projection, by position and key."""
-        rows = await self._rows(
-            "SELECT key, position, actor, reason, decided_at FROM diptych_discards WHERE name = ? "
-            "ORDER BY position, key",
-            (name,),
-        )
-        return [
-            Discard(name, key, Position(position), actor, reason, None if at is None else moment(at))
-            for key, position, actor, reason, at in rows
-        ]
+        async with self.snapshot() as snapshot:
+            with self._failures:
+                return stored_discards(snapshot.connection, name)
 
     async def retries(self, name: str, key: str, limit: int) -> list[Retry]:
         """What was tried again by hand of one key, the latest first."""
@@ -232,6 +231,10 @@ class SqliteReadStore:
             ) from error
 
     def _tell(self, _: object) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Wake those who wait for a change, if there was one: somebody in this process has committed."""
         if self._changes is not None:
             self._changes.look()
 
@@ -257,12 +260,12 @@ class SqliteReadStore:
 
     def _noticed(self) -> _Changes:
         if self._changes is None:
-            raise StoreClosed(f"the read store {self._path} is not open")
+            raise StoreClosed(f"the read store {self.path} is not open")
         return self._changes
 
     def _opened(self) -> Snapshots:
         if self._snapshots is None:
-            raise StoreClosed(f"the read store {self._path} is not open")
+            raise StoreClosed(f"the read store {self.path} is not open")
         return self._snapshots
 
 

@@ -13,9 +13,11 @@ from typing import Any
 import msgspec
 
 from diptych.adapters.sqlite.columns import RowCodec, decode_moment, exponent_column
+from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
 from diptych.errors import ConfigurationError, NewerStore, StoreUnavailable
 from diptych.event_store.position import Place, Position
-from diptych.read_side.read_store import Column, ColumnKind, Generation, Table
+from diptych.event_store.timestamp import moment as moment_of
+from diptych.read_side.read_store import Column, ColumnKind, Discard, Generation, Table
 
 __all__ = [
     "APPLICATION_ID",
@@ -32,12 +34,14 @@ __all__ = [
     "quoted",
     "read_generations",
     "show_table",
+    "stored_discards",
+    "table_names",
 ]
 
 APPLICATION_ID = 0x44507972
 """In the file's header: this is a read store of Diptych."""
 SCHEMA_VERSION = 5
-"""Of the catalog; in the file's header."""
+"""Of the catalog; in the file's header, or in `diptych_read_format` beside events."""
 SQLITE_VERSION_MIN = (3, 37, 0)
 """For STRICT tables."""
 
@@ -112,6 +116,12 @@ _CATALOG = (
     *_RETRIES,
 )
 
+_FORMAT = """CREATE TABLE diptych_read_format (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        version INTEGER NOT NULL
+    ) STRICT"""
+"""Of the catalog in a file that is another store's."""
+
 _UPGRADES = (
     ("ALTER TABLE diptych_generations ADD COLUMN recorded_at INTEGER",),
     ("ALTER TABLE diptych_generations ADD COLUMN last_holder TEXT",),
@@ -151,7 +161,9 @@ _TYPES = {
 
 
 def prepare_file(connection: sqlite3.Connection, path: str) -> None:
-    """Make the catalog in a new file; check that any other is one of ours. Inside a transaction.
+    """Make the catalog in a new file, or beside the events in theirs; check that any other is one of ours.
+
+    Inside a transaction.
 
     Raises:
         NewerStore: a newer Diptych wrote it.
@@ -161,13 +173,12 @@ def prepare_file(connection: sqlite3.Connection, path: str) -> None:
         wanted = ".".join(map(str, SQLITE_VERSION_MIN))
         raise StoreUnavailable(f"this Python has SQLite {sqlite3.sqlite_version}; read stores need {wanted}")
     (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application == EVENT_STORE_FORMAT.application_id:
+        _prepare_beside_events(connection, path)
+        return
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if application == APPLICATION_ID:
-        if version > SCHEMA_VERSION:
-            raise NewerStore(path, version, SCHEMA_VERSION)
-        for statements in _UPGRADES[version - 1 :]:
-            for statement in statements:
-                connection.execute(statement)
+        _upgrade(connection, path, version)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         return
     (objects,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -177,6 +188,37 @@ def prepare_file(connection: sqlite3.Connection, path: str) -> None:
         connection.execute(statement)
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+
+def _prepare_beside_events(connection: sqlite3.Connection, path: str) -> None:
+    """The header of the file tells the version of the events; that of the catalog is in a table of its own."""
+    there = connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'diptych_read_format'").fetchone()
+    if there is None:
+        for statement in (*_CATALOG, _FORMAT):
+            connection.execute(statement)
+    else:
+        (version,) = connection.execute("SELECT version FROM diptych_read_format").fetchone()
+        _upgrade(connection, f"the read models in {path}", version)
+    connection.execute("INSERT OR REPLACE INTO diptych_read_format (one, version) VALUES (1, ?)", (SCHEMA_VERSION,))
+
+
+def _upgrade(connection: sqlite3.Connection, path: str, version: int) -> None:
+    if version > SCHEMA_VERSION:
+        raise NewerStore(path, version, SCHEMA_VERSION)
+    for statements in _UPGRADES[version - 1 :]:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def table_names(connection: sqlite3.Connection) -> frozenset[str]:
+    """The names, in lower case, of all tables that read models have in this file; none where it has no catalog."""
+    found = [name.lower() for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    if "diptych_generations" not in found:
+        return frozenset()
+    rows = connection.execute("SELECT DISTINCT table_name, number FROM diptych_generations WHERE table_name NOT NULL")
+    builds = tuple(f"{name.lower()}__g{number}" for name, number in rows)
+    parts = tuple(f"{build}__words" for build in builds)
+    return frozenset(name for name in found if name.startswith(("diptych_", *parts)) or name in builds)
 
 
 def read_generations(
@@ -197,6 +239,18 @@ def generation_of(row: tuple[Any, ...], table: Table | None) -> Generation:
     place = Place(history_id, Position(position), event_id)
     moment = decode_moment(recorded_at)
     return Generation(name, number, fingerprint, table, bool(live), place, epoch, stopped, moment, *row[11:])
+
+
+def stored_discards(connection: sqlite3.Connection, name: str) -> list[Discard]:
+    """The discards of a projection, by position and key."""
+    rows = connection.execute(
+        "SELECT key, position, actor, reason, decided_at FROM diptych_discards WHERE name = ? ORDER BY position, key",
+        (name,),
+    )
+    return [
+        Discard(name, key, Position(position), actor, reason, None if at is None else moment_of(at))
+        for key, position, actor, reason, at in rows
+    ]
 
 
 def encode_table(table: Table | None) -> str | None:

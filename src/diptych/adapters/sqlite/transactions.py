@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from diptych.adapters.lent_sqlite import LentConnection, worked
 from diptych.adapters.sqlite.event_schema import EVENT_STORE_FORMAT
+from diptych.adapters.sqlite.read_tables import table_names
 from diptych.event_store.event_store import Appended, AppendResult, Commit
 from diptych.event_store.transactions import Work
 
@@ -45,7 +46,7 @@ def work_apart(work: Work, append: Callable[[sqlite3.Connection, Commit], Append
 
     def run(connection: sqlite3.Connection) -> AppendResult:
         assert isinstance(connection, LentConnection)
-        change = context.run(worked, connection, work, _OURS)
+        change = context.run(worked, connection, work, _OURS, table_names(connection))
         result = append(connection, change.commit)
         if not isinstance(result, Appended):
             raise TakenBack(result)

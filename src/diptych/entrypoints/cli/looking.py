@@ -62,6 +62,7 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
         store=settings.store,
         read_store=settings.read_store,
         read_stores=settings.lasting_read_stores,
+        inline=settings.inline,
         read_replicas=settings.read_replicas if replicas else (),
         partition_by=divided,
         projecting=False,

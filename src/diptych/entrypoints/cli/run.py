@@ -91,6 +91,7 @@ async def _served(settings: Settings) -> None:
         store=settings.store,
         read_store=settings.read_store,
         read_stores=settings.read_stores,
+        inline=settings.inline,
         read_replicas=settings.read_replicas if messages else (),  # a worker answers no queries
         partition_by=load_partition_by(settings.partition_by),
         replica_policy=settings.replica_policy,

@@ -65,6 +65,8 @@ ENVIRONMENT_PREFIX = "DIPTYCH_"
 """How the environment variables of settings begin."""
 
 _MEMORY = "memory:"
+_IN_THE_FILE = frozenset({"partition_by", "inline"})
+"""Settings that go with tables, or are lists, and are in the file alone."""
 
 _log = logging.getLogger("diptych.cli")
 
@@ -103,6 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         audience: of those tokens.
         without_authentication: whether everyone who reaches the server may do everything.
         log_format: for people or machines.
+        inline: read models that every append folds in its own transaction, by name: "school.Seats".
     """
 
     app: tuple[str, ...] = ()
@@ -122,6 +125,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     audience: str | None = None
     without_authentication: bool = False
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
+    inline: tuple[str, ...] = ()
 
     def looked_into(self) -> Places:
         """Where the store is that is looked into: the only one, or that of the partition named.
@@ -278,7 +282,7 @@ def _placed(error: msgspec.ValidationError) -> str:
 
 def _warn_of_misspelt(environment: Mapping[str, str]) -> None:
     """Say which variable was probably meant; others that begin with the prefix are somebody's own."""
-    known = [name.upper() for name in Settings.__struct_fields__ if name != "partition_by"]  # goes with tables
+    known = [name.upper() for name in Settings.__struct_fields__ if name not in _IN_THE_FILE]
     for variable in environment:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         close = difflib.get_close_matches(name, known, n=1)
