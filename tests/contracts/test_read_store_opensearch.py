@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
@@ -28,6 +29,7 @@ from diptych.read_side.read_store import (
     Failed,
     Fenced,
     Filter,
+    Generation,
     Leased,
     Order,
     SliceWrite,
@@ -45,11 +47,14 @@ from diptych.testing.contracts.read_store_cases import (
     write,
 )
 from tests.faults.counting import Count, CounterId, CountOf, Increment, counting
+from tests.opensearch_line import Fault, Line
 from tests.opensearch_server import new_read_store
 
 pytestmark = pytest.mark.anyio
 
 WAIT_S_MAX = 10.0
+OPENING = 3
+"""Requests with which a store is opened."""
 
 
 class Time:
@@ -98,7 +103,9 @@ async def store(url: str, stack: AsyncExitStack, time: Time) -> OpenSearchReadSt
     return await opened(url, stack, time)
 
 
-async def opened(url: str, stack: AsyncExitStack, time: Time, way: Requests | None = None) -> OpenSearchReadStore:
+async def opened(
+    url: str, stack: AsyncExitStack, time: Time, way: Requests | Line | None = None
+) -> OpenSearchReadStore:
     store = OpenSearchReadStore(read_address(url), way, time)
     await store.open()
     stack.push_async_callback(store.close)
@@ -293,14 +300,98 @@ async def test_void_writes_are_forgotten_once_they_are_many(
 
 async def _begin_and_die(url: str, stack: AsyncExitStack, generation: Any) -> None:
     """Be a worker that dies when its rows are written, before they are published."""
-    from tests.opensearch_line import Fault, Line
-
-    line = Line(Fault.LOST, 3 + 6)
+    line = Line(Fault.LOST, OPENING + 6)
     store = OpenSearchReadStore(read_address(url), line)
     await store.open()
     with pytest.raises(StoreUnavailable, match="the line is cut"):
         await store.write([SliceWrite(generation, place(9), [("a", 9), ("z", 9)], [("b",)])])
     await store.close()
+
+
+# ── kept generations ─────────────────────────────────────────────────────────
+
+
+async def test_a_write_that_a_switch_overtakes_never_shows_in_what_is_kept(
+    store: OpenSearchReadStore, url: str, stack: AsyncExitStack
+) -> None:
+    """Its rows are there before it learns that the generation is kept; and whoever folds on need not mind them."""
+    first = await build(store, ARTICLES, [("a", 1, "tea", None), ("b", 1, "tea", None)])
+    second = await write(store, await create(store, ARTICLES, live=False), upserts=[("a", 1, "jug", None)])
+    line = Line(Fault.LATE, OPENING + 6)  # the publication
+    stalled = await opened(url, stack, Time(), line)
+    rows = [("a", 2, "tea", None), ("c", 2, "tea", None)]
+    writing = asyncio.create_task(stalled.write([SliceWrite(first, place(2), rows, [("b",)])]))
+    await asyncio.wait_for(line.reached.wait(), WAIT_S_MAX)
+    assert await store.switch(NAME, second.number, keep_s=60)
+    line.go_on()
+    assert await writing == [Fenced()]
+    assert not any(found.writing for found in (await store._document.read()).builds)
+    async with store.snapshot() as snapshot:
+        (kept,) = await snapshot.kept(NAME, first.fingerprint)
+        assert (kept.checkpoint, kept.epoch) == (first.checkpoint, first.epoch + 1)
+        assert [row[:2] for row in await snapshot.search(NAME, "tea", 9, (), kept.number)] == [("a", 1), ("b", 1)]
+        assert not await snapshot.search(NAME, "tea", 9)
+    kept = await write(store, kept, upserts=[("b", 3, "tea", None)])
+    async with store.snapshot() as snapshot:
+        assert [row[:2] for row in await snapshot.search(NAME, "tea", 9, (), kept.number)] == [("a", 1), ("b", 3)]
+
+
+async def test_until_when_one_is_kept_is_by_the_clock_of_the_cluster(
+    store: OpenSearchReadStore, cluster: Cluster
+) -> None:
+    """In whole milliseconds, as it tells them; no process's own clock has a say."""
+    catalog, minute = f"{cluster.address.prefix}-catalog", dt.timedelta(seconds=60)
+    before = await cluster.now(catalog)
+    kept = await keep(store, 60.0004)
+    assert kept.kept_until is not None
+    assert before + minute <= kept.kept_until <= await cluster.now(catalog) + minute
+    assert kept.kept_until.microsecond % 1_000 == 0
+
+
+@pytest.mark.parametrize("after", range(2))
+async def test_one_that_is_dropped_while_it_is_taken_up_is_made_anew(
+    store: OpenSearchReadStore, url: str, stack: AsyncExitStack, after: int
+) -> None:
+    """Before the catalog is read, or between that and its change."""
+    overdue = await keep(store, 0.000_001)
+    line = Line(Fault.LATE, OPENING + after)
+    late = await opened(url, stack, Time(), line)
+    taking = asyncio.create_task(late.create_generation(NAME, overdue.fingerprint, SEATS, place(0), live=False))
+    await asyncio.wait_for(line.reached.wait(), WAIT_S_MAX)
+    await store.drop_overdue()
+    line.go_on()
+    (made,) = await taking
+    assert (made.number, made.checkpoint, made.under_way) == (3, place(0), True)
+    await write(store, made, upserts=[("b", 2)])
+    async with store.snapshot() as snapshot:
+        assert await snapshot.find(NAME, (), BY_COURSE, 9, None, made.number) == [("b", 2)]
+
+
+@pytest.mark.parametrize("after", range(4))
+async def test_one_that_is_taken_up_while_it_is_overdue_stays(
+    store: OpenSearchReadStore, url: str, stack: AsyncExitStack, after: int
+) -> None:
+    """At whichever request whoever was to drop it is late."""
+    overdue = await keep(store, 0.000_001)
+    line = Line(Fault.LATE, OPENING + after)
+    late = await opened(url, stack, Time(), line)
+    dropping = asyncio.create_task(late.drop_overdue())
+    await asyncio.wait_for(line.reached.wait(), WAIT_S_MAX)
+    (taken,) = await store.create_generation(NAME, overdue.fingerprint, SEATS, place(0), live=False)
+    assert (taken.number, taken.epoch, taken.under_way) == (1, overdue.epoch + 1, True)
+    line.go_on()
+    await dropping
+    assert taken in await store.generations()
+    await write(store, taken)
+
+
+async def keep(store: OpenSearchReadStore, keep_s: float) -> Generation:
+    """A generation that answered until just now."""
+    await build(store, SEATS, [("a", 1)])
+    second = await write(store, await create(store, SEATS, live=False), upserts=[("a", 1)])
+    assert await store.switch(NAME, second.number, keep_s=keep_s)
+    (kept, _) = await store.generations()
+    return kept
 
 
 # ── leases and changes ───────────────────────────────────────────────────────
@@ -341,7 +432,7 @@ async def test_writes_of_other_processes_are_noticed(
 # ── applications ─────────────────────────────────────────────────────────────
 
 
-async def test_an_application_reads_its_writes_overlays_and_rebuilds(url: str) -> None:
+async def test_an_application_reads_its_writes_overlays_rebuilds_and_goes_back(url: str) -> None:
     """As on every other store: nothing of it knows where the rows are."""
     counter = CounterId("a")
     async with Application(counting, store="memory:", read_store=url) as app:
@@ -360,6 +451,9 @@ async def test_an_application_reads_its_writes_overlays_and_rebuilds(url: str) -
             await app.execute(Increment(counter=counter))
             shown.append((await anext(answers)).value)
         assert [count.value for count in shown if count is not None] == [4, 5]
+        position = await app.rebuilds.back("counting.Count")
+        answer = await app.answer(CountOf(counter=counter), freshness="latest")
+        assert (position, answer.value) == (5, Count(counter=counter, value=5, events=5))
 
 
 # ── texts ────────────────────────────────────────────────────────────────────

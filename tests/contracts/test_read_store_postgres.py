@@ -43,7 +43,7 @@ from diptych.testing.contracts.read_store_cases import (
     shown_generation,
     write,
 )
-from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, opened, select
+from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, CHANGES_SINCE_VERSION_5, opened, select
 from tests.postgres_server import (
     by_hand,
     left_in_transaction,
@@ -100,11 +100,11 @@ async def test_an_older_schema_is_migrated(url: str) -> None:
     async with opened(connect(url)) as store:
         generation = await build(store, SEATS, [("a", 1)])
         generation = await write(store, generation, block=[blocked], discard=[left_out], by_hand=True)
-    undone = [f"SET search_path = {schema(url)}", *CHANGES_SINCE_VERSION_4]
+    undone = [f"SET search_path = {schema(url)}", *CHANGES_SINCE_VERSION_5, *CHANGES_SINCE_VERSION_4]
     await run(url, *undone, "DELETE FROM migrations WHERE store = 'read store' AND number > 2")
-    with pytest.raises(ConfigurationError, match="is at migration 2 of 3: run diptych migrate"):
+    with pytest.raises(ConfigurationError, match="is at migration 2 of 4: run diptych migrate"):
         await connect(url).open()
-    assert len(await migrate(url, "read_store")) == 1
+    assert len(await migrate(url, "read_store")) == 2
     async with opened(connect(url)) as store:
         async with store.snapshot() as snapshot:
             assert await snapshot.blocked(NAME) == [blocked]

@@ -42,7 +42,7 @@ from diptych.testing.contracts.read_store_cases import (
     rows_of,
     write,
 )
-from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, opened, select
+from tests.contracts.read_store_sql import CHANGES_SINCE_VERSION_4, CHANGES_SINCE_VERSION_5, opened, select
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -105,6 +105,7 @@ async def test_a_file_of_version_4_is_brought_up_to_date(store: SqliteReadStore,
     await store.close()
     changed_file(
         tmp_path / "read.db",
+        *CHANGES_SINCE_VERSION_5,
         *CHANGES_SINCE_VERSION_4,
         "PRAGMA user_version = 4",
     )

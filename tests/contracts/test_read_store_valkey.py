@@ -22,6 +22,7 @@ from diptych.read_side.read_store import (
     Fenced,
     Filter,
     Order,
+    ReadSnapshot,
     RowsAsked,
     SliceWrite,
     Table,
@@ -244,6 +245,43 @@ async def test_a_snapshot_shows_what_answered_then(store: ValkeyReadStore) -> No
         assert await snapshot.slices(NAME) == (old,)
         assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1)]
         assert await snapshot.slices(NAME, new.number) == ()
+
+
+async def test_a_snapshot_shows_what_was_kept_then(store: ValkeyReadStore, url: str) -> None:
+    """Also one that has not asked for it before it was gone back to, and then dropped; rows and epochs of then."""
+
+    @contextlib.asynccontextmanager
+    async def begun() -> AsyncIterator[ReadSnapshot]:
+        async with store.snapshot() as snapshot:
+            assert len(await snapshot.slices("other")) == 1
+            yield snapshot
+
+    await build(store, SEATS, [("a", 1)], "other")
+    (first,) = await store.create_generation(NAME, "old", SEATS, place(0), live=True)
+    first = await write(store, first, upserts=[("a", 1)])
+    async with begun() as none:
+        (second,) = await store.create_generation(NAME, "new", SEATS, place(0), live=False)
+        second = await write(store, second, upserts=[("b", 2)])
+        assert await store.switch(NAME, second.number, keep_s=WAIT_S_MAX)
+        (kept,) = [each for each in await store.generations() if each.kept_until is not None]
+        async with begun() as old:
+            kept = await write(store, kept, upserts=[("a", 9)])
+            assert await store.switch(NAME, kept.number, keep_s=WAIT_S_MAX)
+            back = await write(store, kept, upserts=[("c", 3)])
+            assert back == await stored_generation(store), "it is not kept any more"
+            async with begun() as new:
+                await store.drop_generation(NAME, second.number)
+                assert await none.kept(NAME, "old") == await none.kept(NAME, "new") == ()
+                assert await none.slices(NAME) == (first,)
+                (found,) = await old.kept(NAME, "old")
+                assert found.kept_until is not None
+                assert (found.epoch, found.checkpoint) == (first.epoch + 1, first.checkpoint)
+                assert await old.find(NAME, (), BY_COURSE, 10, None, found.number) == [("a", 1)]
+                assert await old.kept(NAME, "new") == ()
+                (found,) = await new.kept(NAME, "new")
+                assert await new.find(NAME, (), BY_COURSE, 10, None, found.number) == [("b", 2)]
+                assert await new.kept(NAME, "old") == ()
+    assert shared_server().command("HGET", f"{parse_url(url).prefix}:live:{NAME}", "kept") == b"$-1"
 
 
 async def test_a_cancellation_that_the_driver_swallows_is_raised(store: ValkeyReadStore) -> None:

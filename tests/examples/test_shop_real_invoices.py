@@ -16,13 +16,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from diptych import Application, Rejected
+from diptych import Application, Query, Rejected
 from shop import shop
 from shop.demo import DemoResult, demonstrate, run_demo
 from shop.importer import import_invoices
 from shop.invoice import command_of
 from shop.invoice_file import InvoiceFile
+from shop.read_side.country_sales import SalesByCountry
+from shop.read_side.customer_sales import TopCustomers
+from shop.read_side.import_totals import ImportSummary
+from shop.read_side.month_sales import SalesByMonth
+from shop.read_side.product_sales import TopProducts
 from shop.write_side.returns import MORE_THAN_BOUGHT
+from tests import valkey_server
+from tests.postgres_server import in_thread, new_read_store
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 INVOICES = DATA / "online_retail_2010-12_2011-02.csv.gz"
@@ -85,6 +92,34 @@ async def test_projections_may_stand_still_for_half_of_it(tmp_path: Path, expect
     assert status.head == half
     assert {projection.checkpoint for projection in status.projections} == {0}
     check(await run_demo(store=store, input=INVOICES), expected)
+
+
+async def test_four_stores_are_fed_at_once_and_say_the_same(tmp_path: Path, expected: dict[str, Any]) -> None:
+    """Every read model in SQLite, PostgreSQL, DuckDB and Valkey, by one import; then each of them answers alone."""
+    store, invoices = f"sqlite:{tmp_path}/events.db", InvoiceFile(INVOICES)
+    read_stores = [
+        f"sqlite:{tmp_path}/rows.db",
+        in_thread(new_read_store()),
+        f"duckdb:{tmp_path}/rows.duckdb",
+        valkey_server.new_read_store(),
+    ]
+    async with Application(shop, store=store) as app:
+        names = [projection.name for projection in (await app.status()).projections]
+    asked: list[Query[Any]] = [
+        ImportSummary(),
+        SalesByCountry(),
+        SalesByMonth(),
+        TopProducts(limit=20),
+        TopCustomers(limit=20),
+    ]
+    async with Application(shop, store=store, read_stores=dict.fromkeys(names, read_stores)) as app:
+        check(await demonstrate(app, invoices), expected)
+        await app.projected()
+        told = await app.query_many(asked)
+    for read_store in read_stores:
+        async with Application(shop, store=store, read_store=read_store, projecting=False) as app:
+            assert {found.lag_events for found in (await app.status()).projections} == {0}
+            assert await app.query_many(asked) == told
 
 
 IMPORT_AND_TELL = """

@@ -24,9 +24,13 @@ from diptych.event_store.position import NOWHERE, START, Place
 from diptych.messages.registry import EventTypes
 from diptych.read_side.freshness import EVENTUAL, Freshness
 from diptych.read_side.projection import Projection
+from diptych.read_side.query_context import query_context
 from diptych.read_side.read_model import RowForm
 from diptych.read_side.read_store import ReadStore, SliceWrite
 from diptych.read_side.snapshot_reader import SnapshotReader
+from diptych.security import actor_of
+
+EVERYTHING = query_context(actor_of(None), SystemClock().now())
 
 
 class Sku(Identity): ...
@@ -114,7 +118,7 @@ def test_pages_cover_every_row_once_in_order(kind: str) -> None:
         events = MemoryEventStore(SystemClock())
         async with store.snapshot() as snapshot:
             checks = Freshness(events, SystemClock()).checks(EVENTUAL)
-            reader = SnapshotReader(snapshot, {Row: (projection, "f")}, checks)
+            reader = SnapshotReader(snapshot, {Row: (projection, "f")}, checks).narrowed(EVERYTHING)
             order_by = ", ".join(f"{'-' if descending else ''}{column}" for column, descending in order)
             found: list[Row] = []
             cursor, pages = None, 0

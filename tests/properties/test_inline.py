@@ -89,7 +89,7 @@ async def follows(store: EventStore, other: EventStore, rows: ReadStore, history
     types = event_types([warehouse()])
     folds = projections([warehouse()], types)
     projector = Projector(store, History(types), rows, folds)
-    fold = Choking(Inline(History(types), {each: projector.fingerprint(each) for each in folds}))
+    fold = Choking(Inline(History(types), {each: projector.generations.fingerprint(each) for each in folds}))
     store.fold_inline(rows, fold)  # type: ignore[attr-defined]
     for each in (store, other, rows):
         await each.open()

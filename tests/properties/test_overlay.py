@@ -30,9 +30,11 @@ from diptych.read_side.freshness import Freshness
 from diptych.read_side.overlay import Overlay
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import ReadPanel
+from diptych.read_side.query_context import query_context
 from diptych.read_side.query_source import ReadStoreSource
 from diptych.read_side.read_store import ReadStore
 from diptych.read_side.snapshot_reader import SnapshotReader
+from diptych.security import actor_of
 from tests.properties.test_batches import append, stored
 from tests.warehouse import Blank, Explicit, Log, PerPair, PerPart, Touched, events, warehouse
 
@@ -94,7 +96,7 @@ class World:
         requirement = await (freshness.overlay() if overlaid else freshness.latest())
         found: list[Any] = []
         async with freshness.checks(requirement) as checks, read_store.snapshot() as snapshot:
-            reader = panel.reader(snapshot, checks)
+            reader = panel.reader(snapshot, checks).narrowed(query_context(actor_of(None), SystemClock().now()))
             for name in names:
                 try:
                     found.append(await READS[name](reader))

@@ -126,10 +126,13 @@ READS = st.one_of(
     st.tuples(st.just("expired"), MOMENTS.filter(bool), st.integers(1, 5)),
     st.tuples(st.just("get"), st.lists(KEYS, max_size=3)),
     st.tuples(st.just("slices")),
-    st.tuples(st.just("switch")),
 )
+BUILDS = st.tuples(st.just("build"), st.sampled_from(["anew", "anew, keep", "back", "take up", "drop"]))
+BUILDS_READ = 6
+"""Builds, from the first on, that are looked for among those that are kept."""
+BY_KEY = (Order("shop"), Order("number"))
 STEPS = st.lists(
-    st.one_of(CHANGES, st.tuples(st.just("open")), st.tuples(st.just("read"), st.integers(0, 2), READS)),
+    st.one_of(CHANGES, BUILDS, st.tuples(st.just("open")), st.tuples(st.just("read"), st.integers(0, 2), READS)),
     min_size=5,
     max_size=25,
 )
@@ -153,7 +156,23 @@ async def read(snapshot: ReadSnapshot, what: Sequence[Any]) -> Any:
             return await snapshot.get_many(NAME, keys)
         case _:
             blocked = await snapshot.blocked(NAME)
-            return [each.checkpoint for each in await snapshot.slices(NAME)], [key.position for key in blocked]
+            kept = [await read_kept(snapshot, str(fingerprint)) for fingerprint in range(BUILDS_READ)]
+            return [each.checkpoint for each in await snapshot.slices(NAME)], [key.position for key in blocked], kept
+
+
+async def read_kept(snapshot: ReadSnapshot, fingerprint: str) -> Any:
+    """What a snapshot shows of a generation that is kept."""
+    found = await snapshot.kept(NAME, fingerprint)
+    if not found:
+        return None
+    number, states = found[0].number, [(each.checkpoint, each.epoch, each.live, each.under_way) for each in found]
+    return (
+        states,
+        await snapshot.find(NAME, (), BY_KEY, 100, None, number),
+        await snapshot.count(NAME, (), number),
+        await snapshot.search(NAME, "tea", 100, (), number),
+        [key.position for key in await snapshot.blocked(NAME, number)],
+    )
 
 
 class Both:
@@ -164,6 +183,7 @@ class Both:
         self.generations = generations
         self.stack = stack
         self.snapshots: list[list[ReadSnapshot]] = []
+        self.built = 1
 
     async def do(self, step: Sequence[Any]) -> None:
         """One step."""
@@ -176,9 +196,10 @@ class Both:
                 for snapshot in opened:  # its moment is that of its first read at the latest
                     await snapshot.slices(NAME)
                 self.snapshots.append(opened)
-            case ["read", number, ["switch"]]:
-                del number
-                await self.build_anew()
+            case ["build", what]:
+                for n, store in enumerate(self.stores):
+                    self.generations[n] = await self.build(store, self.generations[n], what)
+                self.built += 1
             case ["read", number, what] if number < len(self.snapshots):
                 expected, found = [await read(each, what) for each in self.snapshots[number]]
                 assert found == expected, what
@@ -195,16 +216,27 @@ class Both:
             assert isinstance(result, Written)
             self.generations[n] = result.generation
 
-    async def build_anew(self) -> None:
-        """Another generation in place of this one, as far as it, with one row."""
-        for n, store in enumerate(self.stores):
-            at = self.generations[n].checkpoint
-            (made,) = await store.create_generation(NAME, "1", SALES, place(0), live=False, anew=True)
-            row = ("new", 0, None, None, "tea")
-            (result,) = await store.write([SliceWrite(made, at, [row])])
-            assert isinstance(result, Written)
-            assert await store.switch(NAME, made.number)
-            self.generations[n] = result.generation
+    async def build(self, store: ReadStore, live: Generation, what: str) -> Generation:
+        """The generation that answers after another one was switched to, as far as it; or the same."""
+        kept = [each for each in await store.generations() if each.kept_until is not None]
+        keep_s = 3_600 if what in ("anew, keep", "back") else 0
+        if what.startswith("anew"):
+            chosen = await store.create_generation(NAME, str(self.built), SALES, place(0), live=False)
+        elif what == "take up" and kept:
+            chosen = await store.create_generation(NAME, kept[0].fingerprint, SALES, place(0), live=False)
+        elif what == "drop" and kept:
+            await store.drop_generation(NAME, kept[0].number)
+            return live
+        else:
+            chosen = kept
+        if not chosen or what == "drop":
+            return live
+        row = (what, self.built, None, None, "tea")
+        (result,) = await store.write([SliceWrite(chosen[0], live.checkpoint, [row])])
+        assert isinstance(result, Written)
+        assert await store.switch(NAME, result.generation.number, keep_s=keep_s)
+        (found,) = [each for each in await store.generations() if each.live]
+        return found
 
 
 @asynccontextmanager
@@ -216,14 +248,16 @@ async def both() -> AsyncGenerator[Both]:
         for store in stores:
             await store.open()
             stack.push_async_callback(store.close)
-            generations += await store.create_generation(NAME, "1", SALES, place(0), live=True)
+            generations += await store.create_generation(NAME, "0", SALES, place(0), live=True)
         yield Both(stores, generations, stack)
 
 
 async def agree(steps: Sequence[Sequence[Any]]) -> None:
     async with both() as stores:
-        for step in steps:
+        for step in (*steps, ("open",)):
             await stores.do(step)
+        for number in range(len(stores.snapshots)):
+            await stores.do(("read", number, ("slices",)))
 
 
 @QUICK

@@ -21,7 +21,6 @@ from diptych import (
     Identity,
     Key,
     ProcessManager,
-    Query,
     Reaction,
     ReadModel,
     Receipt,
@@ -119,7 +118,7 @@ async def test_who_lacks_the_scope_is_forbidden(app: Application, actor: Actor |
     """Nobody, a name alone, and an actor with other scopes: nothing happens, and the error says what is missing."""
     with pytest.raises(Forbidden) as refused:
         await app.execute(Place(order=ONE), actor=actor)
-    assert (refused.value.command, refused.value.missing) == ("Place", ("orders:write",))
+    assert (refused.value.message, refused.value.missing) == ("Place", ("orders:write",))
     assert refused.value.actor == (None if actor is None else "clerk")
     assert "orders:write" in str(refused.value)
     assert await history(app) == []
@@ -219,9 +218,6 @@ class Shown(ReadModel):
     order: Key[OrderId]
 
 
-class ShownOrders(Query[int]): ...
-
-
 class Watching(ProcessManager[OrderId]):
     @requires("x")
     def react(self, event: Placed) -> Reaction[Watching]:
@@ -232,13 +228,6 @@ class Marked(DecisionModel[OrderId]):
     @requires("x")
     def evolve(self, event: Placed) -> Marked:
         return self
-
-
-def _on_a_query(context: BoundedContext) -> None:
-    @context.query_handler
-    @requires("x")
-    async def shown(query: ShownOrders) -> int:
-        return 0
 
 
 def _on_a_projection(context: BoundedContext) -> None:
@@ -264,13 +253,13 @@ def _on_a_model(context: BoundedContext) -> None:
 
 
 @pytest.mark.parametrize(
-    "misuse", [_on_a_query, _on_a_projection, _on_a_subscriber, _on_a_process, _on_a_model], ids=lambda f: f.__name__
+    "misuse", [_on_a_projection, _on_a_subscriber, _on_a_process, _on_a_model], ids=lambda f: f.__name__
 )
-async def test_requires_is_for_command_handlers_alone(misuse: Callable[[BoundedContext], None]) -> None:
+async def test_requires_is_for_handlers_and_queries_alone(misuse: Callable[[BoundedContext], None]) -> None:
     """Where it would guard nothing, the application does not open, and says where it stands."""
     context = BoundedContext("shop", events=[Placed])
     misuse(context)
-    with pytest.raises(ConfigurationError, match=r"tests.*: @requires is for command handlers"):
+    with pytest.raises(ConfigurationError, match=r"tests.*: @requires is for handlers of commands and queries"):
         await Application(context).open()
 
 

@@ -50,7 +50,7 @@ def test_the_history_is_written_to_a_file(project: Project) -> None:
         (["--parquet", "."], 2, "is a folder"),
         (["--parquet", "s.parquet", "--type", "Enroled"], 1, "did you mean school.Enrolled?"),
         (["--parquet", "s.parquet", "--store", "sqlite:other.db"], 1, "there is no store at other.db"),
-        (["--parquet", "s.parquet", "--store", "duckdb:school.duckdb"], 1, "not events"),
+        (["--parquet", "s.parquet", "--store", "duckdb:school.duckdb"], 1, "no events"),
     ],
 )
 def test_what_cannot_be_exported_is_told(project: Project, arguments: list[str], code: int, reason: str) -> None:

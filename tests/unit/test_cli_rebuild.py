@@ -119,3 +119,28 @@ def test_as_json_stdout_is_json(project: Project, monkeypatch: pytest.MonkeyPatc
     code, out, err = project.run("rebuild", "changed", changed(project), "--diff", "--json", "--yes")
     assert (code, out) == (0, "")
     assert "nothing to rebuild" in err
+
+
+def test_it_goes_back_to_the_rows_of_before(project: Project) -> None:
+    """By the old code, and by the new code."""
+    assert project.run("rebuild", "Seats", changed(project), "--rebuild-rate", "1000000").code == 0
+    code, out, _ = project.run("rebuild", "Seats", project.context, "--back")
+    assert (code, out) == (0, "school.Seats answers from the rows of before, up to position 3.\n")
+    assert (seats(project, project.context), seats(project, changed(project))) == ("live", "other code")
+    code, out, err = project.run("rebuild", "Seats", changed(project), "--back")
+    assert (code, err) == (0, "")
+    assert seats(project, changed(project)) == "live"
+
+
+def test_there_is_nothing_to_go_back_to(project: Project) -> None:
+    """Nothing was replaced, or it was dropped at once."""
+    assert project.run("rebuild", "Seats", changed(project), "--keep", "0").code == 0
+    code, _, err = project.run("rebuild", "Seats", changed(project), "--back")
+    assert (code, "no rows of school.Seats are kept" in err) == (1, True)
+
+
+@pytest.mark.parametrize("other", ["--diff", "--dry-run", "--json"])
+def test_going_back_builds_nothing_that_could_be_compared(project: Project, other: str) -> None:
+    """It is refused before anything is opened."""
+    code, _, err = project.run("rebuild", "Seats", changed(project), "--back", other)
+    assert (code, "--back takes one read model" in err) == (2, True)

@@ -54,7 +54,7 @@ def test_the_application_is_found_in_every_layer(project: Project, monkeypatch: 
             (
                 "unknown key 'colour'; there are app, partition_by, partition, store, read_store, read_stores, "
                 "read_replica, replica_policy, host, port, role, processes, jwks, issuer, audience, "
-                "without_authentication, log_format, inline"
+                "without_authentication, on_changed, rebuild_rate, keep, log_format, inline"
             ),
         ),
         ("port = 'http'", "diptych.toml: expected `int`, got `str` at port"),

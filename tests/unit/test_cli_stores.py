@@ -330,12 +330,12 @@ def test_a_rebuild_folds_the_history_anew(project: Project) -> None:
 
 
 def test_a_rebuild_with_changed_code_says_whom_it_takes_the_rows_from(project: Project) -> None:
-    """A server that still runs the code of the live rows has none afterwards: said before the switch and at the end."""
+    """For how long a server of the old code has its rows afterwards is said before the switch, and at the end."""
     project.enrol("python", "ruby", "python")
     code, out, err = project.run("rebuild", "Seats", project.changed())
     assert code == 0
     assert "warning the live rows of school.Seats are of other code than this" in err
-    assert "has none to answer from" in err
+    assert "answers from them for 3600 s more" in err
     assert out.startswith("school.Seats is rebuilt up to position 3, in ")
     assert "Restart with this code what still runs the other" in out
     again = project.run("rebuild", "Seats", project.changed())

@@ -201,7 +201,7 @@ async def test_a_comparison_leaves_the_builds_of_others_alone(store_url: str) ->
         Application(sold_out_is_gone(), store=store_url, projecting=False) as other,
     ):
         projector = server.partition().projector
-        (made,) = await projector.create(projector.slices[0].projection, live=False, anew=True, slices=1)
+        (made,) = await projector.generations.create(projector.slices[0].projection, live=False, anew=True, slices=1)
         assert not (await other.partition().rebuilds.compare("Stock")).same
         assert made.number in {found.number for found in await server.partition().read_store.generations()}
 

@@ -30,7 +30,7 @@ from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import AppendResult, Commit, ReadResult
 from diptych.event_store.merged_log import MergedLog
 from diptych.event_store.position import START, TOKENS_MAX, Place, Position
-from diptych.read_side import snapshot_turns
+from diptych.read_side import snapshot_turns, spanning_queries
 from diptych.testing import ManualClock
 from diptych.testing.contracts.event_store_case import append_one, event, let_others_run, opened
 from tests.tenants import (
@@ -429,6 +429,7 @@ async def test_queries_that_meet_two_partitions_in_two_orders_do_not_wait_for_ea
 ) -> None:
     """Where snapshots are few, whoever holds one of a store gets one of the other."""
     monkeypatch.setattr(snapshot_turns, "SNAPSHOTS_MAX", 1)
+    monkeypatch.setattr(spanning_queries, "SPANNING_ANSWERS_MAX", 1)
     sales, shipping = contexts([])
     holding, go_on = asyncio.Event(), asyncio.Event()
 

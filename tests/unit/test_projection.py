@@ -402,8 +402,11 @@ async def unannotated(query: Unanswered, read) -> int: ...  # type: ignore[no-un
         (no_query, "no_query: annotate the first parameter with the query"),
         (not_a_query, "not_a_query: annotate the first parameter with the query"),
         (not_async, "not_async: a query handler is an `async def`"),
-        (unknown_service, r"unknown_service: parameter `mailer` is neither the Reader nor a service; .*services="),
-        (unannotated, "unannotated: parameter `read` is neither the Reader nor a service"),
+        (
+            unknown_service,
+            r"unknown_service: parameter `mailer` is neither the Reader, the QueryContext nor a service; .*services=",
+        ),
+        (unannotated, "unannotated: parameter `read` is neither the Reader, the QueryContext nor a service"),
     ],
 )
 def test_query_handlers_that_do_not_fit_are_told(function: Any, text: str) -> None:

@@ -26,9 +26,12 @@ from diptych import (
 from diptych.adapters.connect import connect_read_store, default_read_store
 from diptych.application.follower import Follower
 from diptych.application.read_routing import ReadStores
+from diptych.clock import SystemClock
 from diptych.errors import Blocked, ConfigurationError
 from diptych.event_store.position import Position, read_tokens
 from diptych.read_side.freshness import EVENTUAL
+from diptych.read_side.query_context import query_context
+from diptych.security import actor_of
 from tests.postgres_server import in_thread, new_read_store, new_stores
 from tests.tenants import (
     ACME,
@@ -316,7 +319,11 @@ async def test_a_rebuild_builds_in_every_store(tmp_path: Path) -> None:
         await app.projected()
         assert await app.rebuilds.rebuild("Count") == 3
         stores = [store for store in app.partition().stores if "shelves.Count" in store.names()]
-        assert [{found.number for found in await store.read_store.generations()} for store in stores] == [{2}, {2}]
+        kept = [{found.number: found.live for found in await store.read_store.generations()} for store in stores]
+        assert kept == [{1: False, 2: True}] * 2
+        assert await app.rebuilds.back("Count") == 3
+        kept = [{found.number: found.live for found in await store.read_store.generations()} for store in stores]
+        assert kept == [{1: True, 2: False}] * 2
         assert (await app.rebuilds.compare("Count")).same
         assert await app.rebuilds.rebuild("shelves.Weight") == 3
         assert await app.query(BothOf(shelf=A)) == Both(things=2, total=4)
@@ -418,11 +425,14 @@ async def test_what_is_in_memory_never_answers_before_it_is_built(tmp_path: Path
             await store.projector.open()  # and nothing is folded yet
         status = (await Follower.status(partition)).projections[0]
         assert (status.name, status.store, status.live, status.checkpoint) == ("shelves.Count", "memory:", False, 0)
+        context = query_context(actor_of(None), SystemClock().now())
         with pytest.raises(NotFresh, match="not built"):
-            await partition.queries.answer(CountOf(shelf=A), EVENTUAL, 0)
+            await partition.queries.answer(CountOf(shelf=A), EVENTUAL, 0, context)
         with pytest.raises(NotFresh, match="not built"):
-            await partition.queries.answer(BothOf(shelf=A), EVENTUAL, 0)
-        assert (await partition.queries.answer(WeightOf(shelf=A), EVENTUAL, 0)).value == Weight(shelf=A, total=4)
+            await partition.queries.answer(BothOf(shelf=A), EVENTUAL, 0, context)
+        assert (await partition.queries.answer(WeightOf(shelf=A), EVENTUAL, 0, context)).value == Weight(
+            shelf=A, total=4
+        )
     finally:
         await partition.close()
     async with app:

@@ -131,7 +131,7 @@ async def test_a_build_that_was_complete_when_its_process_died_is_switched_to(tm
         await app.projected()
     async with Application(with_other_seats(), store=url, projecting=False) as app:
         projector = app.partition().projector
-        await projector.create(projector.slices[0].projection, live=False)
+        await projector.generations.create(projector.slices[0].projection, live=False)
     store, read_store = connect_event_store(url, SystemClock()), connect_read_store(default_read_store(url))
     await store.open()
     await read_store.open()

@@ -28,6 +28,7 @@ from diptych.read_side.partitions import slice_of
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import SliceWrite, Written
 from diptych.read_side.reader import Reader
+from diptych.read_side.rebuild_policy import RebuildPolicy
 from tests.parking import discard, parked
 
 pytestmark = pytest.mark.anyio
@@ -177,7 +178,9 @@ async def test_another_number_of_slices_takes_effect_when_it_is_opened(store_url
 @on_disk
 async def test_a_rebuild_of_slices_is_switched_to_as_one(store_url: str) -> None:
     """The new generation has as many, shows the same rows, and goes on."""
-    async with asyncio.timeout(WAIT_S), Application(warehouse(partitions=3), store=store_url) as app:
+    at_once = RebuildPolicy(keep_s=0)
+    app = Application(warehouse(partitions=3), store=store_url, rebuilding=at_once)
+    async with asyncio.timeout(WAIT_S), app:
         for n in range(SKUS):
             await app.execute(Count(sku=Sku(f"s{n}")))
         await app.rebuilds.rebuild("Stock")

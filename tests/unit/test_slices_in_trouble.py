@@ -170,10 +170,10 @@ async def test_a_build_with_a_stopped_slice_does_not_switch_with_each_event(
     calls = 0
     real = SqliteReadStore.switch
 
-    async def switch(self: SqliteReadStore, name: str, number: int) -> bool:
+    async def switch(self: SqliteReadStore, name: str, number: int, *, keep_s: float = 0.0) -> bool:
         nonlocal calls
         calls += 1
-        return await real(self, name, number)
+        return await real(self, name, number, keep_s=keep_s)
 
     monkeypatch.setattr(SqliteReadStore, "switch", switch)
     async with Application(warehouse(2, version=2, poisonous=2), store=url) as app:
@@ -366,8 +366,8 @@ async def test_a_rebuild_that_is_split_as_it_is_switched_to_goes_on() -> None:
     """Another process opens with another number between the switch and the look at it."""
 
     class Racing(MemoryReadStore):
-        async def switch(self, name: str, number: int) -> bool:
-            done = await super().switch(name, number)
+        async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+            done = await super().switch(name, number, keep_s=keep_s)
             if done:
                 await self.split(name, number, 3)
             return done
@@ -410,11 +410,11 @@ async def test_a_rebuild_gives_up_on_live_rows_that_it_cannot_catch_up_with(monk
     attempts: list[int] = []
 
     class Racing(MemoryReadStore):
-        async def switch(self, name: str, number: int) -> bool:
+        async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
             attempts.append(number)
             await world.append(Counted(sku=HEALTHY))
             await other.advance(other.slices)
-            return await super().switch(name, number)
+            return await super().switch(name, number, keep_s=keep_s)
 
     world = World(warehouse(2))
     world.read_store = Racing()

@@ -110,7 +110,7 @@ def test_whoever_waits_when_it_closes_is_told() -> None:
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    assert _waits(app, "Application.query")
+    assert _waits(app, "QueryPanel.query")
     app.close()
     with pytest.raises(StoreClosed):
         outcome.result(timeout=WAIT_S)

@@ -47,10 +47,10 @@ Port: TypeAlias = Literal["event_store", "read_store"]
 
 _ADAPTERS = {
     "memory": "diptych.adapters.memory",
-    "duckdb": "diptych.adapters.duckdb",
     "sqlite": "diptych.adapters.sqlite",
     "postgresql": "diptych.adapters.postgres",
     "postgres": "diptych.adapters.postgres",
+    "duckdb": "diptych.adapters.duckdb",
     "opensearch": "diptych.adapters.opensearch",
     "opensearch+http": "diptych.adapters.opensearch",
     "valkey": "diptych.adapters.valkey",

@@ -7,11 +7,11 @@ projections are compiled against them, and whatever does not fit is a `Configura
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -28,24 +28,25 @@ from diptych.application.dividing import (
     store_urls,
 )
 from diptych.application.partition import Partition
-from diptych.application.partitions import Asked, ByContext, ByIdentity, Partitions
+from diptych.application.partitions import ByContext, ByIdentity, Partitions
 from diptych.application.pruning import Pruning
+from diptych.application.query_panel import QueryPanel, shown_tokens
 from diptych.application.read_routing import ReadStores, check_apart, routes, sent
 from diptych.application.routed_rebuilds import RoutedRebuilds
 from diptych.application.status import Health, Status
 from diptych.application.wiring import Compiled, ConnectedStore, compile_contexts, wire, wire_across
 from diptych.clock import Clock, SystemClock
-from diptych.errors import ConfigurationError, InvalidMessage, StoreClosed
+from diptych.errors import ConfigurationError, StoreClosed
 from diptych.event_store.event_query import EventQuery
 from diptych.event_store.merged_log import MergedLog
-from diptych.event_store.position import Token, read_tokens
 from diptych.messages.command import Command
-from diptych.messages.query import Query
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.process_managers.scheduled_commands import When
-from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.live_queries import LiveQueries
-from diptych.read_side.query_bus import Answer
+from diptych.read_side.query_bus import Answer, QueryHandlers
+from diptych.read_side.query_middleware import QueryMiddleware, QueryWay
+from diptych.read_side.rebuild_policy import RebuildPolicy
+from diptych.read_side.row_streams import RowStreams
 from diptych.security import Actor, actor_of, check_reason
 from diptych.write_side.command_bus import CommandMiddleware, Sender
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from diptych.application.parked import Parked
     from diptych.event_store.event_store import EventLog, EventStore, KeptOutcome
     from diptych.event_store.recorded_event import RecordedEvent
+    from diptych.messages.query import Query
     from diptych.process_managers.process_store import ProcessStore
     from diptych.process_managers.processes import Processes
     from diptych.process_managers.scheduled_commands import Scheduled, ScheduledCommands
@@ -68,12 +70,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Application"]
 
-R = TypeVar("R")
-
 _log = logging.getLogger("diptych")
 
 
-class Application:
+class Application(QueryPanel):
     """Runs bounded contexts on a store: `async with Application(school, store="sqlite:school.db") as app`.
 
     Args:
@@ -92,8 +92,11 @@ class Application:
             that, "primary" asks the read store itself.
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
+        query_middleware: wraps the way of every query, the first outermost.
         clock: tells the time.
         projecting: whether this process folds projections and runs subscribers. Without, another one has to.
+        rebuilding: what becomes of read models whose code has changed, how fast they are built anew, and for how long
+            the rows that were replaced are kept.
         commands_waiting_max: commands under way at once, in each partition; past it, `Overloaded`.
     """
 
@@ -109,8 +112,10 @@ class Application:
         replica_policy: ReplicaPolicy = "wait",
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
+        query_middleware: Sequence[QueryMiddleware] = (),
         clock: Clock | None = None,
         projecting: bool = True,
+        rebuilding: RebuildPolicy | None = None,
         commands_waiting_max: int = COMMANDS_WAITING_MAX,
     ) -> None:
         if not contexts:
@@ -129,8 +134,10 @@ class Application:
         self._replica_policy: ReplicaPolicy = replica_policy
         self._services = dict(services or {})
         self._middleware = tuple(command_middleware)
+        self._query_middleware = tuple(query_middleware)
         self._clock = clock or SystemClock()
         self._projecting = projecting
+        self._rebuilding = rebuilding or RebuildPolicy()
         self._commands_waiting_max = commands_waiting_max
         self._partitions: Partitions | None = None
         self._routes: Partitions | None = None
@@ -170,10 +177,11 @@ class Application:
                 await wired.close()
                 raise
             self._partitions = wired
-            self._live = LiveQueries(
-                lambda query, touches, after, wait_s: wired.answer(query, Asked(after, touches=touches), wait_s),
-                self._clock,
-            )
+            self._way = QueryWay(self._query_middleware, self._compiled.query_scopes)
+            self._live = LiveQueries(self._again, self._clock)
+            self._streams = RowStreams(self._compiled.query_handlers)
+            models = {projection.form.cls: projection for projection in self._compiled.projections}
+            self._handlers = QueryHandlers(self._compiled.query_handlers, models)
         finally:
             self._opening = False
 
@@ -185,6 +193,7 @@ class Application:
         open_ones, self._partitions = self._partitions, None
         if open_ones is not None:
             try:
+                await self._streams.close()
                 await self._live.close()
             finally:
                 await open_ones.close()
@@ -221,6 +230,7 @@ class Application:
             middleware=self._middleware,
             clock=self._clock,
             projecting=self._projecting,
+            policy=self._rebuilding,
             commands_waiting_max=self._commands_waiting_max,
         )
 
@@ -233,6 +243,7 @@ class Application:
             name=ACROSS,
             clock=self._clock,
             projecting=self._projecting,
+            policy=self._rebuilding,
         )
 
     def _store_urls(self, compiled: Compiled) -> dict[str, StoreUrls]:
@@ -359,7 +370,7 @@ class Application:
             Unavailable: not now; nothing was done, but for `OutcomeUnknown`.
         """
         sender = _sender(actor, reason, correlation_id, causation_id, traceparent)
-        basis = _tokens(based_on) or ()
+        basis = shown_tokens(based_on) or ()
         return await self._opened().of_command(command).commands.execute(command, command_id, sender, basis)
 
     async def schedule(  # noqa: PLR0913 — by keyword, most of them
@@ -435,84 +446,7 @@ class Application:
         who = actor_of(actor)
         sender = Sender(actor=who.name, scopes=who.scopes, trusted=who.trusted)
         commands = self._opened().of_command(command).commands
-        return await commands.can(command, sender, _tokens(based_on) or ())
-
-    async def query(
-        self,
-        query: Query[R],
-        /,
-        *,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-    ) -> R:
-        """Ask a query; see `answer`, which gives the token as well."""
-        found = await self.answer(
-            query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
-        )
-        return found.value
-
-    async def answer(
-        self,
-        query: Query[R],
-        /,
-        *,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-    ) -> Answer[R]:
-        """Ask a query; the value, and what it shows, are of one moment.
-
-        Args:
-            query: what is asked.
-            after: a receipt, answer or token: the answer shows at least that.
-            freshness: "latest" shows everything that is in the history when it is asked, and waits for its projection;
-                "overlay" the same without a wait: what rows lack is folded onto them for this answer.
-            within_s: the answer lacks nothing that is older than so many seconds.
-            as_of: a receipt, answer or token, or an aware datetime: the answer shows its read models as they stood
-                then, every event up to there and none behind it. They are folded for it, by the code of today.
-            wait_s: for how long to wait for it, 0 to 60 seconds.
-
-        Raises:
-            NotFresh: it is not there within `wait_s`; an older answer is never given.
-            CannotOverlay: rows lack too much, or what the answer touches only the store can find.
-            Blocked: what was asked for waits behind an event that cannot be folded.
-            HistoryDiverged: the token is of another history.
-            CannotShowPast: `as_of` is no one moment, or its answer no fold of the log; `PastTooLong` where that is too
-                much.
-            HistoryPruned: events that would have to be folded for `as_of` have no data any more.
-        """
-        if (after is not None) + (freshness != "eventual") + (within_s is not None) + (as_of is not None) > 1:
-            raise InvalidMessage("query", [("$", "after, freshness, within_s and as_of: give one of them")])
-        moment = as_of if isinstance(as_of, datetime) else _tokens(as_of)
-        return await self._opened().answer(query, Asked(_tokens(after), freshness, within_s, moment), wait_s)
-
-    def subscribe(
-        self, query: Query[R], /, *, after: Receipt | Answer[Any] | str | None = None, wait_s: float = WAIT_S
-    ) -> AsyncGenerator[Answer[R]]:
-        """Ask a query, and again after each change that can affect its answer: `async for answer in app.subscribe(…)`.
-
-        The first answer comes at once, every other one when it differs from the last; their tokens never go back.
-        Whatever changes between two steps of the loop is one answer, computed when it is asked for. Rows that expire
-        are changes, too. What waits behind an event that cannot be folded is left out, which `incomplete` says. While
-        a store cannot be reached there is no answer, for five minutes at most. It ends when the application is closed.
-
-        Args:
-            query: what is asked.
-            after: a receipt, answer or token: the first answer shows at least that; the last one's goes on from there.
-            wait_s: for how long to wait for that, 0 to 60 seconds.
-
-        Raises:
-            NotFresh: what `after` tells is not there within `wait_s`.
-            HistoryDiverged: the token, or the last answer, is of another history.
-            Overloaded: there are too many subscriptions in this process.
-        """
-        self._opened()
-        return self._live.subscribe(query, _tokens(after), wait_s)
+        return await commands.can(command, sender, shown_tokens(based_on) or ())
 
     # ── what is known of it ──────────────────────────────────────────────────
 
@@ -533,10 +467,11 @@ class Application:
         self._opened()
         return self._compiled.handlers[command].tryable
 
-    def required_scopes(self, command: type[Command]) -> frozenset[str]:
-        """The scopes that a command's handler `requires`; mostly none."""
+    def required_scopes(self, message: type[Command | Query[Any]]) -> frozenset[str]:
+        """The scopes that a command's handler `requires`, or a query; mostly none."""
         self._opened()
-        return self._compiled.handlers[command].requires
+        handler = self._compiled.handlers.get(cast("type[Command]", message))
+        return self._compiled.query_scopes.get(message, frozenset()) if handler is None else handler.requires
 
     @property
     def event_types(self) -> EventTypes:
@@ -611,8 +546,3 @@ def _sender(
         causation_id=causation_id,
         traceparent=traceparent,
     )
-
-
-def _tokens(shown: Receipt | Answer[Any] | str | None) -> list[Token] | None:
-    """The tokens of what was shown, or done."""
-    return None if shown is None else read_tokens(shown if isinstance(shown, str) else shown.token)

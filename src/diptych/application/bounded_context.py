@@ -97,7 +97,7 @@ class BoundedContext:
     def query_handler(
         self, function: Callable[Concatenate[Q, P], Awaitable[R]], /
     ) -> Callable[Concatenate[Q, P], Awaitable[R]]:
-        """Declare the handler of the query in the first parameter; it takes a `Reader`, and services.
+        """Declare the handler of the query in the first parameter; it takes a `Reader`, `QueryContext`, and services.
 
         It may run twice for one query: it is asked again on a newer snapshot if it met a read model that was behind.
         """

@@ -26,7 +26,8 @@ from diptych.read_side.leases import Leases
 from diptych.read_side.past import AsOf, Past
 from diptych.read_side.past_rows import Moment
 from diptych.read_side.projector import Projector
-from diptych.read_side.query_bus import Answer, ReadPanel
+from diptych.read_side.query_bus import Answer, Handle, ReadPanel
+from diptych.read_side.query_context import QueryContext
 from diptych.read_side.query_source import ReplicaStatus
 from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import ReadStore
@@ -130,10 +131,14 @@ class Follower:
             return await freshness.overlay()
         return await freshness.latest() if asked == "latest" else EVENTUAL
 
-    async def answer_as_of(self, query: Query[R], as_of: AsOf, wait_s: float) -> Answer[R]:
+    async def answer_as_of(
+        self, query: Query[R], as_of: AsOf, wait_s: float, context: QueryContext, by: Handle | None = None
+    ) -> Answer[R]:
         """Answer a query as its read models stood then; errors as of `QueryBus.answer` and `Past.moment`."""
         moment = await self.past.moment(as_of)
-        return await self.queries.on(self.panels_at(moment)).answer(query, self.past.requirement(moment), wait_s)
+        return await self.queries.on(self.panels_at(moment)).answer(
+            query, self.past.requirement(moment), wait_s, context, by
+        )
 
     def panels_at(self, moment: Moment) -> list[ReadPanel]:
         """The panels of the read models as they stood then, for one answer."""

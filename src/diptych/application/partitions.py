@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
 from diptych.application.across import Across
+from diptych.application.dividing import ACROSS
 from diptych.application.follower import Follower
 from diptych.application.partition import Partition
 from diptych.application.status import Health
@@ -35,6 +36,7 @@ from diptych.read_side.freshness import HowFresh, Requirement
 from diptych.read_side.live_queries import Touches
 from diptych.read_side.past import AsOf, PastTurns
 from diptych.read_side.query_bus import Answer, Handle, ReadPanel
+from diptych.read_side.query_context import QueryContext
 from diptych.read_side.spanning_queries import SpanningQueryBus
 
 __all__ = ["Asked", "ByContext", "ByIdentity", "Partitions"]
@@ -51,6 +53,7 @@ class Asked(NamedTuple):
         within_s: it lacks nothing that is older than so many seconds.
         as_of: the past moment that it shows, instead of all that; None where it is about now.
         touches: of a live query, hears what the answer touches.
+        by: what answers, instead of the query's own handler.
     """
 
     after: Sequence[Token] | None = None
@@ -58,6 +61,7 @@ class Asked(NamedTuple):
     within_s: float | None = None
     as_of: AsOf | None = None
     touches: Touches | None = None
+    by: Handle | None = None
 
     async def of(self, follower: Follower, after: Sequence[Token] | None) -> Requirement:
         """What an answer from one of the partitions has to show; errors as of `Follower.requirement`."""
@@ -141,19 +145,34 @@ class Partitions:
         del command
         return self._first
 
-    async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+    def check_together(self, queries: Sequence[Query[Any]]) -> None:
+        """Make sure that queries can be answered from one place; where there is one, they can.
+
+        Raises:
+            SpansPartitions: they name several partitions.
+        """
+
+    async def answer(self, query: Query[R], asked: Asked, wait_s: float, context: QueryContext) -> Answer[R]:
         """Answer a query; errors as of `QueryBus.answer`."""
         partition = self._first
         if asked.as_of is not None:
-            return await self._as_of(partition, query, asked.as_of, wait_s)
+            return await self._as_of(partition, query, asked.as_of, wait_s, context, asked.by)
         requirement = await asked.of(partition, asked.after)
-        return await partition.queries.answer(query, requirement, wait_s)
+        return await partition.queries.answer(query, requirement, wait_s, context, asked.by)
 
-    async def _as_of(self, partition: Follower, query: Query[R], as_of: AsOf, wait_s: float) -> Answer[R]:
+    async def _as_of(
+        self,
+        partition: Follower,
+        query: Query[R],
+        as_of: AsOf,
+        wait_s: float,
+        context: QueryContext,
+        by: Handle | None,
+    ) -> Answer[R]:
         """Answer a query from one partition, as of a past moment."""
         self._check_known(as_of)
         async with self._past_turns:
-            return await partition.answer_as_of(query, as_of, wait_s)
+            return await partition.answer_as_of(query, as_of, wait_s, context, by)
 
     def _check_known(self, as_of: AsOf) -> None:
         known = {each.log.history_id for each in self._followers}
@@ -171,9 +190,11 @@ class Partitions:
             after = asked.after if follower is self.across else own
         return await asked.of(follower, after)
 
-    async def _spanning(self, queries: SpanningQueryBus, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+    async def _spanning(
+        self, queries: SpanningQueryBus, query: Query[R], asked: Asked, wait_s: float, context: QueryContext
+    ) -> Answer[R]:
         if asked.as_of is not None:
-            return await self._spanning_as_of(queries, query, asked.as_of, wait_s)
+            return await self._spanning_as_of(queries, query, asked.as_of, wait_s, context, asked.by)
 
         required: dict[int, Requirement] = {}
 
@@ -183,10 +204,16 @@ class Partitions:
                 required[id(follower)] = await self._required(follower, asked)
             return required[id(follower)]
 
-        return await queries.answer(query, require, wait_s)
+        return await queries.answer(query, require, wait_s, context, asked.by)
 
     async def _spanning_as_of(
-        self, queries: SpanningQueryBus, query: Query[R], as_of: AsOf, wait_s: float
+        self,
+        queries: SpanningQueryBus,
+        query: Query[R],
+        as_of: AsOf,
+        wait_s: float,
+        context: QueryContext,
+        by: Handle | None,
     ) -> Answer[R]:
         """As of a past moment of each history: of a time, or of what tokens tell of those that are touched."""
         self._check_known(as_of)
@@ -208,7 +235,7 @@ class Partitions:
             return follower.past.requirement(moments[id(follower)])
 
         async with self._past_turns:
-            return await queries.on(panels).answer(query, require, wait_s)
+            return await queries.on(panels).answer(query, require, wait_s, context, by)
 
 
 class ByContext(Partitions):
@@ -229,9 +256,9 @@ class ByContext(Partitions):
         """Where a command is decided: in the partition of its context."""
         return self._of_command.get(type(command), self._first)
 
-    async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+    async def answer(self, query: Query[R], asked: Asked, wait_s: float, context: QueryContext) -> Answer[R]:
         """Answer a query, from the partitions of all the read models that its handler reads."""
-        return await self._spanning(self._queries, query, asked, wait_s)
+        return await self._spanning(self._queries, query, asked, wait_s, context)
 
 
 class _Route(NamedTuple):
@@ -267,14 +294,21 @@ class ByIdentity(Partitions):
         """Where a command is decided: in the partition that it names."""
         return self._of(command)
 
-    async def answer(self, query: Query[R], asked: Asked, wait_s: float) -> Answer[R]:
+    async def answer(self, query: Query[R], asked: Asked, wait_s: float, context: QueryContext) -> Answer[R]:
         """Answer a query from the partition that it names; from rows across all where it names none."""
         if self._across is not None and type(query) not in self._routes:
-            return await self._spanning(self._across, query, asked, wait_s)
+            return await self._spanning(self._across, query, asked, wait_s, context)
         partition = self._of(query)
         if asked.as_of is not None:
-            return await self._as_of(partition, query, asked.as_of, wait_s)
-        return await partition.queries.answer(query, await self._required(partition, asked), wait_s)
+            return await self._as_of(partition, query, asked.as_of, wait_s, context, asked.by)
+        requirement = await self._required(partition, asked)
+        return await partition.queries.answer(query, requirement, wait_s, context, asked.by)
+
+    def check_together(self, queries: Sequence[Query[Any]]) -> None:
+        """See `Partitions.check_together`."""
+        named = [self._of(query).name if type(query) in self._routes else ACROSS for query in queries]
+        if len(set(named)) > 1:
+            raise SpansPartitions(type(queries[-1]).__name__, "$", sorted(set(named)))
 
     def _of(self, message: Message) -> Partition:
         """The partition that a message names.

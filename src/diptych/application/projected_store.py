@@ -14,12 +14,14 @@ from diptych.application.status import ProjectionStatus
 from diptych.errors import NotFresh, StoreUnavailable
 from diptych.event_store.position import START, Position
 from diptych.read_side.blocked_keys import BlockedKeys
+from diptych.read_side.changed_code import refuse_changed, wait_until_built
 from diptych.read_side.leases import Leases
 from diptych.read_side.past import Past
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import ReadPanel
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.rebuild_policy import RebuildPolicy
 from diptych.read_side.slice import Slice
 from diptych.read_side.subscriber import Subscription
 
@@ -55,6 +57,7 @@ class ProjectedStore:
     subscriptions: Sequence[Subscription]
     blocked_keys: BlockedKeys
     rebuilds: Rebuilds
+    policy: RebuildPolicy
     past: Past
     projecting: bool
     delivering: bool
@@ -63,17 +66,22 @@ class ProjectedStore:
         """Open the read models, check that they fit the code and the log, which is open, and follow it."""
         await self.read_store.open()
         await self.panel.source.open()
+        code = {projection.name: fingerprint for projection, fingerprint in self.panel.projections.values()}
+        if self.policy.on_changed == "refuse":
+            await refuse_changed(self.read_store, code)
         await self.projector.open(making=self.projecting)
         if self.delivering:
             for subscription in self.subscriptions:
                 await subscription.open()
         if self.projecting or self.delivering:
             await self.leases.open()
+        if self.projecting:
+            await self.projector.start(self.leases)
+        if self.policy.on_changed == "wait":  # deliveries wait for that too
+            await wait_until_built(self.projector, self.read_store, code)
         if self.delivering:
             for subscription in self.subscriptions:
                 subscription.start(self.leases)
-        if self.projecting:
-            await self.projector.start(self.leases)
 
     async def close(self) -> None:
         """Stop in the order of the data, the read store last."""
@@ -220,7 +228,7 @@ class ProjectedStore:
 
 
 def _is_behind(generation: Generation, head: Position) -> bool:
-    return generation.checkpoint.position < head or not generation.live
+    return generation.checkpoint.position < head or generation.under_way
 
 
 def _going_on(slices: Sequence[Generation]) -> Sequence[Generation]:
@@ -242,5 +250,5 @@ def _stored(mine: Sequence[Generation], known: Sequence[Generation]) -> Sequence
     same = [found for found in known if (found.name, found.fingerprint) == (mine[0].name, mine[0].fingerprint)]
     if not same:
         return mine
-    newest = max(same, key=lambda found: (found.number == mine[0].number, found.live, found.number))
+    newest = max(same, key=lambda found: (found.live, found.number == mine[0].number, found.number))
     return [found for found in same if found.number == newest.number]

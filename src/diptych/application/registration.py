@@ -41,6 +41,7 @@ __all__ = [
     "handled_queries",
     "processes",
     "projections",
+    "query_scopes",
     "subscribers",
 ]
 
@@ -234,21 +235,33 @@ def handled_queries(
         yield name if name is not None else models[query].name.partition(".")[0], query
 
 
+def query_scopes(contexts: Sequence[BoundedContext], queries: Iterable[type]) -> dict[type, frozenset[str]]:
+    """The scopes that each query requires that requires any: by its class, and by its handler."""
+    declared = {query_of(handler): handler.function for context in contexts for handler in context.query_handlers}
+    found = {
+        query: required_scopes(query) | (required_scopes(declared[query]) if query in declared else frozenset())
+        for query in queries
+    }
+    return {query: scopes for query, scopes in found.items() if scopes}
+
+
 def check_requirements(contexts: Sequence[BoundedContext]) -> None:
-    """Make sure that `requires` stands on command handlers alone: on anything else it would guard nothing.
+    """Make sure that `requires` stands on handlers and queries alone: on anything else it would guard nothing.
 
     Raises:
         ConfigurationError: it stands on something else.
     """
     for context in contexts:
-        declared = (context.query_handlers, context.projections, context.subscribers, context.upcasters)
+        declared = (context.projections, context.subscribers, context.upcasters)
         functions: list[Any] = [found.function for kind in declared for found in kind]
         functions += [process.cls.react for process in context.process_managers]
         functions += [model.evolve for found in context.command_handlers for model in _models_of(found)]
         for function in functions:
             if required_scopes(function):
                 name = f"{function.__module__}.{function.__qualname__}"
-                raise ConfigurationError(f"{name}: @requires is for command handlers, and this is none")
+                raise ConfigurationError(
+                    f"{name}: @requires is for handlers of commands and queries, and for queries; this is none"
+                )
 
 
 def _models_of(declaration: Declaration) -> Iterable[Any]:

@@ -45,6 +45,21 @@ class RoutedRebuilds:
         """Compare the rows that answer with a fresh fold; see `Rebuilds.compare`."""
         return await self._of(name)[0].rebuilds.compare(name, progress)
 
+    async def back(self, name: str, progress: Progress | None = None) -> Position:
+        """Go back to the rows that answered before the last switch; see `Rebuilds.back`.
+
+        Where it is in several stores, in each of them, the one that answers first.
+
+        Returns:
+            The least position from which they answer.
+
+        Raises:
+            ConfigurationError: no read model has that name, or a store keeps nothing of it.
+            StoreUnavailable: what a store keeps is behind, and stays so: it goes on answering as it does, and so do
+                those after it.
+        """
+        return min([await store.rebuilds.back(name, progress) for store in self._of(name)])
+
     def _of(self, name: str) -> list[ProjectedStore]:
         """The stores of a read model, the one that answers first."""
         known = {each for store in self._stores for each in store.names()}

@@ -27,6 +27,9 @@ from diptych.messages.event import Event
 from diptych.messages.query import Query
 from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.query_bus import Answer
+from diptych.read_side.query_middleware import QueryMiddleware
+from diptych.read_side.rebuild_policy import RebuildPolicy
+from diptych.read_side.row_streams import RowStream
 from diptych.security import Actor
 from diptych.write_side.command_bus import CommandMiddleware
 from diptych.write_side.group_commit import COMMANDS_WAITING_MAX
@@ -66,8 +69,10 @@ class SyncApplication:
         replica_policy: ReplicaPolicy = "wait",
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
+        query_middleware: Sequence[QueryMiddleware] = (),
         clock: Clock | None = None,
         projecting: bool = True,
+        rebuilding: RebuildPolicy | None = None,
         commands_waiting_max: int = COMMANDS_WAITING_MAX,
     ) -> None:
         self._application = Application(
@@ -81,8 +86,10 @@ class SyncApplication:
             replica_policy=replica_policy,
             services=services,
             command_middleware=command_middleware,
+            query_middleware=query_middleware,
             clock=clock,
             projecting=projecting,
+            rebuilding=rebuilding,
             commands_waiting_max=commands_waiting_max,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -198,6 +205,7 @@ class SyncApplication:
         query: Query[R],
         /,
         *,
+        actor: Actor | str | None = None,
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
@@ -207,7 +215,7 @@ class SyncApplication:
         """See `Application.query`."""
         return self._call(
             self._application.query(
-                query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+                query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
             )
         )
 
@@ -216,6 +224,7 @@ class SyncApplication:
         query: Query[R],
         /,
         *,
+        actor: Actor | str | None = None,
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
@@ -225,18 +234,84 @@ class SyncApplication:
         """See `Application.answer`."""
         return self._call(
             self._application.answer(
-                query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+                query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
             )
         )
 
+    def query_many(
+        self,
+        queries: Sequence[Query[Any]],
+        /,
+        *,
+        actor: Actor | str | None = None,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: HowFresh = "eventual",
+        within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
+        wait_s: float = WAIT_S,
+    ) -> list[Any]:
+        """See `Application.query_many`."""
+        return self.answer_many(
+            queries, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+        ).value
+
+    def answer_many(
+        self,
+        queries: Sequence[Query[Any]],
+        /,
+        *,
+        actor: Actor | str | None = None,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: HowFresh = "eventual",
+        within_s: float | None = None,
+        as_of: Receipt | Answer[Any] | str | datetime | None = None,
+        wait_s: float = WAIT_S,
+    ) -> Answer[list[Any]]:
+        """See `Application.answer_many`."""
+        return self._call(
+            self._application.answer_many(
+                queries, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            )
+        )
+
+    def stream(
+        self,
+        query: Query[list[T]],
+        /,
+        *,
+        actor: Actor | str | None = None,
+        after: Receipt | Answer[Any] | str | None = None,
+        freshness: HowFresh = "eventual",
+        within_s: float | None = None,
+        wait_s: float = WAIT_S,
+    ) -> Generator[T]:
+        """See `Application.stream`: `for row in app.stream(query)` blocks until there is the next one.
+
+        For one thread, which keeps it for itself.
+        """
+        rows = self._application.stream(
+            query, actor=actor, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s
+        )
+        try:
+            while (page := self._call(rows.next_page())) is not None:
+                yield from page
+        finally:
+            self._let_go(rows)
+
     def subscribe(
-        self, query: Query[R], /, *, after: Receipt | Answer[Any] | str | None = None, wait_s: float = WAIT_S
+        self,
+        query: Query[R],
+        /,
+        *,
+        actor: Actor | str | None = None,
+        after: Receipt | Answer[Any] | str | None = None,
+        wait_s: float = WAIT_S,
     ) -> Generator[Answer[R]]:
         """See `Application.subscribe`: `for answer in app.subscribe(query)` blocks until there is the next one.
 
         For one thread, which keeps it for itself. It ends when another one closes the application.
         """
-        answers = self._call(self._subscribe(query, after, wait_s))
+        answers = self._call(self._subscribe(query, actor, after, wait_s))
         with suppress(StoreClosed):  # from here on that it is closed is the end
             try:
                 while (answer := self._call(_next(answers))) is not None:
@@ -245,9 +320,9 @@ class SyncApplication:
                 self._let_go(answers)
 
     async def _subscribe(
-        self, query: Query[R], after: Receipt | Answer[Any] | str | None, wait_s: float
+        self, query: Query[R], actor: Actor | str | None, after: Receipt | Answer[Any] | str | None, wait_s: float
     ) -> AsyncGenerator[Answer[R]]:
-        return self._application.subscribe(query, after=after, wait_s=wait_s)
+        return self._application.subscribe(query, actor=actor, after=after, wait_s=wait_s)
 
     def status(self, partition: str = "") -> Status:
         """See `Partition.status`; where there are several, of the one named."""
@@ -300,14 +375,14 @@ class SyncApplication:
         except concurrent.futures.CancelledError as error:
             raise StoreClosed("the application was closed while this call waited") from error
 
-    def _let_go(self, answers: AsyncGenerator[object]) -> None:
-        """End a live query, without a wait: it may be the garbage collector that ends it, in the loop's own thread."""
+    def _let_go(self, answers: AsyncGenerator[object] | RowStream[Any]) -> None:
+        """End a live query or a stream, without a wait: the garbage collector may end it, in the loop's own thread."""
         loop = self._loop
         if loop is not None:
             with suppress(RuntimeError):  # the loop is closed, and so is every live query
                 loop.call_soon_threadsafe(self._leave_soon, answers)
 
-    def _leave_soon(self, answers: AsyncGenerator[object]) -> None:
+    def _leave_soon(self, answers: AsyncGenerator[object] | RowStream[Any]) -> None:
         task = asyncio.get_running_loop().create_task(_leave(answers))
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
@@ -335,7 +410,7 @@ async def _next(answers: AsyncGenerator[Answer[R]]) -> Answer[R] | None:
     return await anext(answers, None)
 
 
-async def _leave(answers: AsyncGenerator[object]) -> None:
+async def _leave(answers: AsyncGenerator[object] | RowStream[Any]) -> None:
     with suppress(RuntimeError):  # the call for the next one was given up, and is leaving
         await answers.aclose()
 

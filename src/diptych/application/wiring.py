@@ -54,6 +54,7 @@ from diptych.read_side.query_source import QuerySource, ReadStoreSource
 from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import LeaseKey, ReadStore
 from diptych.read_side.rebuild import Rebuilds
+from diptych.read_side.rebuild_policy import RebuildPolicy
 from diptych.read_side.routed_queries import RoutedQueries
 from diptych.read_side.row_history import RowHistories
 from diptych.read_side.subscriber import Subscriber, Subscription
@@ -83,6 +84,7 @@ class Compiled(NamedTuple):
         answered: the queries that need no handler, each with the read model that answers.
         commands: by name.
         queries: by name.
+        query_scopes: what queries require, by class.
     """
 
     context_names: frozenset[str]
@@ -95,6 +97,7 @@ class Compiled(NamedTuple):
     answered: Mapping[type, type]
     commands: MessageTypes
     queries: MessageTypes
+    query_scopes: Mapping[type, frozenset[str]]
 
 
 class ConnectedStore(NamedTuple):
@@ -138,6 +141,7 @@ def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[
         answered={query: found.form.cls for query, found in answered.items()},
         commands=MessageTypes("command", registration.handled_commands(contexts)),
         queries=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
+        query_scopes=registration.query_scopes(contexts, query_handlers),
     )
 
 
@@ -156,6 +160,7 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
     projecting: bool,
     commands_waiting_max: int,
     inline: Collection[str] = (),
+    policy: RebuildPolicy,
     name: str = "",
 ) -> Partition:
     """Give every part of a partition what it needs; nothing is opened yet.
@@ -169,7 +174,14 @@ def wire(  # noqa: PLR0913 — by keyword, most of them
         ConfigurationError: the rows of these are not in the event store's database, or it cannot fold them.
     """
     follower = follow(
-        compiled, store, read_stores, clock=clock, projecting=projecting, is_kept=store.durable, name=name
+        compiled,
+        store,
+        read_stores,
+        clock=clock,
+        projecting=projecting,
+        is_kept=store.durable,
+        policy=policy,
+        name=name,
     )
     history = follower.history
     if inline:
@@ -246,7 +258,9 @@ def fold_inline(projections: Sequence[Projection], store: EventStore, follower: 
             f"{finding.name} finds rows by where=, which an append cannot wait for: leave it out of inline="
         )
     projector = follower.projector
-    projector.inline = Inline(follower.history, {found: projector.fingerprint(found) for found in projections})
+    projector.inline = Inline(
+        follower.history, {found: projector.generations.fingerprint(found) for found in projections}
+    )
     store.fold_inline(follower.read_store, projector.inline)
 
 
@@ -280,10 +294,20 @@ def wire_across(
     *,
     clock: Clock,
     projecting: bool,
+    policy: RebuildPolicy,
     name: str,
 ) -> Across:
     """Give every part of what follows all partitions what it needs; nothing is opened yet."""
-    follower = follow(compiled, log, read_stores, clock=clock, projecting=projecting, is_kept=log.durable, name=name)
+    follower = follow(
+        compiled,
+        log,
+        read_stores,
+        clock=clock,
+        projecting=projecting,
+        is_kept=log.durable,
+        policy=policy,
+        name=name,
+    )
     return Across(**vars(follower))
 
 
@@ -295,6 +319,7 @@ def follow(
     clock: Clock,
     projecting: bool,
     is_kept: bool,
+    policy: RebuildPolicy,
     name: str,
 ) -> Follower:
     """Give every part of what follows a log what it needs; nothing is opened yet.
@@ -309,6 +334,7 @@ def follow(
             history,
             each,
             clock=clock,
+            policy=policy,
             projecting=projecting or (is_kept and not each.read_store.durable),
             delivering=projecting,
         )
@@ -343,14 +369,17 @@ def _projected(
     store: ConnectedStore,
     *,
     clock: Clock,
+    policy: RebuildPolicy,
     projecting: bool,
     delivering: bool,
 ) -> ProjectedStore:
     """Give every part of one read store of a log what it needs."""
     read_store, projections = store.read_store, store.projections
-    projector = Projector(log, history, read_store, projections)
+    projector = Projector(log, history, read_store, projections, policy)
     by_model = {
-        found.form.cls: (found, projector.fingerprint(found)) for found in projections if found.name in store.answering
+        found.form.cls: (found, projector.generations.fingerprint(found))
+        for found in projections
+        if found.name in store.answering
     }
     holds, missing = (log.shown, log.missing) if isinstance(log, MergedLog) else (None, None)
     panel = ReadPanel(
@@ -360,6 +389,7 @@ def _projected(
         Freshness(log, clock, missing),
         Overlay(log, history, read_store, projections),
         holds,
+        policy.on_changed == "serve-old",
     )
     subscriptions = [Subscription(found, log, history, read_store) for found in subscribers]
 
@@ -375,7 +405,8 @@ def _projected(
         leases=Leases(read_store, wanted, unique_id()),
         subscriptions=subscriptions,
         blocked_keys=BlockedKeys(projector, log, read_store, clock),
-        rebuilds=Rebuilds(projector, read_store),
+        rebuilds=Rebuilds(projector, read_store, policy),
+        policy=policy,
         past=Past(log, history, read_store, clock, _rows_in_memory, _NO_PAST if isinstance(log, MergedLog) else ""),
         projecting=projecting,
         delivering=delivering,

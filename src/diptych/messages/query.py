@@ -22,6 +22,8 @@ class Query(Message, Generic[R], forbid_unknown_fields=True):
     of it, need no handler.
     """
 
+    __diptych_requirable__ = True
+
 
 def answer_type(query: type) -> Any:
     """The R in `class ...(Query[R])`.

@@ -130,7 +130,17 @@ class BlockedKeys:
         if not isinstance(result, Fenced | Written):
             refused = self._in_vain(slice, blocked, result.reason, decision)
             (result,) = await self._read_store.write([refused])
-        return None if isinstance(result, Fenced) else slice
+        if isinstance(result, Fenced):
+            return None
+        if write.discard:
+            await self._drop_kept(name)
+        return slice
+
+    async def _drop_kept(self, name: str) -> None:
+        """Rows that are kept to go back to may have the event in them that is left out from now on."""
+        for found in await self._read_store.generations():
+            if found.name == name and found.kept_until is not None and found.slice == 0:
+                await self._read_store.drop_generation(name, found.number)
 
     def _in_vain(self, slice: Slice, blocked: BlockedKey, error: str, decision: _Decision) -> SliceWrite:
         """What is written where nothing could be done: that it was tried, and why the key is blocked now."""

@@ -8,7 +8,7 @@ import msgspec
 
 from diptych.read_side.read_store import Comparison
 
-__all__ = ["Condition", "at_least", "at_most", "less_than", "more_than", "one_of", "starts_with"]
+__all__ = ["AllOf", "Condition", "all_of", "at_least", "at_most", "less_than", "more_than", "one_of", "starts_with"]
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -16,6 +16,17 @@ class Condition(msgspec.Struct, frozen=True):
 
     comparison: Comparison
     value: Any
+
+
+class AllOf(msgspec.Struct, frozen=True):
+    """Conditions, or values, that all have to hold; made by `all_of`."""
+
+    conditions: tuple[Any, ...]
+
+
+def all_of(*conditions: object) -> AllOf:
+    """Columns for which all of the conditions hold: `price=all_of(at_least(10), less_than(20))`."""
+    return AllOf(conditions)
 
 
 def at_least(value: object) -> Condition:

@@ -103,7 +103,7 @@ class Inline:
     async def _is_near(self, rows: InlineRows, found: Generation, before: Place) -> bool:
         """Whether it is of this code, can go on, and lacks few events of this history."""
         at = found.checkpoint
-        if (found.name, found.fingerprint) not in self._projections or found.stopped:
+        if (found.name, found.fingerprint) not in self._projections or found.stopped or found.kept_until is not None:
             return False
         if found.slices != 1 or found.barrier is not None or found.table is None:
             return False

@@ -30,6 +30,7 @@ from diptych.read_side.query_bus import Answer
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_model_watch import ReadModelWatch, RestingOn, Watches, is_as_new
 from diptych.read_side.read_store import Comparison, Filter, Generation, Key, Order, ReadSnapshot
+from diptych.security import Actor
 
 __all__ = ["SUBSCRIPTIONS_MAX", "LiveQueries", "Touches"]
 
@@ -49,11 +50,11 @@ EXPIRY_WAIT_S_MAX = 60.0
 """Seconds, at most, before the clock is looked at for rows that expire: it may have been set."""
 
 R = TypeVar("R")
-Ask = Callable[[Query[Any], "Touches", Sequence[Token] | None, float], Awaitable[Answer[Any]]]
-"""Answers a query at least as of these tokens, within so many seconds, and tells what it touches."""
+Ask = Callable[[Query[Any], Actor, "Touches", Sequence[Token] | None, float], Awaitable[Answer[Any]]]
+"""Answers a query of an actor at least as of these tokens, within so many seconds, and tells what it touches."""
 
 _Same = tuple[type, object]
-"""A query's class, and what tells it from others of that."""
+"""A query's class, and what tells it from others of that: its fields, and who asks."""
 
 _log = logging.getLogger("diptych.live_queries")
 
@@ -62,7 +63,7 @@ class LiveQueries:
     """The live queries of an open application. Made by it.
 
     Args:
-        ask: answers a query at least as of these tokens, within so many seconds, and tells what it touches.
+        ask: answers a query of an actor at least as of these tokens, within so many seconds, and tells what it touches.
         clock: tells the time.
     """
 
@@ -79,9 +80,9 @@ class LiveQueries:
         return len(self._open)
 
     async def subscribe(
-        self, query: Query[R], after: Sequence[Token] | None, wait_s: float
+        self, query: Query[R], actor: Actor, after: Sequence[Token] | None, wait_s: float
     ) -> AsyncGenerator[Answer[R]]:
-        """The answers to a query, the first at least as of these tokens; ends when the application is closed.
+        """The answers to a query of an actor, the first at least as of these tokens; ends when the application is.
 
         Raises:
             Overloaded: there are `SUBSCRIPTIONS_MAX` already.
@@ -92,7 +93,7 @@ class LiveQueries:
             return
         if len(self._open) >= SUBSCRIPTIONS_MAX:
             raise Overloaded("SUBSCRIPTIONS_MAX", SUBSCRIPTIONS_MAX)
-        live = _LiveQuery(self, query)
+        live = _LiveQuery(self, query, actor)
         self._open.add(live)
         try:
             answer: Answer[R] | None = await live.first(after, wait_s)
@@ -107,7 +108,7 @@ class LiveQueries:
         """A run that begins later than this: with those that wait for the same one, if there are any."""
         found = self._waiting.get(live.same)
         if found is None or found.is_ending:
-            found = self._waiting[live.same] = _Asking(live.query)
+            found = self._waiting[live.same] = _Asking(live.query, live.actor)
             found.begin(self._in_turn(found, live.same))
         return found
 
@@ -126,7 +127,7 @@ class LiveQueries:
     async def run(self, asking: _Asking, after: Sequence[Token] | None, wait_s: float) -> _Found:
         """Ask once, for all who wait for it."""
         touches = Touches(tuple(asking.lives))
-        answer = await self.ask(asking.query, touches, after, wait_s)
+        answer = await self.ask(asking.query, asking.actor, touches, after, wait_s)
         return _Found(answer, _print(answer.value), touches.found)
 
     async def close(self) -> None:
@@ -151,15 +152,16 @@ class _Found(NamedTuple):
 
 
 class _Asking:
-    """One run of a query, for all live queries that wait for it: they have asked the same before it began.
+    """One run of a query, for all live queries of its actor that wait for it: they asked the same before it began.
 
     Attributes:
         lives: who waits.
         is_ending: whether nobody may join any more.
     """
 
-    def __init__(self, query: Query[Any]) -> None:
+    def __init__(self, query: Query[Any], actor: Actor) -> None:
         self.query = query
+        self.actor = actor
         self.lives: set[_LiveQuery] = set()
         self.is_ending = False
         self._task: asyncio.Task[_Found]
@@ -191,8 +193,9 @@ class _Asking:
 class _LiveQuery:
     """One live query. Implements `Restless`."""
 
-    def __init__(self, others: LiveQueries, query: Query[Any]) -> None:
+    def __init__(self, others: LiveQueries, query: Query[Any], actor: Actor) -> None:
         self.query = query
+        self.actor = actor
         self._others = others
         self._woken = asyncio.Event()
         self._failure: Exception | None = None
@@ -231,13 +234,13 @@ class _LiveQuery:
 
     async def first(self, after: Sequence[Token] | None, wait_s: float) -> Answer[Any] | None:
         """The first answer; None where it is closed meanwhile."""
-        asking = _Asking(self.query)
+        asking = _Asking(self.query, self.actor)
         asking.lives.add(self)
         asking.begin(self._others.run(asking, after, wait_s))
         found = await self._found(asking)
         if found is None:
             return None
-        self.same = (type(self.query), _print(self.query))
+        self.same = (type(self.query), (_print(self.query), self.actor))
         self._is_news(found)
         return self._onwards(found.answer)
 
@@ -270,7 +273,7 @@ class _LiveQuery:
         self._anew = True
         try:
             async with self._others.turns:
-                asking = _Asking(self.query)
+                asking = _Asking(self.query, self.actor)
                 asking.lives.add(self)
                 asking.begin(self._others.run(asking, tuple(self._shown.values()), WAIT_S))
                 return await self._found(asking)

@@ -74,13 +74,15 @@ class _Lacking:
 
     Attributes:
         slices: those that do not show the place.
+        number: of their generation, where that is not the live one.
         rows: of the keys that the events change, as they are then; None where there is none any more.
         keys: whose events are folded; None: all are.
     """
 
-    def __init__(self, projection: Projection, slices: Sequence[Slice]) -> None:
+    def __init__(self, projection: Projection, slices: Sequence[Slice], number: int | None) -> None:
         self.projection = projection
         self.slices = slices
+        self.number = number
         self.rows: dict[Key, Row | None] = {}
         self.keys: set[Key] | None = set() if slices else None
 
@@ -104,14 +106,21 @@ class OverlaidSnapshot:
         self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
     ) -> Sequence[Generation]:
         """The slices, at the place that their rows are shown at. See the port."""
-        found = await self._snapshot.slices(name, number, expecting=expecting)
+        return await self._shown(name, await self._snapshot.slices(name, number, expecting=expecting), number)
+
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """The slices of what is kept, at the place that their rows are shown at. See the port."""
+        found = await self._snapshot.kept(name, fingerprint)
+        return await self._shown(name, found, found[0].number) if found else ()
+
+    async def _shown(self, name: str, found: Sequence[Generation], number: int | None) -> Sequence[Generation]:
         projection = self._overlay.projections[name]
         behind = [each for each in found if each.checkpoint.position < self._until.position and not each.stopped]
         for each in behind:
             self._checks.rest_on(each)
-        blocked = await self._snapshot.blocked(name) if behind else []
+        blocked = await self._snapshot.blocked(name, number) if behind else []
         slices = [_slice(projection, each, blocked) for each in behind]
-        self._lacking[name] = _Lacking(projection, slices)
+        self._lacking[name] = _Lacking(projection, slices, number)
         recorded_at = await self._recorded_at() if behind and projection.form.expiry is not None else None
         return [
             replace(each, checkpoint=self._until, recorded_at=recorded_at) if each in behind else each for each in found
@@ -147,18 +156,20 @@ class OverlaidSnapshot:
         rows += in_order((row for row in changed.values() if row is not None and matches(row)), table, order, after)
         return in_order(rows, table, order, None)[:limit]
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches. See the port."""
         changed = await self._changed(name)
-        count = await self._snapshot.count(name, filters)
+        count = await self._snapshot.count(name, filters, number)
         if changed:
             matches = matcher(filters, self._overlay.projections[name].form.table)
-            before = await self._snapshot.get_many(name, list(changed))
+            before = await self._snapshot.get_many(name, list(changed), number)
             count -= sum(map(matches, before.values()))
             count += sum(row is not None and matches(row) for row in changed.values())
         return count
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows by their words, which the store alone can find: where none of the read model are changed.
 
         Raises:
@@ -166,7 +177,7 @@ class OverlaidSnapshot:
         """
         if await self._changed(name):
             raise _cannot(self._overlay.projections[name], "the store searches rows as they are stored")
-        return await self._snapshot.search(name, text, limit, filters)
+        return await self._snapshot.search(name, text, limit, filters, number)
 
     async def expired(self, name: str, moment: datetime, limit: int, number: int | None = None) -> list[Key]:
         """The keys of rows that are stored, and expire by then. See the port."""
@@ -232,13 +243,13 @@ class OverlaidSnapshot:
         for slice in lacking.slices:
             slice.discards = discards
             try:
-                rows |= await self._fold(slice, found.events, keys)
+                rows |= await self._fold(slice, found.events, lacking.number, keys)
             except POISON as error:
                 raise _cannot(projection, told(error)) from error
         return rows
 
     async def _fold(
-        self, slice: Slice, events: Sequence[RecordedEvent], keys: Collection[Key] | None
+        self, slice: Slice, events: Sequence[RecordedEvent], number: int | None, keys: Collection[Key] | None
     ) -> dict[Key, Row | None]:
         projection, form = slice.projection, slice.projection.form
         lacked = [event for event in events if event.position > slice.position]
@@ -251,7 +262,7 @@ class OverlaidSnapshot:
         if keys is not None:
             steps = [step for step in steps if step.key in keys]
         stored = keys_to_load(steps, slice.blocked)
-        loaded = await self._snapshot.get_many(projection.name, stored) if stored else {}
+        loaded = await self._snapshot.get_many(projection.name, stored, number) if stored else {}
         owns = None if slice.generation.slices == 1 else slice.owns
         folded = fold_steps(projection, steps, loaded, slice.blocked, slice.discards, owns)
         if folded.block:

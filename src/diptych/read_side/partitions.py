@@ -6,7 +6,8 @@ what one grouping shows of a key can be compared with what another one does.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime as dt
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 from msgspec.structs import replace
@@ -14,7 +15,7 @@ from msgspec.structs import replace
 from diptych.event_store.position import Position
 from diptych.read_side.read_store import Generation
 
-__all__ = ["SLICES_MAX", "reaches", "slice_of", "split", "whole"]
+__all__ = ["SLICES_MAX", "found_again", "kept", "reaches", "slice_of", "split", "taken_up", "whole"]
 
 SLICES_MAX = 256
 """Into how many slices a projection can be split: `partitions=` is 1 to this."""
@@ -50,6 +51,22 @@ def split(slices: Sequence[Generation], into: int | None) -> list[Generation]:
         return list(slices)
     barrier = max(each.checkpoint.position for each in slices)
     return [replace(each, epoch=each.epoch + 1, barrier=barrier, slices_next=into) for each in slices]
+
+
+def kept(slices: Sequence[Generation], until: dt.datetime) -> list[Generation]:
+    """The slices of a generation that answers no more, and is kept; whoever writes to it is to learn of that."""
+    return [replace(each, live=False, kept_until=until, epoch=each.epoch + 1) for each in slices]
+
+
+def taken_up(slices: Sequence[Generation]) -> list[Generation]:
+    """The slices of a generation that was kept, and is to answer again once it has caught up."""
+    return [replace(each, kept_until=None, epoch=each.epoch + 1) for each in slices]
+
+
+def found_again(builds: Mapping[int, Sequence[Generation]], fingerprint: str) -> Sequence[Generation]:
+    """The generation of some code among all those of a name, by number: the live one, or else the newest; or none."""
+    same = [slices for slices in builds.values() if slices[0].fingerprint == fingerprint]
+    return max(same, key=lambda slices: (slices[0].live, slices[0].number), default=())
 
 
 def reaches(chosen: Sequence[Generation], live: Sequence[Generation]) -> bool:

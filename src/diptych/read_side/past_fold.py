@@ -62,7 +62,7 @@ class PastFold(Projector):
             UnreadableEvent: an event cannot be read; `HistoryPruned` where its data were dropped.
             Blocked: the fold stops for another reason.
         """
-        (generation,) = await self.create(projection, live=True, anew=True, slices=1)
+        (generation,) = await self.generations.create(projection, live=True, anew=True, slices=1)
         slice = Slice(projection, generation, _NEVER)
         slice.discards = discards
         return await self._folded(slice, projection.query)
@@ -74,7 +74,7 @@ class PastFold(Projector):
 
         Raises as `whole` does.
         """
-        (generation,) = await self.create(projection, live=False, anew=True, slices=1)
+        (generation,) = await self.generations.create(projection, live=False, anew=True, slices=1)
         slice = _SomeKeys(projection, generation, keys)
         slice.discards = discards
         return await self._folded(slice, query)

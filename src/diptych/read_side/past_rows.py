@@ -140,6 +140,11 @@ class PastSnapshot:
         table = form.table
         return [Generation(name, 1, fingerprint, table, live=True, checkpoint=place, recorded_at=recorded_at)]
 
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """None: what answers here is of the code of today. See the port."""
+        del name, fingerprint
+        return ()
+
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """None: reads raise by themselves. See the port."""
         del name, number
@@ -173,14 +178,18 @@ class PastSnapshot:
         async with self._rows.snapshot() as snapshot:
             return await snapshot.find(name, filters, order, limit, after)
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches. See the port."""
+        del number
         await self._all(name)
         async with self._rows.snapshot() as snapshot:
             return await snapshot.count(name, filters)
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
+        del number
         await self._all(name)
         async with self._rows.snapshot() as snapshot:
             return await snapshot.search(name, text, limit, filters)

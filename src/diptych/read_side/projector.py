@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +20,11 @@ from functools import partial
 from typing import NamedTuple
 
 from diptych.clock import pause
-from diptych.errors import HistoryDiverged, NotGranted, Unavailable
+from diptych.errors import HistoryDiverged, Unavailable
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery, QueryItem
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
-from diptych.event_store.position import NOWHERE, START, Place, Position
+from diptych.event_store.position import START, Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.read_side.batch import (
     DecodedEvent,
@@ -37,6 +38,7 @@ from diptych.read_side.batch import (
     slice_write,
 )
 from diptych.read_side.decoding import decoded
+from diptych.read_side.generations import Generations
 from diptych.read_side.inline import Inline
 from diptych.read_side.leases import Leases
 from diptych.read_side.projection import Projection, Step, told
@@ -53,7 +55,8 @@ from diptych.read_side.read_store import (
     SliceWrite,
     Written,
 )
-from diptych.read_side.slice import LOOK_AGAIN_S, POISON, Slice
+from diptych.read_side.rebuild_policy import RebuildPolicy, Throttle
+from diptych.read_side.slice import LOOK_AGAIN_S, POISON, Slice, apart, furthest_behind
 
 __all__ = ["Projector"]
 
@@ -67,8 +70,8 @@ IDLE_WAIT_S = 5.0
 """Seconds after which an idle projector looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
 """Seconds between tries while a store is unavailable: doubled each time, up to the second."""
-ON_TRIAL = " on trial"
-"""What the fingerprint of a build ends with that is only compared."""
+LOOK_FOR_OVERDUE_S = 60.0
+"""Seconds between looks for builds that were kept, and whose time is over."""
 
 _log = logging.getLogger("diptych.projector")
 
@@ -90,7 +93,12 @@ class Projector:
     """Follows the history with those projections of an application that its process has on lease."""
 
     def __init__(
-        self, store: EventLog, history: History, read_store: ReadStore, projections: Sequence[Projection]
+        self,
+        store: EventLog,
+        history: History,
+        read_store: ReadStore,
+        projections: Sequence[Projection],
+        policy: RebuildPolicy | None = None,
     ) -> None:
         self.lock = asyncio.Lock()
         """Held for every batch: who changes slices by hand takes it, and no batch is under way."""
@@ -99,10 +107,17 @@ class Projector:
         """Why nothing is folded at all; empty while all is well."""
         self.inline: Inline | None = None
         """Moves some projections on with each append; what it leaves is folded here."""
+        self.generations = Generations(store, read_store)
+        """Finds what is folded into, and makes it."""
+        self.is_running = False
+        """Whether it follows the history."""
         self._store = store
         self._history = history
         self._read_store = read_store
         self._projections = projections
+        self._policy = policy or RebuildPolicy()
+        self._throttle = Throttle(self._policy.events_per_s)
+        self._look_for_overdue_at = -math.inf
         self._task: asyncio.Task[None] | None = None
         self._forks = 0
         self._batch_max = BATCH_EVENTS_MAX
@@ -117,16 +132,19 @@ class Projector:
         """
         self._forks = self._store.forks
         head = await self._store.head()
-        generations = await self._read_store.generations()
+        known = await self._read_store.generations()
         for projection in self._projections:
-            found = await self._slices_of(projection, generations, head, making=making)
+            found = await self.generations.of_code(projection, known, head, making=making)
             for slice in found:
-                await self._check_history(slice)
+                await self.generations.check(slice)
             if making and (found[0].slices_next or found[0].slices) != projection.partitions:
-                found = await self._split(found, projection.partitions)
+                found = await self.generations.split(found, projection.partitions)
             target = START if found[0].live else head.position
-            self.slices += [Slice(projection, slice, target) for slice in found]
+            mine = [Slice(projection, slice, target) for slice in found]
+            self.slices += mine
             await self.reloaded(projection.name)
+            if making and found[0].under_way and all(slice.position >= target for slice in mine):
+                await self.switch(mine)  # whoever has it on lease may have nothing more to write
 
     def wanted(self) -> list[LeaseKey]:
         """What to ask leases for: all but what cannot go on here, which another process with other code may."""
@@ -142,6 +160,7 @@ class Projector:
                 await self._retry_stopped(slice)
         if self.slices:
             self._task = asyncio.get_running_loop().create_task(self._follow(leases), name="diptych projector")
+            self.is_running = True
 
     async def close(self) -> None:
         """Finish the batch under way and stop."""
@@ -153,70 +172,6 @@ class Projector:
                 self._task.cancel()  # also where the caller is cancelled meanwhile
             await asyncio.wait([self._task])
             self._task = None
-
-    async def _slices_of(
-        self, projection: Projection, known: Sequence[Generation], head: Place, *, making: bool
-    ) -> Sequence[Generation]:
-        """The live generation of this very fold, or the newest one of it that is not, or a new one; else number 0."""
-        mine = self.fingerprint(projection)
-        same = [found for found in known if found.name == projection.name and found.fingerprint == mine]
-        if same:
-            newest = max(same, key=lambda found: (found.live, found.number))
-            return [found for found in same if found.number == newest.number]
-        try:
-            if making or not head.position:
-                return await self.create(projection, live=head.position == 0)
-        except NotGranted:
-            if making:  # a process that does not project may have a role that only reads
-                raise
-        start = Place(self._store.history_id, START, NOWHERE)
-        return [Generation(projection.name, 0, mine, projection.form.table, live=False, checkpoint=start)]
-
-    async def _split(self, found: Sequence[Generation], slices: int) -> Sequence[Generation]:
-        """Split a generation into as many slices as the code says now, or begin to; what there is of it then."""
-        name, number = found[0].name, found[0].number
-        if not await self._read_store.split(name, number, slices):
-            _log.info("%s is split into %d slices as soon as all are at one place", name, slices)
-        async with self._read_store.snapshot() as snapshot:
-            return await snapshot.slices(name, number) or found
-
-    def fingerprint(self, projection: Projection) -> str:
-        """The fold's fingerprint; in a store that does not outlive the process there is nothing to tell apart."""
-        return projection.fingerprint() if self._read_store.durable else ""
-
-    async def create(
-        self,
-        projection: Projection,
-        *,
-        live: bool,
-        anew: bool = False,
-        slices: int | None = None,
-        on_trial: bool = False,
-    ) -> list[Generation]:
-        """The slices of a new generation, before the first event; by default as many as the code says.
-
-        One `on_trial` is of no code that a process could run, so that none goes on with it.
-        """
-        start = Place(self._store.history_id, START, NOWHERE)
-        fingerprint, table = self.fingerprint(projection), projection.form.table
-        if on_trial:
-            fingerprint += ON_TRIAL
-        return await self._read_store.create_generation(
-            projection.name, fingerprint, table, start, live=live, anew=anew, slices=slices or projection.partitions
-        )
-
-    async def _check_history(self, generation: Generation) -> None:
-        there = await self._store.place_at(generation.checkpoint.position)
-        try:
-            generation.checkpoint.check(
-                self._store.history_id, None if there is None else there.event_id, f"the read model {generation.name}"
-            )
-        except HistoryDiverged as error:
-            raise HistoryDiverged(
-                error.what,
-                f"{error.reason} Remove the read store, unless events are in its file, or point --read-store elsewhere;"
-                " it is built anew from the history",
-            ) from error
 
     async def _verify(self) -> None:
         """Where the history turned out to be another one, let go on what that one holds, and stop the others."""
@@ -231,7 +186,7 @@ class Projector:
     async def _stop_if_diverged(self, slice: Slice) -> None:
         forks = self._store.forks
         try:
-            await self._check_history(slice.generation)
+            await self.generations.check(slice.generation)
         except HistoryDiverged as error:
             if forks != self._store.forks:
                 raise  # what it was looked up in turned out to be another one meanwhile: it is looked up again
@@ -245,11 +200,18 @@ class Projector:
         name, mine = slice.projection.name, slice.generation
         async with self._read_store.snapshot() as snapshot:
             found = await snapshot.slices(name, mine.number)
-            if not found:  # rebuilt by another process: the new one is followed, if it is of the same fold
+            if not found or found[0].kept_until is not None:  # rebuilt by another process
                 live = await snapshot.slices(name)
-                found = live if slice in self.slices and live and live[0].fingerprint == mine.fingerprint else ()
-            if not found and mine.number and slice.goes_on and slice in self.slices and await self._is_lost(name):
-                found, slice.target = await self.create(slice.projection, live=False), await self.head()
+                if slice in self.slices and live and live[0].fingerprint == mine.fingerprint:
+                    found = live  # the new one is followed, if it is of the same fold
+            if (
+                not found
+                and mine.number
+                and slice.goes_on
+                and slice in self.slices
+                and await self.generations.are_lost(name)
+            ):
+                found, slice.target = await self.generations.create(slice.projection, live=False), await self.head()
             blocked = await snapshot.blocked(name, found[0].number if found else mine.number)
         discards = discarded(await self._read_store.discards(name))
         if found and len(found) == mine.slices:
@@ -265,13 +227,6 @@ class Projector:
         for each in following:
             each.blocked = {blocking.key: blocking for blocking in blocked if each.owns_text(blocking.key)}
             each.discards = discards
-
-    async def _is_lost(self, name: str) -> bool:
-        """Whether the read store knows nothing of a projection any more: it was emptied, or is another one."""
-        lost = all(found.name != name for found in await self._read_store.generations())
-        if lost:
-            _log.error("the read store has lost all rows of %s: they are built anew from the history", name)
-        return lost
 
     async def head(self) -> Position:
         """How far the history is."""
@@ -311,9 +266,10 @@ class Projector:
                         await self._note_appended(held)
                         stale = False
                         with leases.using(slice.lease_key for slice in held):
-                            if not await self.advance(held):
+                            if not await self._advanced(held):
                                 await self._switch_late(held)
                             await self._split_late(held)
+                            await self._drop_overdue()
                     backoff = BACKOFF_FIRST_S
                     await pause()  # first those who waited for these rows
                     await leases.wait(version, partial(self._idle, held))
@@ -381,14 +337,38 @@ class Projector:
             if isinstance(result, Written):
                 slice.generation = result.generation
 
+    async def _advanced(self, held: Sequence[Slice]) -> bool:
+        """Fold one batch of what is followed, and one of what is being built, where its rate allows.
+
+        Each in its turn, for a build is far behind: what answers would wait for it, and so would whoever asks.
+        """
+        following, building = apart(held)
+        folded = await self.advance(following)
+        if building and not self._throttle.due_in_s:
+            before = furthest_behind(building)
+            if await self.advance(building):
+                self._throttle.note(furthest_behind(building) - before)
+                folded = True
+        return folded
+
+    async def _drop_overdue(self) -> None:
+        """Now and then, drop what was kept after a switch for as long as it was to be."""
+        now = time.monotonic()
+        if now >= self._look_for_overdue_at:
+            self._look_for_overdue_at = now + LOOK_FOR_OVERDUE_S
+            await self._read_store.drop_overdue()
+
     async def _idle(self, held: Sequence[Slice]) -> None:
-        """Wait for an event past the slowest projection, if it is not there already."""
+        """Wait for an event past the slowest projection, if it is not there already; or until a build may go on."""
         if not all(slice.goes_on for slice in held):
             return  # its lease is given up first
-        following = [slice.position for slice in held if not slice.at_barrier]
-        limit = IDLE_WAIT_S if len(following) == len(held) else LOOK_AGAIN_S
-        if following:
-            await self._store.wait_for_events(min(following), limit)
+        following, building = apart(held)
+        throttled_s = self._throttle.due_in_s if building else 0.0
+        considered = following if throttled_s else held
+        following_at = [slice.position for slice in considered if not slice.at_barrier]
+        limit = min(IDLE_WAIT_S if len(following_at) == len(considered) else LOOK_AGAIN_S, throttled_s or IDLE_WAIT_S)
+        if following_at:
+            await self._store.wait_for_events(min(following_at), limit)
         else:
             await pause(limit)
 
@@ -400,7 +380,7 @@ class Projector:
         active = [slice for slice in slices if slice.goes_on and not slice.at_barrier]
         if not active:
             return False
-        position = min(slice.position for slice in active)
+        position = furthest_behind(active)
         group = [slice for slice in active if slice.position == position]
         ends = [slice.position for slice in active if slice.position > position]
         ends += [slice.generation.barrier for slice in group if slice.generation.barrier is not None]
@@ -537,13 +517,13 @@ class Projector:
             self._tell("%s blocks %s at position %d: %s", blocked.name, blocked.key, blocked.position, blocked.error)
         if write.stopped:
             self._stop(slice, write.stopped)
-        if not generation.live and slice.position >= slice.target and slice.is_due():
+        if generation.under_way and slice.position >= slice.target and slice.is_due():
             await self.switch([slice])
 
     async def switch(self, slices: Sequence[Slice]) -> bool:
         """Let the generation of these slices answer the queries, if all of it has caught up."""
         first = slices[0].generation
-        switched = await self._read_store.switch(first.name, first.number)
+        switched = await self._read_store.switch(first.name, first.number, keep_s=self._policy.keep_s)
         if switched:
             for slice in slices:
                 await self.loaded(slice)
@@ -552,7 +532,7 @@ class Projector:
     async def _switch_late(self, slices: Sequence[Slice]) -> None:
         """Switch to what has caught up: whoever wrote its last batch may have died, or failed, before it switched."""
         for slice in slices:
-            if slice.goes_on and not slice.generation.live and slice.position >= slice.target:
+            if slice.goes_on and slice.generation.under_way and slice.position >= slice.target:
                 await self.switch([slice])
 
     async def _split_late(self, slices: Sequence[Slice]) -> None:

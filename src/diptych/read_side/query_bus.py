@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import typing
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
@@ -18,7 +18,6 @@ import msgspec
 from diptych.errors import (
     Blocked,
     ConfigurationError,
-    InvalidMessage,
     MissingService,
     Overloaded,
     StoreUnavailable,
@@ -26,23 +25,25 @@ from diptych.errors import (
 )
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.position import Place, Position, Token, said
-from diptych.messages.annotations import Scope, members, parameter_types, subclasses, unwrap
+from diptych.messages.annotations import Scope, parameter_types, subclasses, unwrap
 from diptych.messages.codec import Codec
 from diptych.messages.message import field_types
-from diptych.messages.query import Query, answer_type
+from diptych.messages.query import Query
+from diptych.read_side.declared_queries import Listing, by_key, remedy, row_of
 from diptych.read_side.freshness import Behind, Checks, Freshness, Requirement, check_wait
 from diptych.read_side.overlay import Overlay
 from diptych.read_side.projection import Projection
+from diptych.read_side.query_context import QueryContext
 from diptych.read_side.query_source import Asking, QuerySource
-from diptych.read_side.read_model import ReadModel
 from diptych.read_side.read_store import ReadSnapshot
-from diptych.read_side.reader import Page, Reader
+from diptych.read_side.reader import Reader
 from diptych.read_side.snapshot_reader import SnapshotReader
 
 __all__ = [
     "HANDLER_S_MAX",
     "Answer",
     "Handle",
+    "Handled",
     "QueryBus",
     "QueryDeclaration",
     "QueryHandlers",
@@ -55,15 +56,12 @@ __all__ = [
 
 HANDLER_S_MAX = 60
 """Seconds that one run of a query handler may hold its snapshot; past it, `Overloaded`."""
-LISTED_ROWS_MAX = 5_000
-"""Rows that a query without handler lists; where more match it is refused rather than cut short."""
-
-_ARGUMENTS = frozenset({"limit", "cursor", "order_by"})
-"""What `Reader.page` takes by name for itself."""
 
 R = TypeVar("R")
-Handle = Callable[[Any, Reader], Awaitable[Any]]
-"""A query and a reader to the answer."""
+Handle = Callable[[Any, Reader, QueryContext], Awaitable[Any]]
+"""A query, a reader and who asks to the answer."""
+Handled = Callable[[Reader, QueryContext], Awaitable[Any]]
+"""A handler that has its query."""
 
 
 class QueryDeclaration(NamedTuple):
@@ -107,6 +105,7 @@ class ReadPanel(NamedTuple):
         freshness: tells how fresh the rows are, and waits for them.
         overlay: folds what they lack onto them.
         holds: of a log that is merged from histories, tells up to where it holds each, at a position of its own.
+        serving_old: whether rows of other code are shown where none of this code answer.
     """
 
     projections: Mapping[type, tuple[Projection, str]]
@@ -115,12 +114,13 @@ class ReadPanel(NamedTuple):
     freshness: Freshness
     overlay: Overlay
     holds: Callable[[Position], Awaitable[Sequence[Place]]] | None = None
+    serving_old: bool = False
 
     def reader(self, snapshot: ReadSnapshot, checks: Checks) -> SnapshotReader:
         """What a handler reads a snapshot with: with what it lacks, where that is to be overlaid."""
         until = checks.requirement.overlay
         shown = snapshot if until is None else self.overlay.over(snapshot, until, checks)
-        return SnapshotReader(shown, self.projections, checks)
+        return SnapshotReader(shown, self.projections, checks, serving_old=self.serving_old)
 
 
 class TellingReader(Reader, Protocol):
@@ -129,6 +129,19 @@ class TellingReader(Reader, Protocol):
     @property
     def behind(self) -> Behind | None:
         """That something that was touched is behind, also where the handler caught it."""
+        ...
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something that was touched waits behind a blocked key."""
+        ...
+
+    async def shown(self) -> tuple[Token, ...]:
+        """What was touched so far shows of each history; nothing where nothing was."""
+        ...
+
+    def narrowed(self, context: QueryContext) -> TellingReader:
+        """The same reader for whoever sees no other rows than the context says; all of it is shared."""
         ...
 
 
@@ -150,7 +163,7 @@ class QueryHandlers:
         handle = self._handlers.get(type(query))
         if handle is None:
             known = [found.__name__ for found in self._handlers]
-            raise UnknownMessage("query", type(query).__name__, known, _remedy(type(query), self._models))
+            raise UnknownMessage("query", type(query).__name__, known, remedy(type(query), self._models))
         return handle, self._codecs[type(query)].settle(query)[1]
 
 
@@ -166,8 +179,22 @@ class QueryBus:
         """The same queries, answered from another panel of the same read models."""
         return QueryBus(self._handlers, panel)
 
-    async def answer(self, query: Query[R], requirement: Requirement, wait_s: float) -> Answer[R]:
+    async def answer(
+        self,
+        query: Query[R],
+        requirement: Requirement,
+        wait_s: float,
+        context: QueryContext,
+        by: Handle | None = None,
+    ) -> Answer[R]:
         """Answer a query from one snapshot that meets the requirement.
+
+        Args:
+            query: what is asked.
+            requirement: what the read models that it touches have to show.
+            wait_s: for how long to wait for that.
+            context: who asks, and which rows they see.
+            by: what answers, instead of the query's own handler.
 
         Raises:
             Overloaded: the handler takes longer than `HANDLER_S_MAX`, or too many snapshots are in use.
@@ -185,7 +212,7 @@ class QueryBus:
         while True:
             async with self._panel.freshness.checks(requirement) as checks:
                 try:
-                    return await self._answer(asking, handle, settled, checks, missing)
+                    return await self._answer(asking, partial(by or handle, settled), context, checks, missing)
                 except Behind as behind:
                     missing = behind
                 except (Blocked, StoreUnavailable) as error:
@@ -195,8 +222,8 @@ class QueryBus:
             await self._panel.freshness.wait(missing, requirement, deadline, asking)
 
     async def _answer(
-        self, asking: Asking, handle: Handle, query: Query[R], checks: Checks, missing: Behind | None
-    ) -> Answer[R]:
+        self, asking: Asking, handle: Handled, context: QueryContext, checks: Checks, missing: Behind | None
+    ) -> Answer[Any]:
         """One run of the handler, on one snapshot, which is not held for longer than the limit.
 
         What was missing the last time is looked at first, so that the handler does no work in vain.
@@ -207,7 +234,7 @@ class QueryBus:
                 reader = self._panel.reader(snapshot, checks)
                 if missing is not None:
                     await reader.check(missing)
-                value = await handled(handle, query, reader)
+                value = await handled(handle, reader, context)
                 token = reader.token(self._panel.store.history_id)
                 return Answer(value=value, shows=(token,), incomplete=reader.incomplete)
         except TimeoutError as error:
@@ -216,10 +243,10 @@ class QueryBus:
             raise
 
 
-async def handled(handle: Handle, query: Query[Any], reader: TellingReader) -> Any:
+async def handled(handle: Handled, reader: TellingReader, context: QueryContext) -> Any:
     """What the handler gives; `Behind` where it met a read model that is, whatever it made of that itself."""
     try:
-        value = await handle(query, reader)
+        value = await handle(reader.narrowed(context), context)
     except Exception:
         if reader.behind is None:
             raise
@@ -268,9 +295,13 @@ def compile_query_handlers(
     by_model = {projection.form.cls: projection for projection in projections}
     answered: dict[type, Projection] = {}
     for query in subclasses(Query):
-        if query not in handlers and (found := _row_of(query, by_model)) is not None:
-            answered[query], is_row = found
-            handlers[query] = _by_key(query, found[0]) if is_row else _by_filter(query, found[0])
+        if query not in handlers and (found := row_of(query, by_model)) is not None:
+            projection, shown = found
+            answered[query] = projection
+            if shown.form == "row":
+                handlers[query] = by_key(query, projection)
+            elif shown.form == "list" or "cursor" in field_types(query):
+                handlers[query] = Listing(query, projection.form, paged=shown.form == "page")
     return handlers, answered
 
 
@@ -280,106 +311,23 @@ def _declared(declaration: QueryDeclaration, services: Mapping[type[Any], object
         raise ConfigurationError(f"{declaration.name}: a query handler is an `async def`")
     types = parameter_types(function, declaration.scope, declaration.name)
     bound: dict[str, object] = {}
-    reader_name = ""
+    reader_name = context_name = ""
     for name in list(inspect.signature(function).parameters)[1:]:
         wanted, _ = unwrap(types.get(name))
         if wanted is Reader:
             reader_name = name
+        elif wanted is QueryContext:
+            context_name = name
         elif wanted in services:
             bound[name] = services[wanted]
         else:
             service = getattr(wanted, "__name__", "...")
-            raise MissingService(declaration.name, name, "is neither the Reader nor a service", service)
+            raise MissingService(
+                declaration.name, name, "is neither the Reader, the QueryContext nor a service", service
+            )
 
-    async def handle(query: Any, reader: Reader) -> Any:
-        return await function(query, **bound, **({reader_name: reader} if reader_name else {}))
-
-    return handle
-
-
-def _row_of(query: type, by_model: Mapping[type, Projection]) -> tuple[Projection, bool] | None:
-    """The read model that a query without handler answers with: one row (True), or a list (False)."""
-    try:
-        answer = answer_type(query)
-    except (ConfigurationError, SyntaxError, TypeError):
-        return None  # a query of someone else: asking it raises what is wrong with it
-    found = _shown(answer)
-    return (by_model[found[0]], found[1]) if found is not None and found[0] in by_model else None
-
-
-def _shown(answer: Any) -> tuple[type[ReadModel], bool] | None:
-    """The read model in the answer types `M | None`, of one row (True), and `list[M]` (False)."""
-    either = members(answer)
-    is_row = type(None) in either and len(either) == 2
-    held = either if is_row else typing.get_args(answer) if typing.get_origin(answer) is list else ()
-    model = next((each for each in held if isinstance(each, type) and issubclass(each, ReadModel)), None)
-    return None if model is None else (model, is_row)
-
-
-def _remedy(query: type, models: Mapping[type, object]) -> str:
-    """What would make a query answered that is not."""
-    try:
-        answer = answer_type(query)
-    except (ConfigurationError, SyntaxError, TypeError) as error:
-        return str(error)
-    found = _shown(answer)
-    if found is None:
-        return (
-            f"write `@context.query_handler async def handler(query: {query.__name__}, read: Reader) -> "
-            f"{inspect.formatannotation(answer)}`, in a module that its context lists"
-        )
-    if found[0] not in models:
-        return (
-            f"no projection of this application feeds {found[0].__name__}: write one in a module that its context "
-            "lists, or a @context.query_handler"
-        )
-    return "it was defined after the application was opened: define it in a module that its context lists"
-
-
-def _name(query: type) -> str:
-    return f"{query.__module__}.{query.__qualname__}"
-
-
-def _by_key(query: type, projection: Projection) -> Handle:
-    form = projection.form
-    fields = tuple(field_types(query))
-    if set(fields) != set(form.key_fields):
-        raise ConfigurationError(
-            f"{_name(query)} has no handler, and its fields ({', '.join(fields)}) are not the key of {form.name} "
-            f"({', '.join(form.key_fields)}): write a @query_handler, or name its fields like the key"
-        )
-
-    async def handle(query: Any, reader: Reader) -> ReadModel | None:
-        return await reader.get(form.cls, *(getattr(query, name) for name in form.key_fields))
-
-    return handle
-
-
-def _by_filter(query: type, projection: Projection) -> Handle:
-    form = projection.form
-    fields = tuple(field_types(query))
-    unknown = [name for name in fields if name not in form.columns]
-    if unknown:
-        raise ConfigurationError(
-            f"{_name(query)} has no handler, and its field {unknown[0]!r} is no column of {form.name} "
-            f"({', '.join(form.columns)}): write a @query_handler, or name its fields like columns"
-        )
-    taken = [name for name in fields if name in _ARGUMENTS]
-    if taken:
-        raise ConfigurationError(
-            f"{_name(query)} has no handler, and its field {taken[0]!r} is named like an argument of Reader.page, "
-            "which cannot filter by it: rename the column and the field, or write a @query_handler that asks with "
-            "Reader.sql"
-        )
-    optional = {name for name in fields if not form.columns[name].nullable}
-
-    async def handle(query: Any, reader: Reader) -> list[Any]:
-        given = {name: getattr(query, name) for name in fields}
-        where = {name: value for name, value in given.items() if value is not None or name not in optional}
-        page: Page[Any] = await reader.page(form.cls, limit=LISTED_ROWS_MAX, **where)  # pyright: ignore[reportArgumentType] — columns only
-        if page.next is not None:
-            problem = f"more than {LISTED_ROWS_MAX} rows match; narrow it, or page it in a handler"
-            raise InvalidMessage(type(query).__name__, [("$", problem)])
-        return page.items
+    async def handle(query: Any, reader: Reader, context: QueryContext) -> Any:
+        given = {name: value for name, value in ((reader_name, reader), (context_name, context)) if name}
+        return await function(query, **bound, **given)
 
     return handle

@@ -117,6 +117,8 @@ class Generation(msgspec.Struct, frozen=True):
         slices: of this generation, all in all.
         barrier: a position that no slice may go beyond, since the generation is split anew there; None: there is none.
         slices_next: how many slices there will be when all are at the barrier; 0 without one.
+        kept_until: of one that answered until another was switched to: until when it is kept, by the store's clock, for
+            whoever goes back to it. None: it answers, or is being built.
     """
 
     name: str
@@ -132,6 +134,12 @@ class Generation(msgspec.Struct, frozen=True):
     slices: int = 1
     barrier: Position | None = None
     slices_next: int = 0
+    kept_until: dt.datetime | None = None
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is being built, to answer when it has caught up."""
+        return not self.live and self.kept_until is None
 
     @property
     def lease_key(self) -> LeaseKey:
@@ -316,6 +324,10 @@ class ReadSnapshot(Protocol):
         """
         ...
 
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept, see `ReadStore.switch`; empty where none is."""
+        ...
+
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, ordered by position and key, may be empty; they go when it is dropped."""
         ...
@@ -340,11 +352,13 @@ class ReadSnapshot(Protocol):
         """
         ...
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
         ...
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word; the best first, ties by key.
 
         At most `limit` of those that every filter matches. Words are runs of letters and digits; case and accents do
@@ -420,8 +434,9 @@ class ReadStore(Protocol):
     ) -> list[Generation]:
         """Make a new generation and its empty table. With `live`, any live one of that name is live no more.
 
-        Safe to race, unless `anew`: where a generation of this name and fingerprint that is live or newer than the
-        live one exists, that one is returned, with the slices that it has.
+        Safe to race, unless `anew`: where a generation of this name and fingerprint exists, the live one or else the
+        newest is returned, with the slices that it has. Where that was kept (`switch`) it is taken up: it is one that
+        is being built from now on, from where it is, and its epochs go up.
 
         Args:
             name: the projection's name, "school.Seats".
@@ -434,12 +449,21 @@ class ReadStore(Protocol):
         """
         ...
 
-    async def switch(self, name: str, number: int) -> bool:
+    async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
         """Let a generation answer the queries, and drop all others of that name, in one transaction.
 
-        False, and nothing done, while any key shows less in it than in the live one (`partitions.reaches`), or where
-        it is gone.
+        The one that answered until then is kept for `keep_s` seconds by the store's clock, if that is more than 0: its
+        epochs go up, so that whoever writes to it learns of it, and goes on. Where the chosen one answers already,
+        nothing is done.
+
+        Returns:
+            Whether it answers. False, and nothing done, while any key shows less in it than in the live one
+            (`partitions.reaches`), or where it is gone.
         """
+        ...
+
+    async def drop_overdue(self) -> None:
+        """Remove every generation that was kept until a time that has passed, with its table."""
         ...
 
     async def split(self, name: str, number: int, slices: int | None = None) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeVar
 from diptych.messages.query import Query
 from diptych.read_side.freshness import Requirement
 from diptych.read_side.query_bus import Answer, Handle, QueryBus, QueryHandlers, ReadPanel
+from diptych.read_side.query_context import QueryContext
 from diptych.read_side.spanning_queries import SpanningQueryBus
 
 __all__ = ["RoutedQueries"]
@@ -50,14 +51,16 @@ class RoutedQueries:
         """The same queries, answered from other panels of the same read models."""
         return RoutedQueries(self._handlers, panels, self._models)
 
-    async def answer(self, query: Query[R], requirement: Requirement, wait_s: float) -> Answer[R]:
-        """Answer a query; errors as of `QueryBus.answer`."""
-        alone = self._only or self._alone.get(type(query))
+    async def answer(
+        self, query: Query[R], requirement: Requirement, wait_s: float, context: QueryContext, by: Handle | None = None
+    ) -> Answer[R]:
+        """Answer a query; arguments and errors as of `QueryBus.answer`."""
+        alone = self._only or (self._alone.get(type(query)) if by is None else None)
         if alone is not None:
-            return await alone.answer(query, requirement, wait_s)
+            return await alone.answer(query, requirement, wait_s, context, by)
 
         async def require(panel: ReadPanel) -> Requirement:
             del panel  # all are of one history
             return requirement
 
-        return await self._spanning.answer(query, require, wait_s)
+        return await self._spanning.answer(query, require, wait_s, context, by)

@@ -31,7 +31,7 @@ from diptych.read_side.read_store import (
 from diptych.read_side.row_filters import key_getter
 from diptych.read_side.rows_where import Values
 
-__all__ = ["LOOK_AGAIN_S", "POISON", "Slice"]
+__all__ = ["LOOK_AGAIN_S", "POISON", "Slice", "apart", "furthest_behind"]
 
 LOOK_AGAIN_S = 0.25
 """Seconds between looks whether all slices of a generation, wherever they are held, have come to where it waits."""
@@ -220,3 +220,14 @@ def _holding(columns: Sequence[str], values: Sequence[Values]) -> list[Filter]:
     """Each column holds a value of one of them: with several columns, more rows than hold one of them altogether."""
     each = zip(columns, zip(*values, strict=True), strict=True)
     return [Filter(column, Comparison.ONE_OF, tuple(dict.fromkeys(found))) for column, found in each]
+
+
+def apart(slices: Sequence[Slice]) -> tuple[list[Slice], list[Slice]]:
+    """Those that are followed, and those that are being built."""
+    building = [slice for slice in slices if slice.generation.under_way]
+    return [slice for slice in slices if slice not in building], building
+
+
+def furthest_behind(slices: Sequence[Slice]) -> Position:
+    """The position up to which all of them are folded; there is one at least."""
+    return min(slice.position for slice in slices)

@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -16,10 +17,11 @@ from diptych.errors import Blocked, ConfigurationError, InvalidMessage
 from diptych.event_store.position import NOWHERE, START, Place, Token
 from diptych.messages.codec import encode
 from diptych.messages.message import field_types
-from diptych.read_side.conditions import Condition
+from diptych.read_side.conditions import AllOf, Condition
 from diptych.read_side.freshness import Behind, Checks
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import Projection
+from diptych.read_side.query_context import QueryContext, VisibleRows
 from diptych.read_side.read_model import KIND_TYPES, ReadModel, RowForm, column_kind, key_text
 from diptych.read_side.read_store import (
     BlockedKey,
@@ -32,6 +34,7 @@ from diptych.read_side.read_store import (
     ReadSnapshot,
 )
 from diptych.read_side.reader import FIND_ROWS_MAX, Page
+from diptych.read_side.row_filters import matcher
 
 __all__ = ["SnapshotReader", "moment_shown"]
 
@@ -47,29 +50,61 @@ class _Cursor(msgspec.Struct, array_like=True):
     values: list[Any]
 
 
-class SnapshotReader:
-    """Implements `Reader` over a snapshot of the read store.
+class _Met:
+    """What the readers of one snapshot have met.
 
     Attributes:
         incomplete: whether something that was touched waits behind a blocked key.
-        behind: that something that was touched is behind, also where the handler caught it.
+        behind: that something that was touched is behind.
+        now: the time as of which rows are shown that expire.
     """
+
+    def __init__(self) -> None:
+        self.incomplete = False
+        self.behind: Behind | None = None
+        self.now: datetime | None = None
+
+
+class SnapshotReader:
+    """Implements `Reader` over a snapshot of the read store, once it was `narrowed` to what may be seen."""
 
     def __init__(
         self,
         snapshot: ReadSnapshot,
         projections: Mapping[type, tuple[Projection, str]],
         checks: Checks,
+        *,
+        serving_old: bool = False,
     ) -> None:
-        self.incomplete = False
-        self.behind: Behind | None = None
+        self._met = _Met()
+        self.visible: VisibleRows | None = None
         self._snapshot = snapshot
         self._projections = projections
         self._checks = checks
+        self._serving_old = serving_old
         self._live: dict[str, Sequence[Generation]] = {}
+        self._numbers: dict[str, int] = {}  # where others answer than the live ones
         self._touched: dict[str, dict[int, Generation]] = {}
         self._blocked: dict[str, list[BlockedKey]] = {}
-        self._now: datetime | None = None
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether something that was touched waits behind a blocked key."""
+        return self._met.incomplete
+
+    @property
+    def behind(self) -> Behind | None:
+        """That something that was touched is behind, also where the handler caught it."""
+        return self._met.behind
+
+    def narrowed(self, context: QueryContext) -> SnapshotReader:
+        """The same reader, in which there are no rows but those that the context lets be seen. It reads; this does not.
+
+        What either touches and meets, both do.
+        """
+        found = copy(self)
+        found.visible = context.rows
+        return found
 
     def token(self, history_id: bytes) -> Token:
         """What the answer shows: the span of the checkpoints that were touched."""
@@ -77,6 +112,11 @@ class SnapshotReader:
         if not places:
             return Token(START, Place(history_id, START, NOWHERE))
         return Token(min(place.position for place in places), max(places, key=lambda place: place.position))
+
+    async def shown(self) -> tuple[Token, ...]:
+        """What was touched so far shows; nothing where nothing was."""
+        first = next((slice for slices in self._touched.values() for slice in slices.values()), None)
+        return () if first is None else (self.token(first.checkpoint.history_id),)
 
     async def check(self, missing: Behind) -> None:
         """Check that what was behind the last time shows what it has to, before a handler does any work.
@@ -103,7 +143,10 @@ class SnapshotReader:
         texts = [key_text(key) for key in columns]
         projection = await self._touch(model, texts, list(columns))
         self._check_blocked(projection, texts)
-        rows = await self._snapshot.get_many(projection.name, list(columns))
+        rows = await self._snapshot.get_many(projection.name, list(columns), self._numbers.get(projection.name))
+        if visible := self._may_be_seen(form):
+            matches = matcher(visible, form.table)
+            rows = {key: row for key, row in rows.items() if matches(row)}
         found = {columns[key]: form.model(row) for key, row in rows.items()}
         if form.expiry is None:
             return found
@@ -115,8 +158,10 @@ class SnapshotReader:
         projection = await self._touch(model)
         self._check_blocked(projection)
         form = projection.form
-        filters = [*_filters(form, where), *self._unexpired(projection)]
-        rows = await self._snapshot.find(projection.name, filters, _order(form, order_by), _limit(limit))
+        filters = [*_filters(form, where), *self._shown(projection)]
+        number = self._numbers.get(projection.name)
+        order = _order(form, order_by)
+        rows = await self._snapshot.find(projection.name, filters, order, _limit(limit), None, number)
         return [form.model(row) for row in rows]
 
     async def page(
@@ -130,8 +175,9 @@ class SnapshotReader:
         question = _question(projection.name, filters, order)
         history_id = self._live[projection.name][0].checkpoint.history_id
         after = None if cursor is None else _after(form, cursor, question, history_id, order)
-        shown = [*filters, *self._unexpired(projection)]  # no part of the question: the next page is asked later
-        rows = await self._snapshot.find(projection.name, shown, order, _limit(limit) + 1, after)
+        shown = [*filters, *self._shown(projection)]  # no part of the question: the next page is asked later
+        number = self._numbers.get(projection.name)
+        rows = await self._snapshot.find(projection.name, shown, order, _limit(limit) + 1, after, number)
         items = [form.model(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return Page(items)
@@ -143,8 +189,8 @@ class SnapshotReader:
         """See `Reader.count`."""
         projection = await self._touch(model)
         self._check_blocked(projection)
-        filters = [*_filters(projection.form, where), *self._unexpired(projection)]
-        return await self._snapshot.count(projection.name, filters)
+        filters = [*_filters(projection.form, where), *self._shown(projection)]
+        return await self._snapshot.count(projection.name, filters, self._numbers.get(projection.name))
 
     async def search(self, model: type[M], text: str, /, *, limit: int = 100) -> list[M]:
         """See `Reader.search`."""
@@ -152,33 +198,54 @@ class SnapshotReader:
         if not any(column.searchable for column in projection.form.table.columns):
             raise ConfigurationError(f"{model.__name__} has no Searchable[str] field to search in")
         self._check_blocked(projection)
-        rows = await self._snapshot.search(projection.name, text, _limit(limit), self._unexpired(projection))
+        name, number = projection.name, self._numbers.get(projection.name)
+        rows = await self._snapshot.search(name, text, _limit(limit), self._shown(projection), number)
         return [projection.form.model(row) for row in rows]
 
     async def sql(
         self, result: type[S], statement: str, /, *parameters: object, touches: Sequence[type[ReadModel]]
     ) -> list[S]:
-        """See `Reader.sql`."""
+        """See `Reader.sql`.
+
+        Raises:
+            ConfigurationError: not every row may be seen: a statement reads what it likes, whatever it says it touches.
+        """
+        if self.visible:
+            hidden = ", ".join(model.__name__ for model in self.visible)
+            raise ConfigurationError(
+                f"SQL would show rows of {hidden} that whoever asks may not see: read with get, find, page, count or "
+                "search; or let the middleware leave this query's context as it is, and have its handler filter by "
+                "`QueryContext.actor` in the statement"
+            )
         moments: dict[str, datetime] = {}
         for model in touches:
             projection = await self._touch(model)
             self._check_blocked(projection)
+            if projection.name in self._numbers:  # SQL finds the live rows alone, by the read model's name
+                self._met.behind = Behind(projection, self._live[projection.name], same_code=False)
+                raise self._met.behind
             if projection.form.expiry is not None:
                 moments[projection.name] = self._moment(projection)
         columns = {name: column_kind(annotation) for name, annotation in field_types(result).items()}
         rows = await self._snapshot.sql(statement, parameters, columns, moments)
         return [result(**row) for row in rows]
 
-    # ── expiry ───────────────────────────────────────────────────────────────
+    # ── which rows there are ─────────────────────────────────────────────────
 
-    def _unexpired(self, projection: Projection) -> Sequence[Filter]:
-        return () if projection.form.expiry is None else projection.form.unexpired(self._moment(projection))
+    def _shown(self, projection: Projection) -> Sequence[Filter]:
+        """What has to hold of every row, whatever is asked for: it has not expired, and may be seen."""
+        visible, form = self._may_be_seen(projection.form), projection.form
+        return visible if form.expiry is None else [*form.unexpired(self._moment(projection)), *visible]
+
+    def _may_be_seen(self, form: RowForm) -> Sequence[Filter]:
+        assert self.visible is not None, "a reader is narrowed before anything is read with it"
+        return [found for name, value in self.visible.get(form.cls, ()) for found in _filters_of(form, name, value)]
 
     def _moment(self, projection: Projection) -> datetime:
         """As of when rows are shown: one moment for all that a handler reads."""
-        if self._now is None:
-            self._now = self._checks.now()
-        return moment_shown(self._touched[projection.name].values(), self._now)
+        if self._met.now is None:
+            self._met.now = self._checks.now()
+        return moment_shown(self._touched[projection.name].values(), self._met.now)
 
     # ── freshness ────────────────────────────────────────────────────────────
 
@@ -204,9 +271,10 @@ class SnapshotReader:
         await self._require(projection, missing, stored)
         for slice in missing:
             touched[slice.slice] = slice
-            self.incomplete = self.incomplete or bool(slice.stopped)
+            self._met.incomplete = self._met.incomplete or bool(slice.stopped)
         if projection.name not in self._blocked:
-            self._blocked[projection.name] = await self._snapshot.blocked(projection.name)
+            number = self._numbers.get(projection.name)
+            self._blocked[projection.name] = await self._snapshot.blocked(projection.name, number)
         touching = self._checks.requirement.touching
         if touching is not None:
             moment = None if projection.form.expiry is None else self._moment(projection)
@@ -214,15 +282,36 @@ class SnapshotReader:
         return projection
 
     async def _answering(self, projection: Projection, keys: Sequence[Key]) -> Sequence[Generation]:
-        """The slices that answer, of this process's code."""
-        live = self._live.get(projection.name)
-        if live is None:
-            live = self._live[projection.name] = await self._snapshot.slices(projection.name, expecting=keys)
-        _, fingerprint = self._projections[projection.form.cls]
-        if not live or live[0].fingerprint != fingerprint:
-            self.behind = Behind(projection, live, same_code=False, keys=keys)
-            raise self.behind
-        return live
+        """The slices that answer: of this process's code, or what may be shown in their place."""
+        found = self._live.get(projection.name)
+        if found is None:
+            found = await self._snapshot.slices(projection.name, expecting=keys)
+            if not self._is_of_this_code(projection, found):
+                found = await self._instead(projection, found, keys)
+            self._live[projection.name] = found
+        return found
+
+    def _is_of_this_code(self, projection: Projection, slices: Sequence[Generation]) -> bool:
+        return bool(slices) and slices[0].fingerprint == self._projections[projection.form.cls][1]
+
+    async def _instead(
+        self, projection: Projection, live: Sequence[Generation], keys: Sequence[Key]
+    ) -> Sequence[Generation]:
+        """What answers where no rows of this code are live.
+
+        Rows of this code that are kept, since those of other code were switched to. Or else, where it may be so, those
+        of the other code, if they have the same columns. To these nothing is folded, for it would be neither's. A
+        live query is woken by what is live alone.
+        """
+        asked, fingerprint = self._checks.requirement, self._projections[projection.form.cls][1]
+        kept = await self._snapshot.kept(projection.name, fingerprint) if live and asked.touching is None else ()
+        if kept:
+            self._numbers[projection.name] = kept[0].number
+            return kept
+        if self._serving_old and live and live[0].table == projection.form.table and asked.overlay is None:
+            return live
+        self._met.behind = Behind(projection, live, same_code=False, keys=keys)
+        raise self._met.behind
 
     async def _require(self, projection: Projection, slices: Sequence[Generation], keys: Sequence[Key]) -> None:
         met = {place: await self._checks.is_met(slice) for place, slice in _by_place(slices)}
@@ -233,8 +322,9 @@ class SnapshotReader:
             if not met[slice.checkpoint] or (touching is not None and not touching.is_shown(slice))
         ]
         if behind:
-            self.behind = Behind(projection, behind, same_code=True, keys=keys)
-            raise self.behind
+            same_code = self._is_of_this_code(projection, behind)
+            self._met.behind = Behind(projection, behind, same_code=same_code, keys=keys)
+            raise self._met.behind
 
     def _check_blocked(self, projection: Projection, keys: Sequence[str] | None = None) -> None:
         """Notice blocked keys among those touched; without keys, any may be."""
@@ -243,7 +333,7 @@ class SnapshotReader:
             return
         if self._checks.requirement.strict:
             raise Blocked(projection.form.name, [found.key for found in blocked], blocked[0].error)
-        self.incomplete = True
+        self._met.incomplete = True
 
 
 def _by_place(slices: Iterable[Generation]) -> Iterable[tuple[Place, Generation]]:
@@ -261,7 +351,13 @@ def moment_shown(slices: Iterable[Generation], now: datetime) -> datetime:
 
 
 def _filters(form: RowForm, where: Mapping[str, object]) -> list[Filter]:
-    return [_filter(form, name, value) for name, value in where.items()]
+    return [found for name, value in where.items() for found in _filters_of(form, name, value)]
+
+
+def _filters_of(form: RowForm, name: str, value: object) -> list[Filter]:
+    if isinstance(value, AllOf):
+        return [found for one in value.conditions for found in _filters_of(form, name, one)]
+    return [_filter(form, name, value)]
 
 
 def _filter(form: RowForm, name: str, value: object) -> Filter:

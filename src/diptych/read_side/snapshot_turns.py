@@ -19,8 +19,8 @@ SNAPSHOT_WAIT_S_MAX = 10
 class SnapshotTurns:
     """Belongs to the event loop of those who wait: a store that is opened again makes new ones."""
 
-    def __init__(self, at_once: int = SNAPSHOTS_MAX) -> None:
-        self._free = asyncio.Semaphore(at_once)
+    def __init__(self, at_once: int | None = None) -> None:
+        self._free = asyncio.Semaphore(SNAPSHOTS_MAX if at_once is None else at_once)
         self._waiting = 0
 
     async def take(self) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from copy import copy
+from functools import partial
 from operator import attrgetter
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
@@ -18,7 +20,8 @@ from diptych.errors import Blocked, ConfigurationError, Overloaded, StoreUnavail
 from diptych.event_store.position import NOWHERE, START, Place, Token
 from diptych.messages.query import Query
 from diptych.read_side.freshness import Behind, Requirement, check_wait
-from diptych.read_side.query_bus import HANDLER_S_MAX, Answer, Handle, QueryHandlers, ReadPanel, handled
+from diptych.read_side.query_bus import HANDLER_S_MAX, Answer, Handle, Handled, QueryHandlers, ReadPanel, handled
+from diptych.read_side.query_context import QueryContext
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.reader import Page
@@ -67,8 +70,10 @@ class SpanningQueryBus:
         """The same queries, answered from other panels of the same read models."""
         return SpanningQueryBus(self._handlers, panels)
 
-    async def answer(self, query: Query[R], require: Require, wait_s: float) -> Answer[R]:
-        """Answer a query; errors as of `QueryBus.answer`."""
+    async def answer(
+        self, query: Query[R], require: Require, wait_s: float, context: QueryContext, by: Handle | None = None
+    ) -> Answer[R]:
+        """Answer a query; arguments and errors as of `QueryBus.answer`."""
         handle, settled = self._handlers.find(query)
         deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
         visits: dict[int, _Visit] = {}
@@ -76,7 +81,7 @@ class SpanningQueryBus:
         while True:
             reader = SpanningReader(self.panels, visits, require)
             try:
-                return await self._in_turn(handle, settled, reader, missing)
+                return await self._in_turn(partial(by or handle, settled), context, reader, missing)
             except Behind as behind:
                 visit = visits[id(self.panels[behind.projection.form.cls])]
                 await visit.panel.freshness.wait(behind, visit.requirement, deadline, visit.asking)
@@ -86,25 +91,25 @@ class SpanningQueryBus:
                     raise
 
     async def _in_turn(
-        self, handle: Handle, query: Query[R], reader: SpanningReader, missing: Behind | None
-    ) -> Answer[R]:
+        self, handle: Handled, context: QueryContext, reader: SpanningReader, missing: Behind | None
+    ) -> Answer[Any]:
         """One run, of fewer at once than have a snapshot of every store: none holds one and waits for another."""
         await self._turns.take()
         try:
-            return await self._answer(handle, query, reader, missing)
+            return await self._answer(handle, context, reader, missing)
         finally:
             self._turns.give_back()
 
     async def _answer(
-        self, handle: Handle, query: Query[R], reader: SpanningReader, missing: Behind | None
-    ) -> Answer[R]:
+        self, handle: Handled, context: QueryContext, reader: SpanningReader, missing: Behind | None
+    ) -> Answer[Any]:
         limit = asyncio.timeout(HANDLER_S_MAX)
         try:
             async with limit, reader:
                 if missing is not None:
                     await reader.check(missing)
-                value = await handled(handle, query, reader)
-                shown = await reader.tokens() or (_nothing_of(self._first),)
+                value = await handled(handle, reader, context)
+                shown = await reader.shown() or (_nothing_of(self._first),)
                 return Answer(value=value, shows=shown, incomplete=reader.incomplete)
         except TimeoutError as error:
             if limit.expired():
@@ -127,14 +132,11 @@ async def _merged_from(panel: ReadPanel, token: Token) -> Sequence[Token]:
 
 
 class SpanningReader:
-    """Implements `Reader` over snapshots of several read stores, each opened when it is first touched.
-
-    Attributes:
-        refused: where an error came from, if one did.
-    """
+    """Implements `Reader` over snapshots of several read stores, each opened when it is first touched."""
 
     def __init__(self, panels: Mapping[type, ReadPanel], visits: dict[int, _Visit], require: Require) -> None:
-        self.refused: _Visit | None = None
+        self._refused: list[_Visit] = []
+        self.context: QueryContext | None = None
         self._panels = panels
         self._visits = visits
         self._require = require
@@ -156,11 +158,22 @@ class SpanningReader:
         return next((reader.behind for reader in self._readers.values() if reader.behind is not None), None)
 
     @property
+    def refused(self) -> _Visit | None:
+        """Where the last error came from, if one did."""
+        return self._refused[-1] if self._refused else None
+
+    def narrowed(self, context: QueryContext) -> SpanningReader:
+        """See `SnapshotReader.narrowed`."""
+        found = copy(self)
+        found.context = context
+        return found
+
+    @property
     def incomplete(self) -> bool:
         """Whether something that was touched waits behind a blocked key."""
         return any(reader.incomplete for reader in self._readers.values())
 
-    async def tokens(self) -> tuple[Token, ...]:
+    async def shown(self) -> tuple[Token, ...]:
         """What the answer shows of each history that was touched, or that one which was is merged from."""
         found: dict[bytes, Token] = {}
         for place, reader in self._readers.items():
@@ -174,7 +187,7 @@ class SpanningReader:
 
     async def check(self, missing: Behind) -> None:
         """See `SnapshotReader.check`."""
-        await self._of(missing.projection.form.cls, lambda reader: reader.check(missing))
+        await self._at(missing.projection.form.cls, lambda reader: reader.check(missing))
 
     # ── Reader ───────────────────────────────────────────────────────────────
 
@@ -229,18 +242,23 @@ class SpanningReader:
         return found
 
     async def _of(self, model: type[ReadModel], ask: Callable[[SnapshotReader], Awaitable[R]]) -> R:
+        context = self.context
+        assert context is not None, "a reader is narrowed before anything is read with it"
+        return await self._at(model, lambda reader: ask(reader.narrowed(context)))
+
+    async def _at(self, model: type[ReadModel], ask: Callable[[SnapshotReader], Awaitable[R]]) -> R:
         panel = self._panel(model)
         async with self._turn:
             visit = await self._visit(panel)
             try:
                 reader = await self._reader(visit)
             except (Blocked, StoreUnavailable):
-                self.refused = visit
+                self._refused.append(visit)
                 raise
         try:
             return await ask(reader)
         except (Blocked, StoreUnavailable):
-            self.refused = visit
+            self._refused.append(visit)
             raise
 
     async def _visit(self, panel: ReadPanel) -> _Visit:

@@ -27,6 +27,7 @@ from diptych.process_managers.scheduler import SCHEDULED
 from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
+from diptych.read_side.query_middleware import QueryMiddleware
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.read_store import Order
 from diptych.read_side.snapshot_reader import moment_shown
@@ -71,6 +72,7 @@ class InMemoryApplication(Application):
         contexts: at least one.
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
+        query_middleware: wraps the way of every query, the first outermost.
         clock: tells the time; a new `ManualClock` by default.
         reacting: whether processes react to what happens, and send.
         store: the URL of an empty store, where it is the store that is tried.
@@ -81,13 +83,19 @@ class InMemoryApplication(Application):
         *contexts: BoundedContext,
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
+        query_middleware: Sequence[QueryMiddleware] = (),
         clock: ManualClock | None = None,
         reacting: bool = True,
         store: str = "memory:",
     ) -> None:
         self.clock = clock or ManualClock()
         super().__init__(
-            *contexts, store=store, services=services, command_middleware=command_middleware, clock=self.clock
+            *contexts,
+            store=store,
+            services=services,
+            command_middleware=command_middleware,
+            query_middleware=query_middleware,
+            clock=self.clock,
         )
         self._types = EventTypes(())
         self._projections: Mapping[type, Projection] = {}
@@ -194,6 +202,7 @@ class InMemoryApplication(Application):
         query: Query[R],
         /,
         *,
+        actor: Actor | str | None = None,
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "latest",
         within_s: float | None = None,
@@ -204,7 +213,7 @@ class InMemoryApplication(Application):
         if freshness == "latest" and (after is not None or within_s is not None or as_of is not None):
             freshness = "eventual"
         return await super().answer(
-            query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
         )
 
     async def query(
@@ -212,6 +221,7 @@ class InMemoryApplication(Application):
         query: Query[R],
         /,
         *,
+        actor: Actor | str | None = None,
         after: Receipt | Answer[Any] | str | None = None,
         freshness: HowFresh = "latest",
         within_s: float | None = None,
@@ -220,7 +230,7 @@ class InMemoryApplication(Application):
     ) -> R:
         """See `Application.query`; unless told otherwise it shows everything."""
         found = await self.answer(
-            query, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
         )
         return found.value
 

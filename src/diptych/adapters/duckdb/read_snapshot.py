@@ -185,12 +185,12 @@ class DuckdbReadSnapshot:
         del expecting  # one more statement costs less than a guess
         if (name, number) not in self._known:
             which, value = ("live", True) if number is None else ("number", number)
-            found = await self.rows(
-                f"{SELECT_GENERATIONS} WHERE name = ? AND {which} = ? ORDER BY slice", (name, value)
-            )
-            table = decode_table(found[0][3]) if found else None
-            self._known[name, number] = tuple([generation_of(row, table) for row in found])
+            self._known[name, number] = await self._generation(f"name = ? AND {which} = ?", name, value)
         return self._known[name, number]
+
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept; there is one of a name at most. See the port."""
+        return await self._generation("name = ? AND fingerprint = ? AND kept_until IS NOT NULL", name, fingerprint)
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
@@ -236,16 +236,18 @@ class DuckdbReadSnapshot:
         statement = f"{table.select}{condition.text} ORDER BY {order_by(table, order)} LIMIT ?"
         return await self._decoded(table, Condition(statement, (*condition.parameters, limit)))
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
-        table = await self._table(name, None)
+        table = await self._table(name, number)
         condition = where([filtered(table, wanted) for wanted in filters])
         found = await self.rows(f"SELECT count(*) FROM {table.name}{condition.text}", condition.parameters)
         return int(found[0][0])
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
-        table = await self._table(name, None)
+        table = await self._table(name, number)
         words, condition = words_of(text), where([filtered(table, wanted) for wanted in filters])
         if not words or not table.codec.is_searchable:
             return []
@@ -299,6 +301,12 @@ class DuckdbReadSnapshot:
 
     async def _decoded(self, table: StoredTable, statement: Condition) -> list[Row]:
         return [table.codec.decode(row) for row in await self.rows(statement.text, statement.parameters)]
+
+    async def _generation(self, condition: str, *parameters: Any) -> Sequence[Generation]:
+        """The slices of the one generation of which this holds."""
+        found = await self.rows(f"{SELECT_GENERATIONS} WHERE {condition} ORDER BY slice", parameters)
+        table = decode_table(found[0][3]) if found else None
+        return tuple([generation_of(row, table) for row in found])
 
     async def _table(self, name: str, number: int | None) -> StoredTable:
         slices = await self.slices(name, number)

@@ -49,7 +49,7 @@ SCHEMA_VERSION = 1
 """Of the catalog."""
 
 SELECT_GENERATIONS = """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped,
-    recorded_at, slice, slices, barrier, slices_next FROM diptych.generations"""
+    recorded_at, slice, slices, barrier, slices_next, kept_until FROM diptych.generations"""
 """Selects what `generation_of` takes."""
 
 _CATALOG = (
@@ -61,7 +61,8 @@ _CATALOG = (
         name VARCHAR NOT NULL, number BIGINT NOT NULL, slice BIGINT NOT NULL, slices BIGINT NOT NULL,
         fingerprint VARCHAR NOT NULL, table_name VARCHAR, form VARCHAR, live BOOLEAN NOT NULL,
         history_id BLOB NOT NULL, position BIGINT NOT NULL, event_id BLOB NOT NULL, epoch BIGINT NOT NULL,
-        stopped VARCHAR NOT NULL, recorded_at BIGINT, barrier BIGINT, slices_next BIGINT NOT NULL, last_holder VARCHAR
+        stopped VARCHAR NOT NULL, recorded_at BIGINT, barrier BIGINT, slices_next BIGINT NOT NULL, last_holder VARCHAR,
+        kept_until BIGINT
     )""",
     """CREATE TABLE diptych.blocked_keys (
         name VARCHAR NOT NULL, number BIGINT NOT NULL, key VARCHAR NOT NULL, position BIGINT NOT NULL,
@@ -118,8 +119,11 @@ def generation_of(row: tuple[Any, ...], table: Table | None) -> Generation:
     """A slice from its row in the catalog, with the form of its table."""
     name, number, fingerprint, _, live, history_id, position, event_id, epoch, stopped, recorded_at = row[:11]
     place = Place(history_id, Position(position), event_id)
-    moment = decode_moment(recorded_at)
-    return Generation(name, number, fingerprint, table, live, place, epoch, stopped, moment, *row[11:])
+    slice, slices, barrier, slices_next, kept_until = row[11:]
+    return Generation(
+        *(name, number, fingerprint, table, live, place, epoch, stopped, decode_moment(recorded_at)),
+        *(slice, slices, barrier, slices_next, decode_moment(kept_until)),
+    )
 
 
 def encode_table(table: Table | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -18,9 +19,10 @@ from diptych.adapters.duckdb.read_tables import (
     read_generations,
     show_table,
 )
+from diptych.clock import SystemClock
 from diptych.errors import ConfigurationError
 from diptych.read_side.lease_shares import deal
-from diptych.read_side.partitions import reaches, split, whole
+from diptych.read_side.partitions import found_again, kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import (
     Failed,
     Fenced,
@@ -46,6 +48,7 @@ __all__ = [
     "apply",
     "create_generation",
     "drop_generation",
+    "drop_overdue",
     "lease",
     "release",
     "split_generation",
@@ -226,10 +229,14 @@ def create_generation(
         ConfigurationError: another projection's table has that name, or DuckDB cannot have such a table.
     """
     others = _builds(connection, wanted.name)
+    found = found_again(others, wanted.fingerprint)
+    if found and not anew:
+        was_kept = found[0].kept_until is not None
+        if was_kept:
+            found = taken_up(found)
+            _set_states(connection, found)
+        return list(found), Changed(done=was_kept, noted=was_kept)
     current = next((found[0] for found in others.values() if found[0].live), None)
-    for at, found in others.items():
-        if not anew and found[0].fingerprint == wanted.fingerprint and (current is None or at >= current.number):
-            return found, Changed(done=False, noted=False)
     _check_name_is_free(connection, wanted.name, wanted.table)
     if wanted.live and current is not None:
         _hide(connection, current)
@@ -279,13 +286,14 @@ def _insert(connection: DuckDBPyConnection, slices: Sequence[Generation]) -> Non
         place = made.checkpoint
         connection.execute(
             """INSERT INTO diptych.generations (name, number, slice, slices, fingerprint, table_name, form, live,
-            history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next, kept_until)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
             (
                 *(made.name, made.number, made.slice, made.slices, made.fingerprint),
                 *(made.table and made.table.name, encode_table(made.table), made.live),
                 *(place.history_id, place.position, place.event_id),
                 *(made.epoch, made.stopped, encode_moment(made.recorded_at), made.barrier, made.slices_next),
+                encode_moment(made.kept_until),
             ),
         )
 
@@ -307,19 +315,36 @@ def split_generation(connection: DuckDBPyConnection, name: str, number: int, sli
     return Changed(done=not changed or changed[0].barrier is None, noted=changed != found)
 
 
-def switch(connection: DuckDBPyConnection, name: str, number: int) -> Changed:
-    """Let a generation answer and drop the others; see the port."""
+def switch(connection: DuckDBPyConnection, name: str, number: int, keep_s: float) -> Changed:
+    """Let a generation answer, keep the one that did, and drop the others; see the port."""
     builds = _builds(connection, name)
     chosen = builds.pop(number, None)
-    if chosen is None or any(other[0].live and not reaches(chosen, other) for other in builds.values()):
+    if chosen is None or chosen[0].live:
+        return Changed(done=chosen is not None, noted=False)
+    current = next((found for found in builds.values() if found[0].live), None)
+    if current is not None and not reaches(chosen, current):
         return Changed(done=False, noted=False)
+    if current is not None and keep_s > 0:
+        del builds[current[0].number]
+        _hide(connection, current[0])
+        _set_states(connection, kept(current, SystemClock().now() + dt.timedelta(seconds=keep_s)))
     for other in builds:
         drop_generation(connection, name, other)
-    if not chosen[0].live:
-        _set_live(connection, chosen[0], live=True)
-        if chosen[0].table is not None:
-            show_table(connection, StoredTable(chosen[0].table, name, number))
+    _set_live(connection, chosen[0], live=True)
+    if chosen[0].table is not None:
+        show_table(connection, StoredTable(chosen[0].table, name, number))
     return Changed(done=True, noted=True)
+
+
+def drop_overdue(connection: DuckDBPyConnection) -> Changed:
+    """Remove what was kept until now; see the port."""
+    overdue = connection.execute(
+        "SELECT name, number FROM diptych.generations WHERE kept_until <= ? AND slice = 0",
+        (encode_moment(SystemClock().now()),),
+    ).fetchall()
+    for name, number in overdue:
+        drop_generation(connection, name, number)
+    return Changed(done=bool(overdue), noted=bool(overdue))
 
 
 def drop_generation(connection: DuckDBPyConnection, name: str, number: int) -> Changed:
@@ -343,5 +368,15 @@ def _hide(connection: DuckDBPyConnection, build: Generation) -> None:
 
 def _set_live(connection: DuckDBPyConnection, build: Generation, *, live: bool) -> None:
     connection.execute(
-        "UPDATE diptych.generations SET live = ? WHERE name = ? AND number = ?", (live, build.name, build.number)
+        "UPDATE diptych.generations SET live = ?, kept_until = NULL WHERE name = ? AND number = ?",
+        (live, build.name, build.number),
     )
+
+
+def _set_states(connection: DuckDBPyConnection, slices: Iterable[Generation]) -> None:
+    """Write until when slices are kept, and their epochs."""
+    for each in slices:
+        connection.execute(
+            "UPDATE diptych.generations SET kept_until = ?, epoch = ? WHERE name = ? AND number = ? AND slice = ?",
+            (encode_moment(each.kept_until), each.epoch, *each.lease_key),
+        )

@@ -30,11 +30,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from diptych.clock import SystemClock
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.read_side.change_count import ChangeCount
 from diptych.read_side.key_index import KeyIndex
 from diptych.read_side.lease_shares import deal
-from diptych.read_side.partitions import reaches, split, whole
+from diptych.read_side.partitions import found_again, kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import (
     BlockedKey,
     ColumnKind,
@@ -180,13 +181,14 @@ class MemoryReadStore:
     ) -> list[Generation]:
         """Make a generation, or return the one that a racer made. See the port."""
         self._check_open()
+        found = found_again({build.generation.number: build.slices for build in self._builds_of(name)}, fingerprint)
+        if found and not anew:
+            if found[0].kept_until is not None:
+                found = self._set_slices(taken_up(found))
+            return list(found)
         current = _live(self._builds, name)
-        for build in self._builds_of(name):
-            is_current = current is None or build.generation.number >= current.generation.number
-            if is_current and not anew and build.generation.fingerprint == fingerprint:
-                return list(build.slices)
         if live and current is not None:
-            self._set_live(current, live=False)
+            self._set_slices([replace(slice, live=False) for slice in current.slices])
         number = self._last_numbers[name] = self._last_numbers.get(name, 0) + 1
         first = Generation(name, number, fingerprint, table, live, checkpoint)
         made = whole(first, slices)
@@ -194,19 +196,33 @@ class MemoryReadStore:
         self._changes.note()
         return made
 
-    async def switch(self, name: str, number: int) -> bool:
-        """Let a generation answer, and drop the others. See the port."""
+    async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+        """Let a generation answer, keep the one that did, and drop the others. See the port."""
         self._check_open()
         chosen, current = self._builds.get((name, number)), _live(self._builds, name)
-        if chosen is None:
-            return False
+        if chosen is None or chosen.generation.live:
+            return chosen is not None
         if current and not reaches(chosen.slices, current.slices):
             return False
+        keeping = current is not None and keep_s > 0
         for build in self._builds_of(name):
-            del self._builds[name, build.generation.number]
-        self._set_live(chosen, live=True)
+            if build is not chosen and not (keeping and build is current):
+                del self._builds[name, build.generation.number]
+        if current is not None and keeping:
+            self._set_slices(kept(current.slices, SystemClock().now() + dt.timedelta(seconds=keep_s)))
+        self._set_slices([replace(slice, live=True, kept_until=None) for slice in chosen.slices])
         self._changes.note()
         return True
+
+    async def drop_overdue(self) -> None:
+        """Remove what was kept until now. See the port."""
+        self._check_open()
+        now, ends = SystemClock().now(), {at: build.generation.kept_until for at, build in self._builds.items()}
+        overdue = [at for at, until in ends.items() if until is not None and until <= now]
+        for at in overdue:
+            del self._builds[at]
+        if overdue:
+            self._changes.note()
 
     async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""
@@ -300,9 +316,10 @@ class MemoryReadStore:
         if table.expires is not None:
             _note_expiries(build, table, [(key, row) for key, row in changes.items() if row is not None])
 
-    def _set_live(self, build: _Build, *, live: bool) -> None:
-        slices = tuple(replace(slice, live=live) for slice in build.slices)
-        self._builds[build.generation.name, build.generation.number] = replace(build, slices=slices)
+    def _set_slices(self, slices: Sequence[Generation]) -> Sequence[Generation]:
+        place = slices[0].name, slices[0].number
+        self._builds[place] = replace(self._builds[place], slices=tuple(slices))
+        return slices
 
     def _builds_of(self, name: str) -> list[_Build]:
         return [build for (of, _), build in self._builds.items() if of == name]
@@ -419,6 +436,12 @@ class _Snapshot:
         build = _live(self._builds, name) if number is None else self._builds.get((name, number))
         return () if build is None else build.slices
 
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept. See the port."""
+        builds = (build.slices for (of, _), build in sorted(self._builds.items()) if of == name)
+        found = [each for each in builds if each[0].kept_until is not None and each[0].fingerprint == fingerprint]
+        return found[-1] if found else ()
+
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
         build = _live(self._builds, name) if number is None else self._builds.get((name, number))
@@ -446,14 +469,16 @@ class _Snapshot:
         matches = matcher(filters, table)
         return in_order(filter(matches, self._indexed_rows(build, table, filters)), table, order, after)[:limit]
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
-        build, table = self._build(name, None)
+        build, table = self._build(name, number)
         return sum(map(matcher(filters, table), self._rows(build)))
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
-        build, table = self._build(name, None)
+        build, table = self._build(name, number)
         wanted = words_of(text)
         rows = filter(matcher(filters, table), self._rows(build) if wanted else ())
         return best_first(rows, table, wanted)[:limit]

@@ -12,6 +12,7 @@ before the next write: what a crash leaves behind never shows.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -82,6 +83,11 @@ class Build(msgspec.Struct):
         return self.slices[0].live
 
     @property
+    def kept_until(self) -> dt.datetime | None:
+        """Until when it is kept, having answered until another was switched to; None where it is not."""
+        return self.slices[0].kept_until
+
+    @property
     def generations(self) -> list[Generation]:
         """Its slices as the port tells of them."""
         return [replace(slice, table=self.table) for slice in self.slices]
@@ -91,13 +97,15 @@ class Build(msgspec.Struct):
         """Numbers that do not show."""
         return [*self.void, *(number for number, _ in self.writing)]
 
-    def set_slices(self, slices: Sequence[Generation]) -> None:
-        """Replace its slices, in order."""
-        self.slices = [replace(slice, table=None) for slice in slices]
-
     def set_live(self, *, live: bool) -> None:
-        """Let it answer queries, or not."""
-        self.slices = [replace(slice, live=live) for slice in self.slices]
+        """Let it answer queries, or not; whichever it is, it is not kept."""
+        self.slices = [replace(slice, live=live, kept_until=None) for slice in self.slices]
+
+    def overtake(self, slices: Sequence[Generation]) -> None:
+        """Replace its slices, in order; what is being written of it never shows."""
+        for slice in self.slices:
+            self.give_up(slice.slice)
+        self.slices = list(slices)
 
     def give_up(self, slice: int) -> None:
         """Make void what is being written of a slice: whoever writes it was overtaken, or died."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import random
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, TypeVar
@@ -82,6 +83,10 @@ class CatalogDocument:
         """The catalog as it is now."""
         found: Catalog = unpacked((await self._held()).body, Catalog)
         return found
+
+    async def now(self) -> dt.datetime:
+        """What time it is in the cluster, in whole milliseconds."""
+        return await self._cluster.now(self.index)
 
     async def _held(self) -> Held:
         status, answer = await self._cluster.request("GET", self._path, expect=(404,))

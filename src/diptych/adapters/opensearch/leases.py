@@ -1,8 +1,8 @@
 """Leases in the catalog. A worker is given up once nothing was seen of it for its time.
 
-OpenSearch has no clock to ask, and the clocks of workers are never compared: each judges by its own how long ago it
-first saw another's last sign. So a lease may hold longer than its time, by as much as the next one needs to ask, and
-never shorter.
+No clock tells that to all: each node of a cluster has its own, and those of workers are never compared. Each worker
+judges by its own how long ago it first saw another's last sign. So a lease may hold longer than its time, by as much as
+the next one needs to ask, and never shorter.
 """
 
 from __future__ import annotations

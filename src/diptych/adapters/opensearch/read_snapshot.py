@@ -61,6 +61,11 @@ class OpenSearchSnapshot:
         build = self._catalog.build(name, number)
         return () if build is None else tuple(build.generations)
 
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept. See the port."""
+        kept = (build for build in self._catalog.builds if build.name == name and build.kept_until is not None)
+        return next((build.generations for build in kept if build.slices[0].fingerprint == fingerprint), ())
+
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
         build = self._catalog.build(name, number)
@@ -115,17 +120,19 @@ class OpenSearchSnapshot:
             behind = page[-1].sort
         return found
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
-        build, codec = self._build(name, None)
+        build, codec = self._build(name, number)
         query = showing(build, self._catalog.last, *matching(codec, build, filters))
         counted = await self._cluster.count(build.index, query)
         self._check_age()
         return counted
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word; the rank is OpenSearch's."""
-        build, codec = self._build(name, None)
+        build, codec = self._build(name, number)
         conditions, words = matching(codec, build, filters), searched(text)
         if limit > HITS_MAX:  # it cannot be asked for the next ones: scores are rounded
             raise InvalidMessage("a search", [("limit", f"OpenSearch gives {HITS_MAX:,} rows of a search at most")])

@@ -10,6 +10,7 @@ Whatever ends between two of them, before the last nothing has happened and afte
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -29,7 +30,7 @@ from diptych.adapters.opensearch.removal import Removal
 from diptych.adapters.opensearch.row_queries import index_of
 from diptych.adapters.opensearch.row_writes import Begun, write_rows
 from diptych.messages.unique_id import unique_id
-from diptych.read_side.partitions import reaches, split, whole
+from diptych.read_side.partitions import found_again, kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import (
     Discard,
     Failed,
@@ -145,19 +146,22 @@ class OpenSearchReadStore:
     ) -> list[Generation]:
         """Make a generation, or return the one that a racer made. See the port."""
 
-        def found(catalog: Catalog) -> Build | None:
-            current = catalog.build(name, None)
-            builds = [build for build in catalog.builds if build.name == name and not anew]
-            newer = (build for build in builds if current is None or build.number >= current.number)
-            return next((build for build in newer if build.slices[0].fingerprint == fingerprint), None)
+        async def find(catalog: Catalog) -> Build | None:
+            slices = {build.number: build.slices for build in catalog.builds if build.name == name}
+            same = () if anew else found_again(slices, fingerprint)
+            there = catalog.build(name, same[0].number) if same else None
+            if there is not None and there.kept_until is not None:
+                there.overtake(taken_up(there.slices))
+                catalog.changes += 1
+            return there
 
-        there = found(await self._document.read())
+        there = await self._document.change(find)
         if there is not None:
             return there.generations
         index = await self._make_index(name, table)
 
         async def make(catalog: Catalog) -> Build:
-            there = found(catalog)
+            there = await find(catalog)
             if there is not None:
                 return there
             current = catalog.build(name, None)
@@ -184,20 +188,42 @@ class OpenSearchReadStore:
         await self._cluster.request("PUT", f"/{index}", index_of(RowCodec(table)))
         return index
 
-    async def switch(self, name: str, number: int) -> bool:
-        """Let a generation answer, and drop the others. See the port."""
+    async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+        """Let a generation answer, keep the one that did, and drop the others. See the port."""
+        until = await self._document.now() + dt.timedelta(milliseconds=int(keep_s * 1000)) if keep_s > 0 else None
 
         async def work(catalog: Catalog) -> bool:
             chosen, current = catalog.build(name, number), catalog.build(name, None)
-            if chosen is None or (current is not None and not reaches(chosen.slices, current.slices)):
+            if chosen is None or chosen is current:
+                return chosen is not None
+            if current is not None and not reaches(chosen.slices, current.slices):
                 return False
             for build in [build for build in catalog.builds if build.name == name and build is not chosen]:
-                await self._drop(catalog, build)
+                if build is current and until is not None:
+                    build.overtake(kept(build.slices, until))
+                else:
+                    await self._drop(catalog, build)
             chosen.set_live(live=True)
             catalog.changes += 1
             return True
 
         return await self._document.change(work)
+
+    async def drop_overdue(self) -> None:
+        """Remove what was kept until now. See the port."""
+        ends = [build.kept_until for build in (await self._document.read()).builds if build.kept_until is not None]
+        if not ends:
+            return
+        now = await self._document.now()
+
+        async def work(catalog: Catalog) -> None:
+            for build in catalog.builds[:]:
+                if build.kept_until is not None and build.kept_until <= now:
+                    await self._drop(catalog, build)
+                    catalog.changes += 1
+
+        if min(ends) <= now:
+            await self._document.change(work)
 
     async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""
@@ -208,11 +234,9 @@ class OpenSearchReadStore:
                 return True
             changed = split(build.slices, slices)
             if changed != build.slices:
-                for slice in build.slices:
-                    build.give_up(slice.slice)
                 if len(changed) != len(build.slices):
                     build.holders = [None] * len(changed)
-                build.set_slices(changed)
+                build.overtake(changed)
                 catalog.changes += 1
             return changed[0].barrier is None
 
@@ -233,7 +257,7 @@ class OpenSearchReadStore:
         """Take a generation out. What it is made of is removed when no snapshot shows it any more."""
         catalog.builds.remove(build)
         catalog.unused += [build.index] if build.index else []
-        catalog.spent += [kept.trace for kept in await self._notes.blocked(build) if kept.trace]
+        catalog.spent += [found.trace for found in await self._notes.blocked(build) if found.trace]
         catalog.spent += [build.blocked] if build.blocked else []
 
     # ── writes ───────────────────────────────────────────────────────────────

@@ -59,7 +59,7 @@ def index_of(codec: RowCodec | None) -> Mapping[str, Any]:
     """The form of the index of a table's rows; of the catalog's, without one."""
     kept = {"type": "object", "enabled": False}
     if codec is None:
-        return {**INDEX_FORM, "mappings": {"dynamic": False, "properties": {"body": kept}}}
+        return {**INDEX_FORM, "mappings": {"dynamic": False, "properties": {"body": kept, "now": {"type": "date"}}}}
     terms = {codec.field(column.name): _KEYWORD for column in codec.table.columns}
     numbers = {name: {"type": "long"} for name in ("from", "until")}
     words = {"type": "text", "analyzer": "words"}

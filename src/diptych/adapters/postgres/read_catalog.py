@@ -28,7 +28,7 @@ from diptych.adapters.postgres.read_tables import (
 )
 from diptych.errors import ConfigurationError
 from diptych.event_store.position import Place
-from diptych.read_side.partitions import reaches, split, whole
+from diptych.read_side.partitions import found_again, kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import Generation, Table
 
 if TYPE_CHECKING:
@@ -49,9 +49,9 @@ TIDY_LOCK_WAIT_S = 0.05
 
 _GENERATION = (
     "g.name, g.number, g.fingerprint, g.form, g.live, g.history_id, g.position, g.event_id, g.epoch, g.stopped, "
-    "g.recorded_at, g.slice, g.slices, g.barrier, g.slices_next"
+    "g.recorded_at, g.slice, g.slices, g.barrier, g.slices_next, g.kept_until"
 )
-SLICE_WIDTH = 15
+SLICE_WIDTH = 16
 """Columns of that; where slices are selected, whether a key of the generation is blocked comes next."""
 _IN_USE = frozenset({"55P03", "40P01", "2BP01"})
 """States that say a lock is held by others, or that others' views stand on this one."""
@@ -129,6 +129,10 @@ class Catalog:
         self.trace = (
             f"SELECT trace FROM {schema}.diptych_blocked_keys WHERE name = $1 AND number = $2 AND key_hash = $3"
         )
+        self.kept = (
+            f"SELECT number FROM {schema}.diptych_generations "
+            "WHERE name = $1 AND fingerprint = $2 AND kept_until IS NOT NULL ORDER BY number DESC LIMIT 1"
+        )
         self._table_maker = table_maker(schema)
         self.versions = f"SELECT name, number, slice, xmin::text FROM {schema}.diptych_generations"
 
@@ -171,10 +175,14 @@ class Catalog:
             ConfigurationError: something else has the table's name, or PostgreSQL cannot have such a table.
         """
         others = await self._locked(link, name)
+        found = found_again(others, fingerprint)
+        if found and not anew:
+            if found[0].kept_until is not None:
+                found = taken_up(found)
+                await self._set_states(link, found)
+                await self.notify(link)
+            return list(found)
         current = next((found[0] for found in others.values() if found[0].live), None)
-        for at, found in others.items():
-            if not anew and found[0].fingerprint == fingerprint and (current is None or at >= current.number):
-                return found
         if table is not None:
             await self._check_name_is_free(link, name, table)
         if live and current is not None:
@@ -192,19 +200,38 @@ class Catalog:
         await self.notify(link)
         return made
 
-    async def switch(self, link: Link, name: str, number: int) -> bool:
-        """Let a generation answer and drop the others; see the port."""
+    async def switch(self, link: Link, name: str, number: int, keep_s: float) -> bool:
+        """Let a generation answer, keep the one that did, and drop the others; see the port."""
         builds = await self._locked(link, name)
         chosen = builds.pop(number, None)
-        if chosen is None:
+        if chosen is None or chosen[0].live:
+            return chosen is not None
+        current = next((found for found in builds.values() if found[0].live), None)
+        if current is not None and not reaches(chosen, current):
             return False
-        if any(other[0].live and not reaches(chosen, other) for other in builds.values()):
-            return False
+        if current is not None and keep_s > 0:
+            del builds[current[0].number]
+            until = await link.fetchval("SELECT clock_timestamp() + $1 * interval '1 second'", keep_s)
+            await self._set_live(link, current[0], live=False)
+            await self._set_states(link, kept(current, until))
         for other in builds.values():
             await self._drop(link, other[0])
         await self._set_live(link, chosen[0], live=True)
         await self.notify(link)
         return True
+
+    async def drop_overdue(self, link: Link) -> None:
+        """Remove what was kept until now; see the port."""
+        overdue = await link.fetch(
+            f"SELECT name, number FROM {self.schema}.diptych_generations "
+            "WHERE kept_until <= clock_timestamp() AND slice = 0 ORDER BY name, number"
+        )
+        for name, number in overdue:
+            build = (await self._locked(link, name)).get(number)
+            if build is not None and build[0].kept_until is not None:  # it may have been taken up meanwhile
+                await self._drop(link, build[0])
+        if overdue:
+            await self.notify(link)
 
     async def split(self, link: Link, name: str, number: int, slices: int | None) -> bool:
         """Split a generation into another number of slices, if all are at one place; see the port."""
@@ -287,8 +314,17 @@ class Catalog:
 
     async def _set_live(self, link: Link, build: Generation, *, live: bool) -> None:
         await link.execute(
-            f"UPDATE {self.schema}.diptych_generations SET live = $3 WHERE name = $1 AND number = $2",
+            f"UPDATE {self.schema}.diptych_generations SET live = $3, kept_until = NULL "
+            "WHERE name = $1 AND number = $2",
             *(build.name, build.number, live),
+        )
+
+    async def _set_states(self, link: Link, slices: Sequence[Generation]) -> None:
+        """Write until when slices are kept, and their epochs."""
+        await link.executemany(
+            f"UPDATE {self.schema}.diptych_generations SET kept_until = $1, epoch = $2 "
+            "WHERE name = $3 AND number = $4 AND slice = $5",
+            [(each.kept_until, each.epoch, *each.lease_key) for each in slices],
         )
 
     async def _drop(self, link: Link, build: Generation) -> None:
@@ -385,4 +421,4 @@ def generation_of(row: asyncpg.Record, known: Table | None = None) -> Generation
     name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped, recorded_at = row[:11]
     table = decode_table(form) if known is None else known
     place = Place(history_id, position, event_id)
-    return Generation(name, number, fingerprint, table, live, place, epoch, stopped, recorded_at, *row[11:15])
+    return Generation(name, number, fingerprint, table, live, place, epoch, stopped, recorded_at, *row[11:16])

@@ -98,12 +98,18 @@ CREATE TABLE {schema}.diptych_retries (
 CREATE INDEX diptych_retries_of ON {schema}.diptych_retries (name, key_hash, number);
 """
 
+_KEPT = """
+ALTER TABLE {schema}.diptych_generations
+    ADD COLUMN kept_until timestamptz;               -- of one that answered before; null: it does, or is being built
+"""
+
 READ_STORE_MIGRATIONS = Migrations(
     store="read store",
     steps=(
         Migration(1, "catalog", _CATALOG),
         Migration(2, "slices", _SLICES),
         Migration(3, "who decided by hand, and stack traces", _DECISIONS),
+        Migration(4, "builds kept after a switch", _KEPT),
     ),
 )
 

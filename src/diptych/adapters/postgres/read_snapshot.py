@@ -345,6 +345,11 @@ class PostgresReadSnapshot:
             self._expected[name] = keys[0], table.codec.by_key([rows[0][place + 1 :]] if there else ())
         return rows
 
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept. See the port."""
+        found = await self._fetch(self._catalog.kept, name, fingerprint)
+        return await self.slices(name, found[0]["number"]) if found else ()
+
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
         if (name, number) in self._unblocked:
@@ -402,17 +407,19 @@ class PostgresReadSnapshot:
         text = f"{table.select}{condition} ORDER BY {order_by(table, order)} LIMIT $1"
         return [table.codec.decode(row) for row in await self._rows(table, text, limit, *given)]
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
-        table = await self._table(name, None)
+        table = await self._table(name, number)
         condition, given = where(filtered(table, wanted) for wanted in filters)
         await self._plan_freely()
         ((count,),) = await self._rows(table, f"SELECT count(*) FROM {table.name} AS t{condition}", *given)
         return int(count)
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
-        table = await self._table(name, None)
+        table = await self._table(name, number)
         condition, given = where([filtered(table, wanted) for wanted in filters], first=3)
         words = searched_words(text)
         if not words or not table.is_searchable:

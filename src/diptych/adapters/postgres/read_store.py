@@ -168,9 +168,13 @@ class PostgresReadStore:
             )
         )
 
-    async def switch(self, name: str, number: int) -> bool:
-        """Let a generation answer, and drop the others. See the port."""
-        return await self._change_generations(lambda link: self._catalog.switch(link, name, number))
+    async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+        """Let a generation answer, keep the one that did, and drop the others. See the port."""
+        return await self._change_generations(lambda link: self._catalog.switch(link, name, number, keep_s))
+
+    async def drop_overdue(self) -> None:
+        """Remove what was kept until now. See the port."""
+        await self._change_generations(self._catalog.drop_overdue)
 
     async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""

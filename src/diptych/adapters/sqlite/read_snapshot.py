@@ -66,6 +66,8 @@ T = TypeVar("T")
 
 _LIVE_SLICES = f"{SELECT_GENERATIONS} WHERE name = ? AND live = 1 ORDER BY slice"
 _NUMBERED_SLICES = f"{SELECT_GENERATIONS} WHERE name = ? AND number = ? ORDER BY slice"
+_KEPT = """SELECT number FROM diptych_generations
+    WHERE name = ? AND fingerprint = ? AND kept_until IS NOT NULL ORDER BY number DESC LIMIT 1"""
 _BLOCKED = "SELECT key, position, error, attempts FROM diptych_blocked_keys WHERE name = ? AND number = "
 _LIVE_BLOCKED = f"""{_BLOCKED} (SELECT number FROM diptych_generations WHERE name = ? AND live = 1 AND slice = 0)
     ORDER BY position, key"""
@@ -276,6 +278,12 @@ class SqliteReadSnapshot:
         with self._failures:
             return self._slices(name, number)
 
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept. See the port."""
+        with self._failures:
+            found = self.connection.execute(_KEPT, (name, fingerprint)).fetchone()
+            return self._slices(name, found[0]) if found else ()
+
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
         found = self._reader.blocked.get((name, number))
@@ -312,9 +320,9 @@ class SqliteReadSnapshot:
 
         return await self._on_thread(read)
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
-        table = self._table(name, None)
+        table = self._table(name, number)
         condition = where([filtered(table, wanted) for wanted in filters])
         text = f"SELECT count(*) FROM {table.name}{condition.text}"
 
@@ -323,9 +331,11 @@ class SqliteReadSnapshot:
 
         return await self._on_thread(read)
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
-        table = self._table(name, None)
+        table = self._table(name, number)
         words, condition = match_expression(text), where([filtered(table, wanted) for wanted in filters])
         if not words or not table.is_searchable:
             return []

@@ -40,13 +40,13 @@ __all__ = [
 
 APPLICATION_ID = 0x44507972
 """In the file's header: this is a read store of Diptych."""
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Of the catalog; in the file's header, or in `diptych_read_format` beside events."""
 SQLITE_VERSION_MIN = (3, 37, 0)
 """For STRICT tables."""
 
 SELECT_GENERATIONS = """SELECT name, number, fingerprint, form, live, history_id, position, event_id, epoch, stopped,
-    recorded_at, slice, slices, barrier, slices_next FROM diptych_generations"""
+    recorded_at, slice, slices, barrier, slices_next, kept_until FROM diptych_generations"""
 """Selects what `generation_of` takes."""
 
 _MACHINE_TIME = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
@@ -69,9 +69,11 @@ _GENERATIONS = """CREATE TABLE diptych_generations (
         recorded_at INTEGER,
         barrier INTEGER,
         slices_next INTEGER NOT NULL,
-        last_holder TEXT,
+        last_holder TEXT,{kept}
         PRIMARY KEY (name, number, slice)
     ) STRICT, WITHOUT ROWID"""
+_GENERATIONS_UNKEPT = _GENERATIONS.replace("{kept}", "")
+"""As it was up to version 5."""
 _ONE_IS_LIVE = "CREATE UNIQUE INDEX diptych_live ON diptych_generations (name) WHERE live = 1 AND slice = 0"
 
 _RETRIES = (
@@ -92,7 +94,7 @@ _CATALOG = (
         name TEXT NOT NULL PRIMARY KEY,
         last_number INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID""",
-    _GENERATIONS,
+    _GENERATIONS.replace("{kept}", "\n        kept_until INTEGER,"),
     _ONE_IS_LIVE,
     """CREATE TABLE diptych_blocked_keys (
         name TEXT NOT NULL,
@@ -128,7 +130,7 @@ _UPGRADES = (
     (
         "DROP INDEX diptych_live",
         "ALTER TABLE diptych_generations RENAME TO diptych_whole_generations",
-        _GENERATIONS,
+        _GENERATIONS_UNKEPT,
         """INSERT INTO diptych_generations
         SELECT name, number, 0, 1, fingerprint, table_name, form, live, history_id, position, event_id, epoch, stopped,
             recorded_at, NULL, 0, last_holder FROM diptych_whole_generations""",
@@ -143,6 +145,7 @@ _UPGRADES = (
         "ALTER TABLE diptych_discards ADD COLUMN decided_at INTEGER",
         *_RETRIES,
     ),
+    ("ALTER TABLE diptych_generations ADD COLUMN kept_until INTEGER",),
 )
 """What makes a catalog of version 1 one of version 2, and so on."""
 
@@ -238,7 +241,11 @@ def generation_of(row: tuple[Any, ...], table: Table | None) -> Generation:
     name, number, fingerprint, _, live, history_id, position, event_id, epoch, stopped, recorded_at = row[:11]
     place = Place(history_id, Position(position), event_id)
     moment = decode_moment(recorded_at)
-    return Generation(name, number, fingerprint, table, bool(live), place, epoch, stopped, moment, *row[11:])
+    slice, slices, barrier, slices_next = row[11:15]
+    return Generation(
+        *(name, number, fingerprint, table, bool(live), place, epoch, stopped, moment),
+        *(slice, slices, barrier, slices_next, decode_moment(row[15])),
+    )
 
 
 def stored_discards(connection: sqlite3.Connection, name: str) -> list[Discard]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import sqlite3
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
@@ -18,9 +19,10 @@ from diptych.adapters.sqlite.read_tables import (
     read_generations,
     show_table,
 )
+from diptych.clock import SystemClock
 from diptych.errors import ConfigurationError
 from diptych.event_store.position import Place
-from diptych.read_side.partitions import reaches, split, whole
+from diptych.read_side.partitions import found_again, kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import (
     Failed,
     Fenced,
@@ -37,6 +39,7 @@ __all__ = [
     "apply",
     "create_generation",
     "drop_generation",
+    "drop_overdue",
     "note_holder",
     "note_release",
     "split_generation",
@@ -201,10 +204,13 @@ def create_generation(
         ConfigurationError: another projection's table has that name, or SQLite cannot have such a table.
     """
     others = _builds(connection, name)
+    found = found_again(others, fingerprint)
+    if found and not anew:
+        if found[0].kept_until is not None:
+            found = taken_up(found)
+            _set_states(connection, found)
+        return list(found)
     current = next((found[0] for found in others.values() if found[0].live), None)
-    for at, found in others.items():
-        if not anew and found[0].fingerprint == fingerprint and (current is None or at >= current.number):
-            return found
     _check_name_is_free(connection, name, table)
     if live and current is not None:
         _hide(connection, current)
@@ -249,14 +255,15 @@ def _builds(connection: sqlite3.Connection, name: str, number: int | None = None
 def _insert(connection: sqlite3.Connection, slices: Iterable[Generation]) -> None:
     connection.executemany(
         """INSERT INTO diptych_generations (name, number, slice, slices, fingerprint, table_name, form, live,
-        history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+        history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next, kept_until)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
         [
             (
                 *(made.name, made.number, made.slice, made.slices, made.fingerprint),
                 *(made.table and made.table.name, encode_table(made.table), made.live),
                 *(made.checkpoint.history_id, made.checkpoint.position, made.checkpoint.event_id),
                 *(made.epoch, made.stopped, encode_moment(made.recorded_at), made.barrier, made.slices_next),
+                encode_moment(made.kept_until),
             )
             for made in slices
         ],
@@ -279,19 +286,33 @@ def split_generation(connection: sqlite3.Connection, name: str, number: int, sli
     return not changed or changed[0].barrier is None
 
 
-def switch(connection: sqlite3.Connection, name: str, number: int) -> bool:
-    """Let a generation answer and drop the others; see the port."""
+def switch(connection: sqlite3.Connection, name: str, number: int, keep_s: float) -> bool:
+    """Let a generation answer, keep the one that did, and drop the others; see the port."""
     builds = _builds(connection, name)
     chosen = builds.pop(number, None)
-    if chosen is None:
+    if chosen is None or chosen[0].live:
+        return chosen is not None
+    current = next((found for found in builds.values() if found[0].live), None)
+    if current is not None and not reaches(chosen, current):
         return False
-    if any(other[0].live and not reaches(chosen, other) for other in builds.values()):
-        return False
+    if current is not None and keep_s > 0:
+        del builds[current[0].number]
+        _hide(connection, current[0])
+        _set_states(connection, kept(current, SystemClock().now() + dt.timedelta(seconds=keep_s)))
     for other in builds:
         drop_generation(connection, name, other)
-    if not chosen[0].live:
-        _show(connection, chosen[0])
+    _show(connection, chosen[0])
     return True
+
+
+def drop_overdue(connection: sqlite3.Connection) -> None:
+    """Remove what was kept until now; see the port."""
+    overdue = connection.execute(
+        "SELECT name, number FROM diptych_generations WHERE kept_until <= ? AND slice = 0",
+        (encode_moment(SystemClock().now()),),
+    ).fetchall()
+    for name, number in overdue:
+        drop_generation(connection, name, number)
 
 
 def drop_generation(connection: sqlite3.Connection, name: str, number: int) -> None:
@@ -319,5 +340,14 @@ def _hide(connection: sqlite3.Connection, build: Generation) -> None:
 
 def _set_live(connection: sqlite3.Connection, build: Generation, *, live: bool) -> None:
     connection.execute(
-        "UPDATE diptych_generations SET live = ? WHERE name = ? AND number = ?", (live, build.name, build.number)
+        "UPDATE diptych_generations SET live = ?, kept_until = NULL WHERE name = ? AND number = ?",
+        (live, build.name, build.number),
+    )
+
+
+def _set_states(connection: sqlite3.Connection, slices: Iterable[Generation]) -> None:
+    """Write until when slices are kept, and their epochs."""
+    connection.executemany(
+        "UPDATE diptych_generations SET kept_until = ?, epoch = ? WHERE name = ? AND number = ? AND slice = ?",
+        [(encode_moment(each.kept_until), each.epoch, *each.lease_key) for each in slices],
     )

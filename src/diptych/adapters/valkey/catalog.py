@@ -6,6 +6,7 @@ it was read (`CHANGE`). Writes of rows do not touch what such a change rests on,
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -18,7 +19,7 @@ from diptych.adapters.valkey.rows import table_rows
 from diptych.event_store.position import Place, Position
 from diptych.event_store.timestamp import moment, to_microseconds
 from diptych.read_side.lease_shares import deal
-from diptych.read_side.partitions import reaches, split, whole
+from diptych.read_side.partitions import kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import Generation, Leased, LeaseKey, Table
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "creation",
     "drop",
     "lease",
+    "overdue",
     "place_text",
     "release",
     "rest_text",
     "slices_of",
     "splitting",
     "switch",
+    "taking_up",
 ]
 
 TABLES_CACHED = 256
@@ -100,8 +103,8 @@ class Catalog:
         self._workers = taken.mapping()
         self.builds: dict[tuple[str, int], list[Generation]] = {}
         for name in taken:
-            live, fields = taken.maybe(), taken.mapping()
-            slices = slices_of(fields, live)
+            live, kept_one, fields = taken.maybe(), taken.maybe(), taken.mapping()
+            slices = slices_of(fields, live, kept_one)
             if slices:
                 self.builds[(name or b"").decode(), slices[0].number] = slices
 
@@ -143,25 +146,37 @@ def rest_text(slice: Generation) -> bytes:
     return _encode((slice.stopped, None if at is None else to_microseconds(at)))
 
 
-def slices_of(fields: Mapping[bytes, bytes], live: bytes | None) -> list[Generation]:
-    """The slices of a generation from its hash; none where it is gone."""
+def slices_of(fields: Mapping[bytes, bytes], live: bytes | None, kept_one: bytes | None) -> list[Generation]:
+    """The slices of a generation.
+
+    Args:
+        fields: of its hash; none where it is gone.
+        live: the number of the one of this name that answers.
+        kept_one: that of the one that is kept, and until when.
+    """
     if b"form" not in fields:
         return []
     form = _form(fields[b"form"])
-    fingerprint = fields[b"fingerprint"].decode()
-    return [
-        _slice(form, fingerprint, number, fields, live=live == b"%d" % form.number) for number in range(form.slices)
-    ]
+    is_live = live == b"%d" % form.number
+    kept_until = None if kept_one is None else _kept_until(kept_one, form.number)
+    return [_slice(form, number, fields, live=is_live, kept_until=kept_until) for number in range(form.slices)]
 
 
-def _slice(form: _Form, fingerprint: str, number: int, fields: Mapping[bytes, bytes], *, live: bool) -> Generation:
+def _kept_until(kept_one: bytes, number: int) -> dt.datetime | None:
+    kept_number, until_us = map(int, kept_one.split())
+    return moment(until_us) if kept_number == number else None
+
+
+def _slice(
+    form: _Form, number: int, fields: Mapping[bytes, bytes], *, live: bool, kept_until: dt.datetime | None
+) -> Generation:
     history_id, position, event_id = fields[b"%d.at" % number].split()
     stopped, recorded_us = msgspec.json.decode(fields[b"%d.rest" % number], type=tuple[str, int | None])
     barrier, slices_next = msgspec.json.decode(fields[b"%d.barrier" % number], type=tuple[int | None, int])
     return Generation(
         form.name,
         form.number,
-        fingerprint,
+        fields[b"fingerprint"].decode(),
         form.table,
         live,
         Place(bytes.fromhex(history_id.decode()), Position(int(position)), bytes.fromhex(event_id.decode())),
@@ -172,6 +187,7 @@ def _slice(form: _Form, fingerprint: str, number: int, fields: Mapping[bytes, by
         form.slices,
         None if barrier is None else Position(barrier),
         slices_next,
+        kept_until,
     )
 
 
@@ -233,36 +249,75 @@ def creation(
         *_sets(build, _stored(made)),
     ]
     if live:
-        steps.append((b"set", name.encode(), b"live", b"number", b"%d" % number))
+        steps.append(_live(name, number))
     return made, Change((), steps)
 
 
-def switch(catalog: Catalog, name: str, number: int) -> Change | None:
-    """That a generation answers queries, and all others go; None where it may not."""
+def taking_up(slices: Sequence[Generation]) -> tuple[list[Generation], Change]:
+    """That one that was kept is being built again."""
+    again = taken_up(slices)
+    return again, Change(_as_read(slices), [_kept(slices[0].name, None), *_changing(slices, again)])
+
+
+def switch(catalog: Catalog, name: str, number: int, keep_s: float) -> tuple[bool, Change | None]:
+    """That a generation answers queries, what did is kept, and all others go: whether it answers, and what changes."""
     builds = catalog.of(name)
     chosen, current = builds.pop(number, None), catalog.live(name)
-    if chosen is None or (current and not reaches(chosen, current)):
-        return None
-    steps: list[tuple[bytes | None, ...]] = [(b"set", name.encode(), b"live", b"number", b"%d" % number)]
-    for other, slices in builds.items():
-        steps += _dropping(catalog, name, other, slices)
-    return Change([*_as_read(chosen), *(_as_read(current) if current else ())], steps)
+    if chosen is None or chosen[0].live:
+        return chosen is not None, None
+    if current and not reaches(chosen, current):
+        return False, None
+    steps: list[tuple[bytes | None, ...]] = []
+    kept_one = None
+    if current and keep_s > 0:
+        until = moment(catalog.now_us + round(keep_s * 1_000_000))
+        kept_one = b"%d %d" % (current[0].number, to_microseconds(until))
+        steps += _changing(current, kept(current, until))
+        del builds[current[0].number]
+    for slices in builds.values():
+        steps += _dropping(catalog, slices)
+    steps += [_live(name, number), _kept(name, kept_one)]
+    return True, Change([*_as_read(chosen), *(_as_read(current) if current else ())], steps)
+
+
+def overdue(catalog: Catalog) -> Change | None:
+    """That all go that were kept until now; None where there are none."""
+    ends = [(slices[0].kept_until, slices) for slices in catalog.builds.values()]
+    now = moment(catalog.now_us)
+    gone = [slices for until, slices in ends if until is not None and until <= now]
+    return Change((), [step for slices in gone for step in _dropping(catalog, slices)]) if gone else None
 
 
 def drop(catalog: Catalog, name: str, number: int) -> Change:
     """That a generation goes."""
     slices = catalog.of(name).get(number)
-    if slices is None:
-        return Change()
-    steps = _dropping(catalog, name, number, slices)
-    if slices[0].live:
-        steps.append((b"set", name.encode(), b"live", b"number", None))
-    return Change((), steps)
+    return Change() if slices is None else Change((), _dropping(catalog, slices))
 
 
-def _dropping(catalog: Catalog, name: str, number: int, slices: Sequence[Generation]) -> list[tuple[bytes | None, ...]]:
+def _live(name: str, number: int | None) -> tuple[bytes | None, ...]:
+    return b"set", name.encode(), b"live", b"number", None if number is None else b"%d" % number
+
+
+def _kept(name: str, kept_one: bytes | None) -> tuple[bytes | None, ...]:
+    return b"set", name.encode(), b"live", b"kept", kept_one
+
+
+def _changing(slices: Sequence[Generation], changed: Sequence[Generation]) -> list[tuple[bytes | None, ...]]:
+    """What of a generation's hash is to be otherwise."""
+    old, new = _stored(slices), _stored(changed)
+    different = {field: new.get(field) for field in old | new if old.get(field) != new.get(field)}
+    return _sets(build_name(slices[0].name, slices[0].number), different)
+
+
+def _dropping(catalog: Catalog, slices: Sequence[Generation]) -> list[tuple[bytes | None, ...]]:
+    first = slices[0]
     gone = [slice.lease_key for slice in slices if slice.lease_key in catalog.holders]
-    return [(b"drop", build_name(name, number)), *(_holder(key, None) for key in gone)]
+    steps = [(b"drop", build_name(first.name, first.number)), *(_holder(key, None) for key in gone)]
+    if first.live:
+        steps.append(_live(first.name, None))
+    if first.kept_until is not None:
+        steps.append(_kept(first.name, None))
+    return steps
 
 
 def splitting(catalog: Catalog, name: str, number: int, slices: int | None) -> tuple[bool, Change | None]:
@@ -274,9 +329,7 @@ def splitting(catalog: Catalog, name: str, number: int, slices: int | None) -> t
     done = changed[0].barrier is None
     if changed == found:
         return done, None
-    old, new = _stored(found), _stored(changed)
-    different = {field: new.get(field) for field in old | new if old.get(field) != new.get(field)}
-    steps = _sets(build_name(name, number), different)
+    steps = _changing(found, changed)
     if len(changed) != len(found):
         steps += [_holder(slice.lease_key, None) for slice in found if slice.lease_key in catalog.holders]
     return done, Change(_as_read(found), steps)

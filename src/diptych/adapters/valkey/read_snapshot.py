@@ -41,6 +41,8 @@ FIRST_PAGE_ROWS = 100
 PAGE_ROWS = 500
 """Rows that are read at once after that, and by key."""
 
+KEPT = b"kept"
+"""Asks for the generation that is kept, whatever its number is."""
 COUNTS_MAX = 10
 """Times that rows are counted anew since others changed meanwhile, before that is given up."""
 
@@ -52,6 +54,7 @@ class Answer(NamedTuple):
         change: the number of the last change there is.
         member: by which the server knows the snapshot, where it was told of it.
         live: the number of the live generation at the snapshot's moment.
+        kept_one: that of the one that was kept then, and until when.
         number: that of the generation that was read.
         undone: of what has changed since, what was there: a hash, a field, its text, by turns.
         found: what was asked for; nothing where there is no generation.
@@ -60,6 +63,7 @@ class Answer(NamedTuple):
     change: bytes
     member: bytes | None
     live: bytes | None
+    kept_one: bytes | None
     number: bytes | None
     undone: Sequence[bytes | None]
     found: Taken
@@ -72,6 +76,8 @@ class Ask(Protocol):
         self, since: bytes | None, name: str, number: bytes | None, operations: Sequence[bytes]
     ) -> Answer:
         """`since` is a change up to which what has changed is known; without one, the snapshot begins.
+
+        `number` is that of a generation, or `KEPT`; None is the live one.
 
         Raises:
             StoreUnavailable: what was there then is not known any more.
@@ -120,7 +126,7 @@ class ValkeyReadSnapshot:
         self._ask = ask
         self._tables = tables
         self._change: bytes | None = None
-        self._builds: dict[tuple[str, int | None], _Build | None] = {}
+        self._builds: dict[tuple[str, bytes | None], _Build | None] = {}
 
     # ── the port ─────────────────────────────────────────────────────────────
 
@@ -128,12 +134,17 @@ class ValkeyReadSnapshot:
         self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
     ) -> Sequence[Generation]:
         """All slices of the live generation, or of the numbered one. See the port."""
-        build = await self._build(name, number, expecting)
+        build = await self._build(name, _which(number), expecting)
         return () if build is None else tuple(build.slices)
+
+    async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
+        """All slices of the generation of some code that is kept. See the port."""
+        build = await self._build(name, KEPT)
+        return () if build is None or build.slices[0].fingerprint != fingerprint else tuple(build.slices)
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
-        build = await self._build(name, number)
+        build = await self._build(name, _which(number))
         return [] if build is None else list(build.blocked)
 
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
@@ -178,13 +189,13 @@ class ValkeyReadSnapshot:
         shown = filter(matches, _shown(build, table, found))
         return in_order(shown, table.table, order, after)[:limit]
 
-    async def count(self, name: str, filters: Sequence[Filter]) -> int:
+    async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches. See the port.
 
         Raises:
             ConfigurationError: it would have to look at more rows than `SCANNED_ROWS_MAX`.
         """
-        build, table = await self._with_rows(name, None)
+        build, table = await self._with_rows(name, number)
         matches = matcher(filters, table.table)
         covering = [scan for scan in scans_for(table, filters, (), None) if scan.covers]
         if covering:
@@ -200,13 +211,15 @@ class ValkeyReadSnapshot:
         await self._go_along(build, table, scan, collect, _speaks_of(filters, ()))
         return sum(map(matches, _shown(build, table, found)))
 
-    async def search(self, name: str, text: str, limit: int, filters: Sequence[Filter] = ()) -> list[Row]:
+    async def search(
+        self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
+    ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port.
 
         Raises:
             ConfigurationError: more rows than `SCANNED_ROWS_MAX` have a word that begins like the longest one.
         """
-        build, table = await self._with_rows(name, None)
+        build, table = await self._with_rows(name, number)
         matches, words = matcher(filters, table.table), words_of(text)
         if not words or WORDS not in table.indexes:
             return []
@@ -245,33 +258,33 @@ class ValkeyReadSnapshot:
     # ── generations ──────────────────────────────────────────────────────────
 
     async def _with_rows(self, name: str, number: int | None) -> tuple[_Build, TableRows]:
-        build = await self._build(name, number)
+        build = await self._build(name, _which(number))
         if build is None or build.slices[0].table is None:
             which = "live generation" if number is None else f"generation {number}"
             raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
         return build, table_rows(build.slices[0].table)
 
-    async def _build(self, name: str, number: int | None, expecting: Sequence[Key] = ()) -> _Build | None:
+    async def _build(self, name: str, which: bytes | None, expecting: Sequence[Key] = ()) -> _Build | None:
         """A generation, which is looked for once."""
-        if (name, number) not in self._builds:
-            build = self._builds[name, number] = await self._look_for(name, number, expecting)
+        if (name, which) not in self._builds:
+            build = self._builds[name, which] = await self._look_for(name, which, expecting)
             if build is not None:
-                self._builds[name, build.slices[0].number] = build
-        return self._builds[name, number]
+                self._builds[name, build.number] = build
+        return self._builds[name, which]
 
-    async def _look_for(self, name: str, number: int | None, expecting: Sequence[Key]) -> _Build | None:
+    async def _look_for(self, name: str, which: bytes | None, expecting: Sequence[Key]) -> _Build | None:
         """Read the state of a generation, and with it rows that are expected, if its table is the one that it was."""
         guess = self._tables.get(name) if expecting else None
         keys = _stored_keys(guess, expecting) if guess is not None else []
         operations = [b"state", b"rows", b"%d" % len(keys), *keys]
-        answer = await self._ask(self._change, name, None if number is None else b"%d" % number, operations)
+        answer = await self._ask(self._change, name, which, operations)
         self._change = self._change or answer.change
         if answer.number is None:
             return None
         build = _Build(name, answer)
         before = build.note(answer)
         state, blocked = answer.found.mapping(), answer.found.mapping()
-        build.slices = slices_of(_as_it_was(state, b"build", before), answer.live)
+        build.slices = slices_of(_as_it_was(state, b"build", before), answer.live, answer.kept_one)
         build.blocked = sorted(
             (msgspec.json.decode(text, type=BlockedKey) for text in _as_it_was(blocked, b"blocked", before).values()),
             key=lambda found: (found.position, found.key),
@@ -349,6 +362,10 @@ class ValkeyReadSnapshot:
                 count -= bool(fields) and matches(table.row(fields))
             return count + sum(matches(table.row_of(was)) for was in build.before.values() if was is not None)
         raise StoreUnavailable(f"rows of {build.name} changed {COUNTS_MAX} times while they were counted; ask again")
+
+
+def _which(number: int | None) -> bytes | None:
+    return None if number is None else b"%d" % number
 
 
 def _stored_keys(table: Table, keys: Sequence[Key]) -> list[bytes]:

@@ -26,6 +26,7 @@ from diptych.adapters.valkey.rows import table_rows
 from diptych.adapters.valkey.scripts import CATALOG, CHANGE, READ, SWEEP, WRITE
 from diptych.clock import pause
 from diptych.errors import NewerStore, StoreClosed, StoreUnavailable
+from diptych.read_side.partitions import found_again
 from diptych.read_side.read_store import (
     Discard,
     Generation,
@@ -165,24 +166,22 @@ class ValkeyReadStore:
         """Make a generation, or return the one that a racer made. See the port."""
 
         def make(catalog: Catalog) -> tuple[list[Generation], Change | None]:
-            current = catalog.live(name)
-            for number, found in catalog.of(name).items():
-                is_current = current is None or number >= current[0].number
-                if is_current and not anew and found[0].fingerprint == fingerprint:
-                    return found, None
+            found = found_again(catalog.of(name), fingerprint)
+            if found and not anew:
+                return (list(found), None) if found[0].kept_until is None else changes_of.taking_up(found)
             return changes_of.creation(catalog, name, fingerprint, table, checkpoint, live=live, slices=slices)
 
         return await self._change(make, name)
 
-    async def switch(self, name: str, number: int) -> bool:
-        """Let a generation answer, and drop the others. See the port."""
-
-        def choose(catalog: Catalog) -> tuple[bool, Change | None]:
-            change = changes_of.switch(catalog, name, number)
-            return change is not None, change
-
+    async def switch(self, name: str, number: int, *, keep_s: float = 0.0) -> bool:
+        """Let a generation answer, keep the one that did, and drop the others. See the port."""
         self._unswept = True
-        return await self._change(choose, name)
+        return await self._change(lambda catalog: changes_of.switch(catalog, name, number, keep_s), name)
+
+    async def drop_overdue(self) -> None:
+        """Remove what was kept until now; rows go a little later."""
+        self._unswept = True
+        await self._change(lambda catalog: (None, changes_of.overdue(catalog)))
 
     async def split(self, name: str, number: int, slices: int | None = None) -> bool:
         """Split a generation into another number of slices, if all are at one place. See the port."""
@@ -352,7 +351,8 @@ class ValkeyReadStore:
                 f"the read store {self._url.shown} does not know any more what a snapshot of it showed: it is older "
                 f"than SNAPSHOT_S_MAX={SNAPSHOT_S_MAX} s, much has changed since, or the server has lost it; ask again"
             )
-        return Answer(change, taken.maybe(), taken.maybe(), taken.maybe(), taken.list(), taken)
+        known, live, kept_one, read_one = (taken.maybe() for _ in range(4))
+        return Answer(change, known, live, kept_one, read_one, taken.list(), taken)
 
     @property
     def changes(self) -> int:

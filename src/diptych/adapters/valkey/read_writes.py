@@ -59,7 +59,10 @@ def written(batch: Sequence[Prepared], answers: Sequence[bytes | None]) -> list[
 
 
 def _result(changed: Generation, live: bytes | None) -> WriteResult:
-    return Fenced() if live is None else Written(replace(changed, live=int(live) == changed.number))
+    if live is None:
+        return Fenced()
+    is_live = int(live) == changed.number
+    return Written(replace(changed, live=is_live, kept_until=None if is_live else changed.kept_until))
 
 
 def _prepared(write: SliceWrite) -> Prepared:

@@ -253,7 +253,9 @@ local builds = redis.call('HGETALL', p .. ':builds')
 for n = 1, #builds, 2 do
     if not name or name == builds[n + 1] then
         give(builds[n + 1])
-        give(redis.call('HGET', p .. ':live:' .. builds[n + 1], 'number'))
+        local shown = redis.call('HMGET', p .. ':live:' .. builds[n + 1], 'number', 'kept')
+        give(shown[1])
+        give(shown[2])
         give_all(redis.call('HGETALL', p .. ':build:' .. builds[n]))
     end
 end
@@ -292,15 +294,18 @@ elseif since and since ~= last then
 end
 give(last)
 give(id)
-local live = redis.call('HGET', p .. ':live:' .. name, 'number')
+local found = redis.call('HMGET', p .. ':live:' .. name, 'number', 'kept')
+local shown = {number = found[1], kept = found[2]}
 for n = #changes, 1, -1 do
     local entries = changes[n]
     for m = #entries - 3, 1, -4 do
-        if entries[m] == name and entries[m + 1] == 'live' then live = entries[m + 3] end
+        if entries[m] == name and entries[m + 1] == 'live' then shown[entries[m + 2]] = entries[m + 3] end
     end
 end
-give(live)
-wanted = wanted or live
+give(shown.number)
+give(shown.kept)
+if wanted == 'kept' then wanted = shown.kept and string.match(shown.kept, '^%d+')
+else wanted = wanted or shown.number end
 give(wanted)
 local build = wanted and (name .. ':' .. wanted)
 local mine = {}

@@ -123,11 +123,12 @@ async def serve(
 
 
 def _warn_of_scopes(application: Application) -> None:
-    """Say of commands that require scopes that nobody has any here."""
-    refused = [name for command, name in application.commands.names.items() if application.required_scopes(command)]
+    """Say of commands and queries that require scopes that nobody has any here."""
+    named = {**application.commands.names, **application.queries.names}
+    refused = [name for message, name in named.items() if application.required_scopes(message)]
     if refused:
         _log.warning(
-            "commands that require a scope are refused, since nobody is authenticated: %s; give --jwks, --issuer and "
-            "--audience, or --without-authentication",
+            "commands and queries that require a scope are refused, since nobody is authenticated: %s; give --jwks, "
+            "--issuer and --audience, or --without-authentication",
             ", ".join(sorted(refused)),
         )

@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
+
 from diptych.adapters.connect import connect_event_store
 from diptych.application.application import Application
 from diptych.application.dividing import ACROSS
@@ -66,6 +68,7 @@ async def opened_partition(settings: Settings, *, replicas: bool = False) -> Asy
         read_replicas=settings.read_replicas if replicas else (),
         partition_by=divided,
         projecting=False,
+        rebuilding=msgspec.structs.replace(settings.rebuilding, on_changed="build"),  # it is opened to look, and to act
     ) as application:
         yield application.across if name == ACROSS else application.partition(name)
 

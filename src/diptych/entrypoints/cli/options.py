@@ -11,6 +11,7 @@ from diptych.entrypoints.cli.failures import UsageError
 from diptych.entrypoints.cli.settings import (
     DEFAULT_HOST,
     DEFAULT_LOG_FORMAT,
+    DEFAULT_ON_CHANGED,
     DEFAULT_POLICY,
     DEFAULT_PORT,
     DEFAULT_PROCESSES,
@@ -23,20 +24,25 @@ from diptych.entrypoints.cli.settings import (
     by_read_model,
     settled,
 )
+from diptych.read_side.rebuild_policy import KEEP_S, OnChanged
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
     "ADDRESS_UNSET",
+    "BUILDS_UNSET",
     "CALLERS_UNSET",
+    "CHANGED_UNSET",
     "EVENT_STORE_UNSET",
     "LOGS_UNSET",
     "PARTITION_UNSET",
     "REPLICAS_UNSET",
     "STORES_UNSET",
     "AppNames",
+    "BuildOptions",
     "CallerOptions",
+    "ChangedOptions",
     "EventStoreOptions",
     "LogOptions",
     "PartitionOptions",
@@ -51,7 +57,8 @@ __all__ = [
 
 _STORES = Group("Stores", sort_key=2)
 _HTTP = Group("HTTP", sort_key=3)
-_LOGS = Group("Logs", sort_key=4)
+_BUILDS = Group("Changed read models", sort_key=4)
+_LOGS = Group("Logs", sort_key=5)
 
 
 def at_least(least: int) -> Parameter:
@@ -115,6 +122,19 @@ _PARTITION = Parameter(
     metavar="NAME",
     show_default=lambda _: "the only one",
     group=_STORES,
+)
+_REBUILD_RATE = Parameter(
+    name="--rebuild-rate",
+    env_var="DIPTYCH_REBUILD_RATE",
+    metavar="EVENTS",
+    show_default=lambda _: "no limit",
+    group=_BUILDS,
+)
+_KEEP = Parameter(
+    name="--keep", env_var="DIPTYCH_KEEP", metavar="SECONDS", show_default=lambda _: f"{KEEP_S:g}", group=_BUILDS
+)
+_ON_CHANGED = Parameter(
+    name="--on-changed", env_var="DIPTYCH_ON_CHANGED", show_default=lambda _: DEFAULT_ON_CHANGED, group=_BUILDS
 )
 _HOST = Parameter(
     name="--host", env_var="DIPTYCH_HOST", metavar="ADDRESS", show_default=lambda _: DEFAULT_HOST, group=_HTTP
@@ -235,6 +255,30 @@ class LogOptions:
     """Logs for people, or JSON lines for machines; on stderr."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BuildOptions:
+    """How read models are built anew."""
+
+    rebuild_rate: Annotated[float | None, _REBUILD_RATE] = None
+    """Positions of the history in a second that a build is taken over, at most."""
+
+    keep: Annotated[float | None, _KEEP] = None
+    """For how long the rows are kept that a build has replaced, to go back to; 0 drops them at once."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ChangedOptions(BuildOptions):
+    """What becomes of read models whose code has changed."""
+
+    on_changed: Annotated[OnChanged | None, _ON_CHANGED] = None
+    """build: new rows are built beside the old, and queries wait for them. serve-old: the old rows answer meanwhile.
+    wait: it serves when all are built. refuse: it does not serve."""
+
+
+BUILDS_UNSET = BuildOptions()
+CHANGED_UNSET = ChangedOptions()
 EVENT_STORE_UNSET = EventStoreOptions()
 STORES_UNSET = StoreOptions()
 REPLICAS_UNSET = ReplicaOptions()
@@ -259,7 +303,13 @@ def fields_of(text: str) -> dict[str, Any]:
         raise UsageError(f"{text!r} are no fields: write a JSON object, as in '{{\"amount\": 5}}'") from error
 
 
-def settings_of(app: Sequence[str], stores: StoreOptions, partition: PartitionOptions, log: LogOptions) -> Settings:
+def settings_of(
+    app: Sequence[str],
+    stores: StoreOptions,
+    partition: PartitionOptions,
+    log: LogOptions,
+    builds: BuildOptions = BUILDS_UNSET,
+) -> Settings:
     """The settings of a command about what some contexts have in stores, with logging set up as they say."""
     return settled(
         verbose=log.verbose,
@@ -268,5 +318,7 @@ def settings_of(app: Sequence[str], stores: StoreOptions, partition: PartitionOp
         read_store=stores.read_store,
         read_stores=by_read_model(stores.read_stores),
         partition=partition.partition,
+        rebuild_rate=builds.rebuild_rate,
+        keep=builds.keep,
         log_format=log.log_format,
     )

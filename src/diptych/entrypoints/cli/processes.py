@@ -76,7 +76,9 @@ def _arguments(settings: Settings, *, verbose: bool) -> list[str]:
         *(["--verbose"] if verbose else []),
         *(["--without-authentication"] if settings.without_authentication else []),
     ]
-    return ["run", *settings.app, *given, *callers, "--processes", "1", *switches]
+    builds = ["--on-changed", settings.on_changed, "--keep", str(settings.keep)]
+    builds += [] if settings.rebuild_rate is None else ["--rebuild-rate", str(settings.rebuild_rate)]
+    return ["run", *settings.app, *given, *callers, *builds, "--processes", "1", *switches]
 
 
 def _stores(settings: Settings) -> dict[str, str]:

@@ -12,10 +12,12 @@ from cyclopts import Parameter
 from diptych.entrypoints.cli import screen
 from diptych.entrypoints.cli.failures import FAILED, UsageError
 from diptych.entrypoints.cli.options import (
+    BUILDS_UNSET,
     LOGS_UNSET,
     PARTITION_UNSET,
     STORES_UNSET,
     AppNames,
+    BuildOptions,
     LogOptions,
     PartitionOptions,
     StoreOptions,
@@ -44,22 +46,26 @@ VALUE_CHARACTERS_MAX = 60
 _log = logging.getLogger("diptych.cli")
 
 
-def rebuild(
+def rebuild(  # noqa: PLR0913 — by keyword, all but the first
     read_model: Annotated[str, Parameter(name="READ_MODEL")],
     /,
     *app: AppNames,
     diff: Annotated[bool, Parameter(negative=())] = False,
     dry_run: Annotated[bool, Parameter(negative=())] = False,
+    back: Annotated[bool, Parameter(negative=())] = False,
     yes: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
     stores: StoreOptions = STORES_UNSET,
     partition: PartitionOptions = PARTITION_UNSET,
+    builds: BuildOptions = BUILDS_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> int:
     """Build a read model anew, and switch to it when it has caught up.
 
-    The old rows answer until then. Stopped in the middle, it has changed nothing. If those are of other code, a server
-    that still runs it loses them: it is said, and the server is to be restarted.
+    The old rows answer until then, and are kept for a time; a server that runs their code goes on with them meanwhile.
+    Stopped in the middle, it has changed nothing, and goes on from there when it is run again.
+
+    With --back the rows answer again that did before the last switch, as long as they are kept.
 
     With --diff the new rows are compared with the old ones, at one position, and you are asked before it switches:
     `diptych rebuild changed school:school --diff` shows what a changed projection does to them.
@@ -68,17 +74,25 @@ def rebuild(
         read_model: "school.Seats" or "Seats"; `changed` for all whose code has changed, `all` for all.
         app: whose.
         diff: Compare the rows, show how many are added, removed and changed, with samples, and ask.
+        back: Go back to the rows that were replaced last.
         dry_run: Compare the rows, and switch to nothing; what was built is dropped again.
         yes: Do not ask.
         json: Print the comparison of each read model as one JSON object.
         stores: which.
         partition: which.
+        builds: how.
         log: how.
     """
+    if back and (diff or dry_run or json or read_model in (CHANGED, ALL)):
+        raise UsageError(
+            "--back takes one read model, and none of --diff, --dry-run and --json: nothing is built for it"
+        )
+    if back:
+        return run_async(lambda: _gone_back(settings_of(app, stores, partition, log, builds), read_model))
     if diff and not (yes or dry_run) and not sys.stdin.isatty():
         raise UsageError("--diff asks before it switches: answer on a terminal, or give --yes or --dry-run")
     asking = _Asking(compare=diff or dry_run, switch=not dry_run, ask=not yes, json=json)
-    return run_async(lambda: _rebuilt(settings_of(app, stores, partition, log), read_model, asking))
+    return run_async(lambda: _rebuilt(settings_of(app, stores, partition, log, builds), read_model, asking))
 
 
 class _Asking:
@@ -119,18 +133,29 @@ async def _rebuilt(settings: Settings, wanted: str, asking: _Asking) -> int:
             names = [choose("read model", wanted, known)]
         if not names:
             asking.people.print("The rows of every read model are of this code: there is nothing to rebuild.")
-        declined = [name for name in names if not await _one(partition, known[name], asking)]
+        declined = [name for name in names if not await _one(partition, known[name], asking, settings)]
     return FAILED if declined and asking.compare and not asking.dry else 0
 
 
-async def _one(partition: Follower, status: ProjectionStatus, asking: _Asking) -> bool:
+async def _gone_back(settings: Settings, wanted: str) -> int:
+    from diptych.entrypoints.cli.looking import choose, opened_partition
+
+    async with opened_partition(settings) as partition:
+        name = choose("read model", wanted, [found.name for found in (await partition.status()).projections])
+        with screen.progress(f"Going back with {name}") as bar:
+            position = await partition.rebuilds.back(name, bar)
+    screen.output().print(f"{name} answers from the rows of before, up to position {screen.count(position)}.")
+    return 0
+
+
+async def _one(partition: Follower, status: ProjectionStatus, asking: _Asking, settings: Settings) -> bool:
     """Rebuild one read model; whether it was switched to."""
     name, others = status.name, status.other_code
     if others and not asking.dry:
         _log.warning(
-            "the live rows of %s are of other code than this: a server that still runs that code has none to "
-            "answer from once this has switched, and its queries of it end in NotFresh until it is restarted",
-            name,
+            "the live rows of %s are of other code than this: once this has switched, a server that still runs that "
+            "code answers from them for %g s more, and then its queries of it end in NotFresh until it is restarted",
+            *(name, settings.keep),
         )
     started = time.perf_counter()
     with screen.progress(f"Rebuilding {name}") as bar:
@@ -145,7 +170,7 @@ async def _one(partition: Follower, status: ProjectionStatus, asking: _Asking) -
         asking.people.print(f"{name} is as it was.")
         return False
     done = f"{name} is rebuilt up to position {screen.count(position)}, in {took_s:.1f} s."
-    restart = " Restart with this code what still runs the other: it has lost these rows." if others else ""
+    restart = f" Restart with this code what still runs the other within {settings.keep:g} s." if others else ""
     asking.people.print(done + restart, soft_wrap=True)
     return True
 

@@ -8,11 +8,13 @@ import os
 from diptych.entrypoints.cli.options import (
     ADDRESS_UNSET,
     CALLERS_UNSET,
+    CHANGED_UNSET,
     LOGS_UNSET,
     REPLICAS_UNSET,
     STORES_UNSET,
     AppNames,
     CallerOptions,
+    ChangedOptions,
     LogOptions,
     ReplicaOptions,
     ServeOptions,
@@ -34,6 +36,7 @@ def run(
     replicas: ReplicaOptions = REPLICAS_UNSET,
     http: ServeOptions = ADDRESS_UNSET,
     callers: CallerOptions = CALLERS_UNSET,
+    changed: ChangedOptions = CHANGED_UNSET,
     log: LogOptions = LOGS_UNSET,
 ) -> None:
     """Serve bounded contexts over HTTP, and keep their read models; or one of both, several processes sharing the work.
@@ -49,6 +52,7 @@ def run(
         replicas: which.
         http: where.
         callers: for whom.
+        changed: what becomes of read models whose code has changed.
         log: how.
     """
     settings = settled(
@@ -67,6 +71,9 @@ def run(
         jwks=callers.jwks,
         issuer=callers.issuer,
         audience=callers.audience,
+        on_changed=changed.on_changed,
+        rebuild_rate=changed.rebuild_rate,
+        keep=changed.keep,
         log_format=log.log_format,
     )
     try:
@@ -96,6 +103,7 @@ async def _served(settings: Settings) -> None:
         partition_by=load_partition_by(settings.partition_by),
         replica_policy=settings.replica_policy,
         projecting=projecting,
+        rebuilding=settings.rebuilding,
     ) as application:
         await serve(
             application,

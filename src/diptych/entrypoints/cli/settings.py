@@ -18,6 +18,7 @@ import msgspec
 
 from diptych.entrypoints.cli import logs
 from diptych.errors import ConfigurationError
+from diptych.read_side.rebuild_policy import KEEP_S, OnChanged, RebuildPolicy
 
 if TYPE_CHECKING:
     from diptych.application.dividing import Replicas
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_HOST",
     "DEFAULT_LOG_FORMAT",
+    "DEFAULT_ON_CHANGED",
     "DEFAULT_POLICY",
     "DEFAULT_PORT",
     "DEFAULT_PROCESSES",
@@ -54,6 +56,7 @@ DEFAULT_PROCESSES = 1
 Policy: TypeAlias = Literal["wait", "primary"]
 """What becomes of a query that has to show more than a replica has replayed."""
 DEFAULT_POLICY: Policy = "wait"
+DEFAULT_ON_CHANGED: OnChanged = "build"
 PROCESSES_MAX = 256
 """Servers that one command starts."""
 SERVER_VARIABLE = "DIPTYCH_SERVER"
@@ -104,6 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         issuer: of those tokens.
         audience: of those tokens.
         without_authentication: whether everyone who reaches the server may do everything.
+        on_changed: what becomes of read models whose rows are of other code.
+        rebuild_rate: events in a second that builds are taken over, at most; without it there is no limit.
+        keep: seconds for which the rows are kept that a build has replaced.
         log_format: for people or machines.
         inline: read models that every append folds in its own transaction, by name: "school.Seats".
     """
@@ -124,6 +130,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     issuer: str | None = None
     audience: str | None = None
     without_authentication: bool = False
+    on_changed: OnChanged = DEFAULT_ON_CHANGED
+    rebuild_rate: float | None = None
+    keep: float = KEEP_S
     log_format: Literal["text", "json"] = DEFAULT_LOG_FORMAT
     inline: tuple[str, ...] = ()
 
@@ -190,6 +199,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             },
             read_replica=only(self.read_replica),
         )
+
+    @property
+    def rebuilding(self) -> RebuildPolicy:
+        """What `on_changed`, `rebuild_rate` and `keep` say."""
+        return RebuildPolicy(on_changed=self.on_changed, keep_s=self.keep, events_per_s=self.rebuild_rate)
 
     @property
     def read_replicas(self) -> Replicas:

@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 from diptych.entrypoints.http.event_stream import EventStream
 from diptych.entrypoints.http.problems import UNAUTHORIZED, Problem, problem_of
 from diptych.entrypoints.http.reply import Header, Reply
+from diptych.entrypoints.http.row_lines import RowLines
 from diptych.errors import Forbidden
 from diptych.security import Actor
 
@@ -108,8 +109,11 @@ class Guard:
         self._is_bearer = scheme.get("scheme", "").lower() == "bearer"
 
     async def reply(
-        self, scope: Scope, receive: Receive, proceed: Callable[[Scope, Receive], Awaitable[Reply | EventStream]]
-    ) -> Reply | EventStream:
+        self,
+        scope: Scope,
+        receive: Receive,
+        proceed: Callable[[Scope, Receive], Awaitable[Reply | EventStream | RowLines]],
+    ) -> Reply | EventStream | RowLines:
         """The reply to a request whose sender is known; else the problem is raised."""
         try:
             scope[_ADMITTED] = await self._authenticator.authenticate(HTTPConnection(scope))

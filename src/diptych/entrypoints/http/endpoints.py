@@ -23,7 +23,7 @@ from diptych.entrypoints.http.problems import (
     Problem,
     problem_of,
 )
-from diptych.entrypoints.http.query_string import as_json, parameters
+from diptych.entrypoints.http.query_string import FIELDS, as_json, parameters, with_cursor, without_fields
 from diptych.entrypoints.http.reply import Header, Reply, entity_tag, is_known
 from diptych.entrypoints.http.request_headers import (
     accepted_datetime,
@@ -34,18 +34,23 @@ from diptych.entrypoints.http.request_headers import (
     idempotency_key,
     is_dry_run,
     last_event_id,
+    preferred_stream,
     preferred_wait_s,
-    prefers_events,
     reason,
     responds_later,
     select,
     traceparent,
 )
+from diptych.entrypoints.http.row_lines import RowLines
 from diptych.errors import HistoryDiverged, HistoryPruned, InvalidMessage, StoreClosed
 from diptych.event_store.position import read_tokens
 from diptych.messages.codec import encode
+from diptych.messages.message import field_types
 from diptych.messages.registry import MessageTypes
+from diptych.read_side.chosen_fields import ChosenFields, fields_of_answer
 from diptych.read_side.freshness import WAIT_S
+from diptych.read_side.query_bus import Answer
+from diptych.read_side.reader import Page
 from diptych.security import Actor
 from diptych.write_side.verdict import Verdict
 
@@ -64,13 +69,14 @@ _QUERY_HEADERS = _BODY_HEADERS | {
 }  # fmt: skip
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
+_OWN: Header = (b"cache-control", b"private, no-cache")
 _OF_THEN: Header = (b"vary", b"accept-datetime, as-of")
 
 
 class Endpoint(Protocol):
     """Replies to the requests for one message."""
 
-    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream:
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream | RowLines:
         """The reply; a problem is raised."""
         ...
 
@@ -121,7 +127,7 @@ class CommandEndpoint:
         key = idempotency_key(found)
         basis = based_on(found)
         why = reason(found)
-        actor = admitted(scope) or _authenticated(scope)
+        actor = _actor(scope)
         check_json(found)
         body = await read_body(receive, found)
         command = self._decoder.decode(body)
@@ -175,26 +181,33 @@ class QueryEndpoint:
         self._cls = cls
         self._decoder = MessageDecoder(cls)
         self._parameters = parameters(cls)
+        self._has_fields = FIELDS not in field_types(cls) and bool(fields_of_answer(cls))
+        self._has_cursor = "cursor" in field_types(cls)
         self._allowed = b"POST" if self._parameters is None else b"GET, HEAD, POST"
 
-    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream:
+    async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream | RowLines:
         """Answer the query."""
         found = select(scope["headers"], _QUERY_HEADERS)
-        is_live = prefers_events(found)
+        preferred = preferred_stream(found)
+        is_live = preferred == "text/event-stream"
         token = (last_event_id(found) if is_live else None) or consistency_token(found)
         as_of = as_of_token(found)
         preferred_s = preferred_wait_s(found)
         wait_s = WAIT_S if preferred_s is None else preferred_s
-        data = await self._data(scope, receive, found)
+        query_string, chosen = self._chosen(scope["query_string"])
+        data = await self._data(scope, receive, found, query_string)
         query = self._decoder.decode(data)
+        actor = _actor(scope)
         for given in (token, as_of):
             if given is not None:
                 _check_token(given)
         then = self._moment(token, as_of, accepted_datetime(found))
         try:
             if is_live:
-                return await self._stream(query, token, then, wait_s, _applied(preferred_s))
-            answer = await self._application.answer(query, after=token, as_of=then, wait_s=wait_s)
+                return await self._stream(query, chosen, actor, token, then, wait_s, _applied(preferred_s))
+            if preferred:
+                return await self._rows(query, chosen, actor, token, then, wait_s, _applied(preferred_s))
+            answer = await self._application.answer(query, actor=actor, after=token, as_of=then, wait_s=wait_s)
         except InvalidMessage as error:
             raise _invalid(error, data, self._cls) from None
         except HistoryPruned as error:
@@ -202,16 +215,12 @@ class QueryEndpoint:
                 raise
             detail = f"The event at position {error.position} would be needed, and its data were dropped"
             raise Problem(HISTORY_PRUNED, detail) from error
-        body, shown = encode(answer.value), answer.token
-        tag = entity_tag(body, shown)
-        headers: list[Header] = [(b"consistency-token", shown.encode()), (b"etag", tag.encode()), _REVALIDATE]
-        if then is not None:
-            headers.append(_OF_THEN)
-        if isinstance(then, datetime):
-            headers.append((b"memento-datetime", format_datetime(then, usegmt=True).encode()))
-        if answer.incomplete:
-            headers.append(_INCOMPLETE)
-        headers += _applied(preferred_s)
+        body = encode(answer.value if chosen is None else chosen.of(answer.value))
+        headers = _headers(answer, actor, then)
+        if self._has_cursor and scope["method"] != "POST":
+            headers += _links(scope["query_string"], answer.value)
+        tag = entity_tag(body, answer.token)
+        headers += [(b"etag", tag.encode()), *_applied(preferred_s)]
         if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
             return Reply(304, b"", headers)
         return Reply(200, body, headers)
@@ -228,33 +237,110 @@ class QueryEndpoint:
         return as_of if time is None else min(time, self._application.now().replace(microsecond=0))
 
     async def _stream(
-        self, query: Any, token: str | None, then: str | datetime | None, wait_s: float, headers: list[Header]
+        self,
+        query: Any,
+        chosen: ChosenFields | None,
+        actor: Actor | None,
+        token: str | None,
+        then: str | datetime | None,
+        wait_s: float,
+        headers: list[Header],
     ) -> EventStream:
         """The live query, once its first answer is there: until then it is refused like any other."""
         if then is not None:
             told = "What was then does not change: leave out As-Of and Accept-Datetime, or accept application/json"
             raise Problem(INVALID_HEADER, told, header="Accept")
-        answers = self._application.subscribe(query, after=token, wait_s=wait_s)
+        answers = self._application.subscribe(query, actor=actor, after=token, wait_s=wait_s)
         try:
             first = await anext(answers, None)
             if first is None:
                 raise StoreClosed("the application is being closed")
-            return EventStream(answers, first, self._streams, headers)
+            return EventStream(answers, first, self._streams, headers, _told_of(chosen))
         except BaseException:
             await answers.aclose()
             raise
 
-    async def _data(self, scope: Scope, receive: Receive, found: dict[bytes, bytes]) -> bytes:
+    async def _rows(
+        self,
+        query: Any,
+        chosen: ChosenFields | None,
+        actor: Actor | None,
+        token: str | None,
+        then: str | datetime | None,
+        wait_s: float,
+        headers: list[Header],
+    ) -> RowLines:
+        """The rows of a list, once the first of them are there: until then it is refused like any other."""
+        if then is not None:
+            told = "Rows are streamed as they are now: leave out As-Of and Accept-Datetime, or accept application/json"
+            raise Problem(INVALID_HEADER, told, header="Accept")
+        if not self._application.can_be_streamed(self._cls):
+            told = "This answer is no list that can be streamed: accept application/json"
+            raise Problem(INVALID_HEADER, told, header="Accept")
+        rows = self._application.stream(query, actor=actor, after=token, wait_s=wait_s)
+        first = await rows.next_page()
+        shown: list[Header] = [(b"consistency-token", rows.token.encode())]
+        if rows.incomplete:
+            shown.append(_INCOMPLETE)
+        return RowLines(rows, first or [], self._streams, [*shown, *headers], _told_of(chosen))
+
+    def _chosen(self, query_string: bytes) -> tuple[bytes, ChosenFields | None]:
+        """The rest of the query string, and the fields that it chooses.
+
+        Raises:
+            Problem: the answer has no such field.
+        """
+        if not self._has_fields:
+            return query_string, None
+        rest, names = without_fields(query_string)
+        if names is None:
+            return rest, None
+        try:
+            return rest, ChosenFields(self._cls, names)
+        except InvalidMessage as error:
+            raise invalid_message(self._cls, list(error.problems)) from None
+
+    async def _data(self, scope: Scope, receive: Receive, found: dict[bytes, bytes], query_string: bytes) -> bytes:
         """The query as JSON: from the body, or from the query string."""
         if scope["method"] == "POST":
             check_json(found)
             return await read_body(receive, found)
         if self._parameters is None or scope["method"] not in ("GET", "HEAD"):
             raise _not_allowed(self._allowed)
-        data, errors = as_json(scope["query_string"], self._parameters)
+        data, errors = as_json(query_string, self._parameters)
         if errors:
             raise self._decoder.refusal(data, tuple(errors))
         return data
+
+
+def _headers(answer: Answer[Any], actor: Actor | None, then: str | datetime | None) -> list[Header]:
+    """What is said of an answer beside its body."""
+    shown = answer.token.encode()
+    found: list[Header] = [(b"consistency-token", shown), _REVALIDATE if actor is None else _OWN]
+    if then is not None:
+        found.append(_OF_THEN)
+    if isinstance(then, datetime):
+        found.append((b"memento-datetime", format_datetime(then, usegmt=True).encode()))
+    if answer.incomplete:
+        found.append(_INCOMPLETE)
+    return found
+
+
+def _told_of(chosen: ChosenFields | None) -> Callable[[Any], object]:
+    """A value to what is told of it."""
+    return _whole if chosen is None else chosen.of
+
+
+def _whole(value: Any) -> object:
+    return value
+
+
+def _links(query_string: bytes, value: Any) -> list[Header]:
+    """Where the next page is, relative to this one (RFC 8288)."""
+    cursor: str | None = value.next if isinstance(value, Page) else None
+    if cursor is None:
+        return []
+    return [(b"link", f'<?{with_cursor(query_string, cursor)}>; rel="next"'.encode("latin-1"))]
 
 
 def _applied(wait_s: int | None) -> list[Header]:
@@ -281,6 +367,11 @@ def _invalid(error: InvalidMessage, data: bytes, cls: type) -> Problem:
         return Problem(UNKNOWN_CURSOR, "This is no cursor that this query gave out; begin without one", errors=errors)
     told = [(path if path.startswith("$") else f"$.{path}", text) for path, text in error.problems]
     return invalid_message(cls, field_errors(data, cls) or told)
+
+
+def _actor(scope: Scope) -> Actor | None:
+    """Who sends a request, as far as anybody knows."""
+    return admitted(scope) or _authenticated(scope)
 
 
 def _authenticated(scope: Scope) -> Actor | None:

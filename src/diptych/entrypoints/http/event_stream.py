@@ -14,7 +14,7 @@ from diptych.entrypoints.http.reply import Header
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from starlette.types import Receive, Send
 
@@ -78,13 +78,20 @@ class EventStream:
         first: the first one.
         streams: those of the server.
         headers: further header fields of the response.
+        told: an answer's value to what is told of it.
     """
 
     def __init__(
-        self, answers: AsyncGenerator[Answer[Any]], first: Answer[Any], streams: Streams, headers: list[Header]
+        self,
+        answers: AsyncGenerator[Answer[Any]],
+        first: Answer[Any],
+        streams: Streams,
+        headers: list[Header],
+        told: Callable[[Any], object],
     ) -> None:
         self._answers = answers
-        self._first = _told(first)
+        self._told = told
+        self._first = _event(first, told)
         self._streams = streams
         self._headers = headers
 
@@ -130,15 +137,15 @@ class EventStream:
         """What is told next; None at the end. After a failure the end comes next: the generator is over."""
         try:
             answer = await anext(self._answers, None)
-            return None if answer is None else _told(answer)
+            return None if answer is None else _event(answer, self._told)
         except Exception as error:  # noqa: BLE001 — becomes a problem; logged where nobody foresaw it
             return b"event: error\ndata: %b\n\n" % problem_reply(problem_of(error)).body
 
 
-def _told(answer: Answer[Any]) -> bytes:
+def _event(answer: Answer[Any], told: Callable[[Any], object]) -> bytes:
     """An answer as an event, of a type that says so where it lacks some. JSON has no line breaks as it is made here."""
     kind = b"event: incomplete\n" if answer.incomplete else b""
-    return b"%bid: %b\ndata: %b\n\n" % (kind, answer.token.encode(), encode(answer.value))
+    return b"%bid: %b\ndata: %b\n\n" % (kind, answer.token.encode(), encode(told(answer.value)))
 
 
 async def _send(send: Send, body: bytes) -> None:

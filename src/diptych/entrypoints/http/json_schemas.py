@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-__all__ = ["Json", "Schemas", "parameter_schemas"]
+__all__ = ["Json", "Schemas", "parameter_schemas", "with_some_fields"]
 
 Json = dict[str, Any]
 
@@ -59,6 +59,22 @@ def parameter_schemas(message: type) -> dict[str, Json]:
     return {
         name: _without_null(_rewritten(_rewritten(schema, inline), _as_input)) for name, schema in properties.items()
     }
+
+
+def with_some_fields(answer: Json, components: Mapping[str, Json], *, paged: bool) -> Json:
+    """The schema of an answer of which fields were chosen: of each row some, none of them required."""
+    if "$ref" in answer:
+        return with_some_fields(components[_target(answer)], components, paged=paged)
+    if "anyOf" in answer:
+        return {"anyOf": [with_some_fields(each, components, paged=paged) for each in answer["anyOf"]]}
+    if "items" in answer:
+        return {"type": "array", "items": with_some_fields(answer["items"], components, paged=False)}
+    if "properties" not in answer:
+        return answer
+    if paged:
+        rows = with_some_fields(answer["properties"]["items"], components, paged=False)
+        return {**_without(answer, "title"), "properties": {**answer["properties"], "items": rows}}
+    return {"type": "object", "properties": answer["properties"], "additionalProperties": False, "minProperties": 1}
 
 
 def _made(types: Iterable[Any]) -> tuple[list[Json], dict[str, Json]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -11,14 +13,17 @@ from diptych.application.application import Application
 from diptych.entrypoints.http import openapi_parts as parts
 from diptych.entrypoints.http.body import BODY_BYTES_MAX
 from diptych.entrypoints.http.examples import example_of
-from diptych.entrypoints.http.json_schemas import Json, Schemas, parameter_schemas
+from diptych.entrypoints.http.json_schemas import Json, Schemas, parameter_schemas, with_some_fields
 from diptych.entrypoints.http.openapi_parts import ref
 from diptych.entrypoints.http.problems import ProblemType, problem_types
-from diptych.entrypoints.http.query_string import Parameter, parameters
+from diptych.entrypoints.http.query_string import FIELDS, Parameter, parameters
 from diptych.entrypoints.http.reply import Reply
 from diptych.messages.codec import encode
+from diptych.messages.message import field_types
 from diptych.messages.query import answer_type
+from diptych.read_side.chosen_fields import fields_of_answer
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
+from diptych.read_side.reader import Page
 
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
@@ -91,14 +96,20 @@ def openapi(application: Application, scheme: Mapping[str, str] = {}) -> Json:
         )
         paths[f"/commands/{name}"] = {"post": _guarded(operation, required) if scheme else operation}
     for (query, name), answer in zip(queries.items(), schemas.outputs, strict=True):
-        operations = _query(query, name, references[query], answer)
+        required = sorted(application.required_scopes(query))
+        operations = _query(query, name, references[query], _answer(query, answer, schemas), required)
+        if application.can_be_streamed(query):
+            for operation in operations.values():
+                operation["responses"]["200"]["content"]["application/x-ndjson"] = parts.ROWS
         paths[f"/queries/{name}"] = (
-            {method: _guarded(operation) for method, operation in operations.items()} if scheme else operations
+            {method: _guarded(operation, required) for method, operation in operations.items()}
+            if scheme
+            else operations
         )
     status = _status()
     paths["/commands/{command_id}"] = {"get": _guarded(status) if scheme else status}
     names = [context.name for context in application.contexts]
-    refusing = any(application.required_scopes(command) for command in commands)
+    refusing = any(application.required_scopes(message) for message in [*commands, *queries])
     failures = {
         status: types
         for status, types in problem_types().items()
@@ -188,16 +199,17 @@ def _status() -> Json:
     }
 
 
-def _query(cls: type, name: str, reference: Json, answer: Json) -> Json:
+def _query(cls: type, name: str, reference: Json, answer: Json, required: Sequence[str]) -> Json:
     known = parameters(cls)
+    refused = [403] if required else []
     operations: Json = {
         "post": {
             "operationId": f"ask-{name}",
             "tags": ["queries"],
             **_words(cls),
-            "parameters": _query_headers(),
+            "parameters": [*(_chosen_fields(cls) if known is None else []), *_query_headers()],
             "requestBody": _body(cls, reference),
-            "responses": {**_answers(answer), **_failures((*_BODY_STATUSES, *_PAST_STATUSES))},
+            "responses": {**_answers(answer), **_failures((*_BODY_STATUSES, *_PAST_STATUSES, *refused))},
         }
     }
     if known is not None:
@@ -205,8 +217,11 @@ def _query(cls: type, name: str, reference: Json, answer: Json) -> Json:
             "operationId": f"get-{name}",
             "tags": ["queries"],
             **_words(cls),
-            "parameters": [*_query_parameters(cls, known), *_query_headers()],
-            "responses": {**_answers(answer), **_failures((*_GET_STATUSES, *_PAST_STATUSES))},
+            "parameters": [*_query_parameters(cls, known), *_chosen_fields(cls), *_query_headers()],
+            "responses": {
+                **_answers(answer, linked="cursor" in known),
+                **_failures((*_GET_STATUSES, *_PAST_STATUSES, *refused)),
+            },
         }
     return operations
 
@@ -246,8 +261,31 @@ def _query_parameters(cls: type, known: Mapping[str, Parameter]) -> list[Json]:
     return found
 
 
-def _answers(answer: Json) -> Json:
+def _has_fields(cls: type) -> bool:
+    return FIELDS not in field_types(cls) and bool(fields_of_answer(cls))
+
+
+def _chosen_fields(cls: type) -> list[Json]:
+    """The parameter that chooses fields of the answer, where it has some."""
+    if not _has_fields(cls):
+        return []
+    one = "|".join(map(re.escape, fields_of_answer(cls)))
+    told = "Fields of the answer, or of each of its rows, with commas between them: these alone are given"
+    names = {"type": "string", "pattern": f"^(?:{one})(?:,(?:{one}))*$"}
+    return [{"name": FIELDS, "in": "query", "description": told, "schema": names}]
+
+
+def _answer(cls: type, answer: Json, schemas: Schemas) -> Json:
+    """The schema of an answer: whole, or of the fields that were chosen."""
+    if not _has_fields(cls):
+        return answer
+    paged = typing.get_origin(answer_type(cls)) is Page
+    return {"anyOf": [answer, with_some_fields(answer, schemas.components, paged=paged)]}
+
+
+def _answers(answer: Json, *, linked: bool = False) -> Json:
     headers = {
+        **({"Link": ref("headers", "Link")} if linked else {}),
         "Consistency-Token": ref("headers", "ConsistencyToken"),
         "ETag": ref("headers", "ETag"),
         "Answer-Incomplete": ref("headers", "AnswerIncomplete"),

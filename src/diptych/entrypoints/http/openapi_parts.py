@@ -12,7 +12,7 @@ from diptych.entrypoints.http.request_headers import (
 )
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
 
-__all__ = ["EVENTS", "HEADERS", "HEALTH", "PARAMETERS", "RECEIPT", "STATUS", "VERDICT", "ref"]
+__all__ = ["EVENTS", "HEADERS", "HEALTH", "PARAMETERS", "RECEIPT", "ROWS", "STATUS", "VERDICT", "ref"]
 
 
 def ref(kind: str, name: str) -> Json:
@@ -84,6 +84,16 @@ EVENTS: Json = {
         "description": "Server-Sent Events: the answer as it is now, and again after each change of it. `data` is its "
         "JSON, `id` its token, to go on from with `Last-Event-ID`. An event `incomplete` is an answer that lacks "
         "events which could not be folded; an event `error` has a problem as its data, and is the last",
+    }
+}
+
+
+ROWS: Json = {
+    "schema": {
+        "type": "string",
+        "description": "One row in each line, as fast as they are taken, where `Accept` prefers it. A line `$snapshot` "
+        "between them says that those that follow are of a newer moment. The last line is `$end`, or `$error` with a "
+        "problem",
     }
 }
 
@@ -199,6 +209,11 @@ HEADERS: Json = {
     "ETag": {
         "description": "For If-None-Match, and for the If-Match of a command",
         "required": True,
+        "schema": {"type": "string"},
+    },
+    "Link": {
+        "description": 'Of a page: where the next one is, `rel="next"`, relative to this one (RFC 8288); none of the '
+        "last",
         "schema": {"type": "string"},
     },
     "AnswerIncomplete": {

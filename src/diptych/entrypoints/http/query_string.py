@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, unquote_plus
 
 import msgspec
 from msgspec import inspect
@@ -17,10 +17,14 @@ from diptych.entrypoints.http.field_errors import FieldError
 from diptych.entrypoints.http.problems import MALFORMED_QUERY_STRING, Problem
 from diptych.messages.codec import encode
 
-__all__ = ["Parameter", "as_json", "parameters"]
+__all__ = ["FIELDS", "Parameter", "as_json", "parameters", "with_cursor", "without_fields"]
 
 QUERY_FIELDS_MAX = 1_000
 """Fields of one query string."""
+
+FIELDS = "fields"
+"""The name that chooses fields of an answer, where a query has no field of that name."""
+_CURSOR = "cursor"
 
 _TEXTS = (
     inspect.StrType, inspect.DecimalType, inspect.DateTimeType, inspect.DateType, inspect.TimeType,
@@ -100,6 +104,34 @@ def as_json(query_string: bytes, known: Mapping[str, Parameter]) -> tuple[bytes,
             members.append(encode(name) + b":" + _value(parameter, values[0]))
     members.extend(encode(name) + b":[]" for name, parameter in known.items() if parameter.fills and name not in given)
     return b"{" + b",".join(members) + b"}", errors
+
+
+def without_fields(query_string: bytes) -> tuple[bytes, list[str] | None]:
+    """A query string without `fields=a,b`, and the names in that; None where it is not there."""
+    if FIELDS.encode() not in query_string:
+        return query_string, None
+    kept, chosen = _apart(query_string, FIELDS)
+    names = [name for value in chosen for name in value.split(",")]
+    return kept, names if chosen else None
+
+
+def with_cursor(query_string: bytes, cursor: str) -> str:
+    """A query string that asks the same, from a cursor on."""
+    kept, _ = _apart(query_string, _CURSOR)
+    return "&".join(filter(None, (kept.decode("latin-1"), f"{_CURSOR}={quote(cursor, safe='')}")))
+
+
+def _apart(query_string: bytes, name: str) -> tuple[bytes, list[str]]:
+    """A query string without a name, and the values that this had, in order."""
+    kept: list[bytes] = []
+    values: list[str] = []
+    for part in query_string.split(b"&"):
+        left, _, right = part.partition(b"=")
+        if unquote_plus(left.decode("latin-1")) == name:
+            values.append(unquote_plus(right.decode("latin-1")))
+        else:
+            kept.append(part)
+    return b"&".join(kept), values
 
 
 def _value(parameter: Parameter, text: str) -> bytes:

@@ -33,8 +33,8 @@ __all__ = [
     "idempotency_key",
     "is_dry_run",
     "last_event_id",
+    "preferred_stream",
     "preferred_wait_s",
-    "prefers_events",
     "reason",
     "responds_later",
     "select",
@@ -75,6 +75,8 @@ DATE_PATTERN = (
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""
+
+_JSON, _STREAMS = "application/json", ("text/event-stream", "application/x-ndjson")
 
 _key = re.compile(IDEMPOTENCY_KEY_PATTERN)
 _token = re.compile(rf"[A-Za-z0-9_, -]{{1,{TOKEN_CHARACTERS_MAX}}}")  # spaces as those put them in who join fields
@@ -176,20 +178,20 @@ def last_event_id(found: dict[bytes, bytes]) -> str | None:
     return token
 
 
-def prefers_events(found: dict[bytes, bytes]) -> bool:
-    """Whether `Accept` names `text/event-stream`, and nothing that JSON is with as great a weight.
+def preferred_stream(found: dict[bytes, bytes]) -> str:
+    """The stream that `Accept` names, `text/event-stream` or `application/x-ndjson`; empty where JSON weighs as much.
 
     What takes anything (`*/*`) takes one answer.
     """
     raw = found.get(b"accept", b"")
-    if b"event-stream" not in raw.lower():
-        return False
-    weights = {"text/event-stream": 0.0, "application/json": 0.0}
+    if b"event-stream" not in raw.lower() and b"ndjson" not in raw.lower():
+        return ""
+    weights = {"application/json": 0.0, "text/event-stream": 0.0, "application/x-ndjson": 0.0}
     for part in raw.decode("latin-1").lower().split(","):
         media_type, _, rest = part.partition(";")
         asked = _weight.search(rest)
         weights[media_type.strip()] = 1.0 if asked is None else float(asked[1])
-    return weights["text/event-stream"] > weights["application/json"]
+    return max(_STREAMS, key=weights.__getitem__) if max(map(weights.__getitem__, _STREAMS)) > weights[_JSON] else ""
 
 
 def based_on(found: dict[bytes, bytes]) -> str | None:

@@ -22,6 +22,7 @@ from diptych.entrypoints.http.health import Ready, live
 from diptych.entrypoints.http.openapi import Document
 from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, Problem, problem_of, problem_reply
 from diptych.entrypoints.http.reply import Reply, send_reply
+from diptych.entrypoints.http.row_lines import RowLines
 from diptych.errors import StoreClosed
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class _ReplyingRoute(BaseRoute):
     def endpoint(self, scope: Scope) -> Endpoint:
         raise NotImplementedError
 
-    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream:
+    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream | RowLines:
         return await self.endpoint(scope)(scope, receive)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,7 +133,7 @@ class _ReplyingRoute(BaseRoute):
         except Exception as error:  # noqa: BLE001  # becomes a problem; logged where nobody foresaw it
             reply = problem_reply(problem_of(error))
         with_body = scope["method"] != "HEAD"
-        if isinstance(reply, EventStream):
+        if isinstance(reply, EventStream | RowLines):
             await reply.send(receive, send, with_body=with_body)
         else:
             await send_reply(send, reply, with_body=with_body)
@@ -178,7 +179,7 @@ class _MessageRoute(_ReplyingRoute):
         found = scope["type"] == "http" and _path(scope).startswith(self._prefix)
         return (Match.FULL if found else Match.NONE), {}
 
-    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream:
+    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream | RowLines:
         """The endpoint's reply to whom the guard lets in."""
         if self._guard is None:
             return await super().reply(scope, receive)

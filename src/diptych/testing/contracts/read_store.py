@@ -210,13 +210,13 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
         assert {generation.number for (generation,) in await asyncio.gather(*again)} == {2}
         assert len(await store.generations()) == 2
 
-    async def test_an_older_fingerprint_is_built_anew(self, store: ReadStore) -> None:
-        """What the live one has replaced is not returned: going back to old code is a new generation."""
+    async def test_an_older_fingerprint_is_found_again(self, store: ReadStore) -> None:
+        """What the live one has replaced goes on from where it is, if it is there: it is of the same fold."""
         for fingerprint in ("1", "2"):
             await store.create_generation(NAME, fingerprint, SEATS, place(0), live=True)
-        (back,) = await store.create_generation(NAME, "1", SEATS, place(0), live=True)
-        assert (back.number, back.live) == (3, True)
-        assert [generation.live for generation in await store.generations()] == [False, False, True]
+        (back,) = await store.create_generation(NAME, "1", SEATS, place(0), live=False)
+        assert (back.number, back.live) == (1, False)
+        assert [generation.live for generation in await store.generations()] == [False, True]
 
     async def test_generations_have_rows_of_their_own(self, store: ReadStore) -> None:
         """A second one is built beside the live one, in another form; reads of it say its number."""
@@ -255,6 +255,76 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
             assert await store.write([SliceWrite(gone, place(9))]) == [Fenced()]
         third = await write(store, third, upserts=[("z", 3, "newer", None)])
         assert third.live, "a writer that has not seen the switch goes on, and learns of it"
+
+    async def test_a_switch_keeps_the_replaced_one_for_a_time(self, store: ReadStore) -> None:
+        """It does not answer, is fenced once, goes on with its rows and blocked keys; and is found by its code."""
+        first = await write(store, await create(store, SEATS), checkpoint=place(5), upserts=[("a", 1)])
+        second = await create(store, SEATS, live=False)
+        third = await write(store, await create(store, SEATS, live=False), checkpoint=place(5), upserts=[("b", 2)])
+        assert await store.switch(NAME, third.number, keep_s=60)
+        assert [(found.number, found.live) for found in await store.generations()] == [(1, False), (3, True)]
+        assert await store.write([SliceWrite(first, place(6))]) == [Fenced()], "its writer learns that it is kept"
+        assert await store.write([SliceWrite(second, place(6))]) == [Fenced()], "builds under way are dropped"
+        async with store.snapshot() as snapshot:
+            (kept,) = await snapshot.kept(NAME, first.fingerprint)
+            assert not await snapshot.kept(NAME, third.fingerprint), "what answers is not kept"
+            assert not await snapshot.kept("other", first.fingerprint)
+        assert kept.kept_until is not None
+        assert (kept.under_way, kept.epoch, kept.checkpoint) == (False, first.epoch + 1, place(5))
+        kept = await write(store, kept, checkpoint=place(6), upserts=[("c", 3)])
+        async with store.snapshot() as snapshot:
+            assert await snapshot.find(NAME, (), BY_COURSE, 10, None, kept.number) == [("a", 1), ("c", 3)]
+            assert await snapshot.count(NAME, (), kept.number) == 2
+            assert await snapshot.count(NAME, ()) == 1
+        await store.drop_overdue()
+        assert len(await store.generations()) == 2, "its time is not over"
+
+    async def test_a_kept_one_is_gone_back_to(self, store: ReadStore) -> None:
+        """At or past the one that answers, in one transaction; that is kept then, and nothing else."""
+        first = await write(store, await create(store, SEATS), checkpoint=place(5), upserts=[("a", 1)])
+        second = await write(store, await create(store, SEATS, live=False), checkpoint=place(6), upserts=[("b", 2)])
+        assert await store.switch(NAME, second.number, keep_s=60)
+        assert not await store.switch(NAME, first.number, keep_s=60), "it shows less than what answers"
+        (kept, _) = await store.generations()
+        await write(store, kept, checkpoint=place(6))
+        assert await store.switch(NAME, first.number, keep_s=60)
+        found = {each.number: (each.live, each.kept_until is not None) for each in await store.generations()}
+        assert found == {1: (True, False), 2: (False, True)}
+        assert await rows_of(store) == [("a", 1)]
+        before = await store.generations()
+        assert await store.switch(NAME, first.number), "it answers already"
+        assert await store.generations() == before
+
+    async def test_a_kept_one_is_taken_up_by_its_code(self, store: ReadStore) -> None:
+        """Asked for by fingerprint it is being built again, from where it is, and whoever wrote to it is fenced."""
+        first = await write(store, await create(store, SEATS), checkpoint=place(5), upserts=[("a", 1)])
+        second = await write(store, await create(store, SEATS, live=False), checkpoint=place(5))
+        await store.switch(NAME, second.number, keep_s=0.000_001)
+        (kept, _) = await store.generations()
+        (again,) = await store.create_generation(NAME, first.fingerprint, SEATS, place(0), live=False)
+        assert (again.number, again.checkpoint, again.under_way) == (first.number, place(5), True)
+        assert await store.write([SliceWrite(kept, place(6))]) == [Fenced()]
+        await store.drop_overdue()
+        assert len(await store.generations()) == 2, "it is not kept any more"
+        await write(store, again, checkpoint=place(6))
+        assert await store.switch(NAME, first.number)
+
+    async def test_a_kept_one_is_dropped_when_its_time_is_over(self, store: ReadStore) -> None:
+        """With its rows and blocked keys; and at once where it was not to be kept at all."""
+        first = await write(
+            store,
+            await create(store, SEATS),
+            upserts=[("a", 1)],
+            block=[BlockedKey(NAME, '["x"]', Position(1), "boom")],
+        )
+        second = await write(store, await create(store, SEATS, live=False))
+        assert await store.switch(NAME, second.number, keep_s=0.000_001)
+        await store.drop_overdue()
+        assert [found.number for found in await store.generations()] == [second.number]
+        assert await store.write([SliceWrite(first, place(9))]) == [Fenced()]
+        async with store.snapshot() as snapshot:
+            assert not await snapshot.kept(NAME, first.fingerprint)
+            assert not await snapshot.blocked(NAME, first.number)
 
     async def test_numbers_are_never_reused(self, store: ReadStore) -> None:
         """After a drop the next generation has a new number and no rows."""
