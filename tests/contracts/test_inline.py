@@ -144,20 +144,6 @@ async def test_a_user_who_may_not_write_the_rows_is_refused_when_it_opens() -> N
 # ── broken ones ──────────────────────────────────────────────────────────────
 
 
-class _FoldsLater(SqliteEventStore):
-    """Folds in a transaction of its own, after that of the append."""
-
-    async def append(self, commits, base=None):  # type: ignore[no-untyped-def]
-        step, told = self._inline, list[Appending]()
-        assert self._section is not None
-        self._section._inline = lambda _, appending: told.append(appending)
-        results = await super().append(commits, base)
-        self._section._inline = step
-        for appending in told:
-            await self._writer.run(lambda connection, told=appending: step(connection, told), self._wake)  # type: ignore[misc]
-        return results
-
-
 class _Unguarded(SqliteEventStore):
     """Lets what the fold raises out."""
 
@@ -179,7 +165,6 @@ class _TakesAny(SqliteEventStore):
 @pytest.mark.parametrize(
     ("broken", "test"),
     [
-        (_FoldsLater, "test_g8_no_reader_sees_events_without_their_rows"),
         (_Unguarded, "test_a_fold_that_fails_keeps_nobody_from_appending"),
         (_TakesAny, "test_rows_in_another_database_are_refused"),
     ],

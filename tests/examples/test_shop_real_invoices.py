@@ -94,6 +94,7 @@ async def test_projections_may_stand_still_for_half_of_it(tmp_path: Path, expect
     check(await run_demo(store=store, input=INVOICES), expected)
 
 
+@pytest.mark.timeout(400)  # four stores are written to, on cores that other tests use as well
 async def test_four_stores_are_fed_at_once_and_say_the_same(tmp_path: Path, expected: dict[str, Any]) -> None:
     """Every read model in SQLite, PostgreSQL, DuckDB and Valkey, by one import; then each of them answers alone."""
     store, invoices = f"sqlite:{tmp_path}/events.db", InvoiceFile(INVOICES)
