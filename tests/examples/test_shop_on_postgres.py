@@ -111,14 +111,13 @@ async def test_the_figures_are_exact_though_a_server_and_a_worker_are_killed() -
         doomed_worker, _ = await stack.enter_async_context(serving(store, "worker"))
         await stack.enter_async_context(serving(store, "worker"))
         _, second = await stack.enter_async_context(serving(store, "api"))
-        sender = Sender((first, second), http)
+        sender, doomed = Sender((first, second), http), [doomed_api, doomed_worker]
 
         async def client() -> None:
             for invoices in customers:
                 await sender.send(invoices)
-                if sender.done >= half and doomed_api.returncode is None:
-                    doomed_api.send_signal(signal.SIGKILL)
-                    doomed_worker.send_signal(signal.SIGKILL)
+                while sender.done >= half and doomed:
+                    doomed.pop().send_signal(signal.SIGKILL)
 
         await asyncio.gather(*(client() for _ in range(CUSTOMERS_AT_ONCE)))
         assert sender.done == expected["invoices"]
