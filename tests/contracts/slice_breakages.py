@@ -74,6 +74,11 @@ def a_split_does_not_fence(patch: pytest.MonkeyPatch) -> None:
     split_otherwise(patch, lambda found, into: [replace(each, epoch=0) for each in found])
 
 
+@noticed_by("test_what_is_kept_is_split_as_well")
+def a_split_forgets_what_is_kept(patch: pytest.MonkeyPatch) -> None:
+    split_otherwise(patch, lambda found, into: [replace(each, kept_until=None) for each in found])
+
+
 @noticed_by("test_what_was_split_is_free")
 def a_split_keeps_its_holders(patch: pytest.MonkeyPatch) -> None:
     real = MemoryReadStore.split

@@ -454,6 +454,19 @@ def what_is_kept_is_not_fenced(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+@noticed_by("test_a_kept_one_is_searched_by_its_number")
+def search_finds_what_answers_alone(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.search
+
+    async def search(
+        self: Any, name: str, text: str, limit: int, filters: Sequence[Any] = (), number: int | None = None
+    ) -> Any:
+        del number
+        return await real(self, name, text, limit, filters)
+
+    patch.setattr(_Snapshot, "search", search)
+
+
 @noticed_by("test_a_kept_one_is_taken_up_by_its_code")
 def what_is_taken_up_is_kept_still(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(memory, "taken_up", lambda slices: slices)

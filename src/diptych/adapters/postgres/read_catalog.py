@@ -299,14 +299,14 @@ class Catalog:
     async def _insert(self, link: Link, slices: Sequence[Generation]) -> None:
         await link.executemany(
             f"INSERT INTO {self.schema}.diptych_generations (name, number, slice, slices, fingerprint, table_name, "
-            "form, live, history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+            "form, live, history_id, position, event_id, epoch, stopped, recorded_at, barrier, slices_next, kept_until)"
+            " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
             [
                 (
                     *(made.name, made.number, made.slice, made.slices, made.fingerprint),
                     *(made.table and made.table.name, encode_table(made.table), made.live),
                     *(made.checkpoint.history_id, made.checkpoint.position, made.checkpoint.event_id),
-                    *(made.epoch, made.stopped, made.recorded_at, made.barrier, made.slices_next),
+                    *(made.epoch, made.stopped, made.recorded_at, made.barrier, made.slices_next, made.kept_until),
                 )
                 for made in slices
             ],

@@ -25,8 +25,10 @@ from diptych.read_side.read_store import (
     BlockedKey,
     Column,
     ColumnKind,
+    Comparison,
     Discard,
     Fenced,
+    Filter,
     Generation,
     Order,
     ReadStore,
@@ -278,6 +280,22 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
             assert await snapshot.count(NAME, ()) == 1
         await store.drop_overdue()
         assert len(await store.generations()) == 2, "its time is not over"
+
+    async def test_a_kept_one_is_searched_by_its_number(self, store: ReadStore) -> None:
+        """What is kept is found among its own words, and what answers among its own, as both go on."""
+        first = await write(store, await create(store, ARTICLES), upserts=[("x", 1, "an old note", None)])
+        second = await write(store, await create(store, ARTICLES, live=False), upserts=[("x", 2, "a new note", None)])
+        assert await store.switch(NAME, second.number, keep_s=60)
+        (kept, _) = await store.generations()
+        await write(store, kept, upserts=[("y", 3, "an older note", None)])
+        filters = (Filter("rank", Comparison.AT_LEAST, 2),)
+        async with store.snapshot() as snapshot:
+            assert await snapshot.search(NAME, "note", 10) == [("x", 2, "a new note", None)]
+            assert await snapshot.search(NAME, "old", 10) == []
+            found = await snapshot.search(NAME, "old note", 10, (), first.number)
+            assert sorted(row[0] for row in found) == ["x", "y"]
+            found = await snapshot.search(NAME, "note", 10, filters, first.number)
+            assert found == [("y", 3, "an older note", None)]
 
     async def test_a_kept_one_is_gone_back_to(self, store: ReadStore) -> None:
         """At or past the one that answers, in one transaction; that is kept then, and nothing else."""

@@ -167,6 +167,27 @@ class SlicesContract:
             (2, n, True) for n in range(3)
         ]
 
+    async def test_what_is_kept_is_split_as_well(self, store: ReadStore) -> None:
+        """It is still kept, with its rows, and gone back to as it is split then; what answers stays as it was."""
+        (first,) = [await write(store, slice, checkpoint=place(4)) for slice in await sliced(store, 1)]
+        (second,) = [
+            await write(store, slice, checkpoint=place(4), upserts=[("b", 2)])
+            for slice in await sliced(store, 1, fingerprint="2", live=False)
+        ]
+        assert await store.switch(NAME, second.number, keep_s=60)
+        (kept, live) = await store.generations()
+        kept = await write(store, kept, checkpoint=place(5), upserts=[("a", 1)])
+        assert await store.split(NAME, first.number, 2)
+        *halves, same = await store.generations()
+        assert same == live
+        assert halves == split([kept], 2)
+        assert {each.kept_until for each in halves} == {kept.kept_until}
+        async with store.snapshot() as snapshot:
+            assert list(await snapshot.kept(NAME, first.fingerprint)) == halves
+        assert await rows_of(store) == [("b", 2)]
+        assert await store.switch(NAME, first.number, keep_s=60)
+        assert await rows_of(store) == [("a", 1)]
+
     async def test_a_split_wakes_who_waits_for_a_change(self, store: ReadStore) -> None:
         """So that those who fold elsewhere look again."""
         await sliced(store, 2)
