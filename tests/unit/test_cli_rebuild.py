@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -123,7 +124,10 @@ def test_as_json_stdout_is_json(project: Project, monkeypatch: pytest.MonkeyPatc
 
 def test_it_goes_back_to_the_rows_of_before(project: Project) -> None:
     """By the old code, and by the new code."""
+    assert "is kept until" not in project.run("status", project.context).out
     assert project.run("rebuild", "Seats", changed(project), "--rebuild-rate", "1000000").code == 0
+    told = " ".join(project.run("status", changed(project)).out.split())
+    assert re.search(r"What school.Seats answered from before is kept until [0-9: -]{19} UTC, at position 3", told)
     code, out, _ = project.run("rebuild", "Seats", project.context, "--back")
     assert (code, out) == (0, "school.Seats answers from the rows of before, up to position 3.\n")
     assert (seats(project, project.context), seats(project, changed(project))) == ("live", "other code")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -178,6 +179,10 @@ async def test_rows_that_nobody_can_fold_on_are_not_gone_back_to(
             with pytest.raises(StoreUnavailable, match="the kept rows are at position 2, those that answer at 3"):
                 await new.rebuilds.back("Purse")
             assert await coins(new) == 30
+            (told,) = (await new.status()).projections
+            assert told.kept_until is not None
+            assert told.kept_until.utcoffset() == timedelta(0)
+            assert (told.checkpoint, told.kept_checkpoint) == (3, 2)
         async with opened(store_url, 1, projecting=False) as by_hand:
             assert await by_hand.query(PurseOf(purse=MINE)) == Purse(purse=MINE, coins=2)
             assert await by_hand.query(PurseOf(purse=MINE), freshness="overlay") == Purse(purse=MINE, coins=3)

@@ -120,6 +120,7 @@ class ProjectedStore:
         async with self.read_store.snapshot() as snapshot:
             blocked = await snapshot.blocked(name, stored[0].number)
         lag_events, lag_s = await lag(checkpoint)
+        kept = [found for found in known if found.name == name and found.kept_until is not None]
         return ProjectionStatus(
             name=name,
             checkpoint=checkpoint,
@@ -132,6 +133,8 @@ class ProjectedStore:
                 other.name == name and other.live and other.fingerprint != stored[0].fingerprint for other in known
             ),
             stopped=_stopped(mine, stored),
+            kept_until=kept[0].kept_until if kept else None,
+            kept_checkpoint=min((slice.checkpoint.position for slice in kept), default=START),
             store=self.url,
         )
 

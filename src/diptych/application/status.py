@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 import msgspec
 
 from diptych.process_managers.process_worker import ProcessStatus, ScheduledStatus
@@ -23,6 +25,9 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         live: whether its rows answer queries; those of a build that has not caught up, or was not begun, do not.
         other_code: whether rows are live that other code folded. They answer where that code still runs.
         stopped: why it cannot go on; empty while it can.
+        kept_until: until when the rows are kept that answered before the last switch, to go back to; None where none
+            are.
+        kept_checkpoint: up to where those are folded.
         store: the read store, without a password; empty where there is only one. Of what is in the memory of each
             process, this one's is told.
     """
@@ -36,6 +41,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
     live: bool = True
     other_code: bool = False
     stopped: str = ""
+    kept_until: dt.datetime | None = None
+    kept_checkpoint: int = 0
     store: str = ""
 
 

@@ -22,6 +22,8 @@ from diptych.entrypoints.cli.settings import Settings, by_read_model, settled
 from diptych.entrypoints.cli.signals import run_async
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from diptych.application.status import ProjectionStatus, Status
     from diptych.process_managers.process_worker import ProcessStatus
     from diptych.read_side.query_source import ReplicaStatus
@@ -129,17 +131,26 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
         output.print(_replica_table(found.replicas))
     if not settings.app:
         output.print("\nName the application to see its projections: diptych status module:context", style="dim")
+    for hint in _hints(found):
+        output.print(f"\n{hint}")
+
+
+def _hints(found: Status) -> Iterator[str]:
+    """What to look at next."""
     if any(not each.live and each.store != IN_MEMORY for each in found.projections):
-        output.print(
-            "\nWhat is not live answers no query of this code: run the application with it, "
-            "or diptych rebuild READ_MODEL"
-        )
+        yield "What is not live answers no query of this code: run the application with it, or rebuild it"
+    for each in found.projections:
+        if each.kept_until is not None:
+            yield (
+                f"What {_named(each)} answered from before is kept until {each.kept_until:%Y-%m-%d %H:%M:%S} UTC, at "
+                f"position {screen.count(each.kept_checkpoint)}, to go back to: see diptych rebuild --help"
+            )
     if any(each.blocked for each in found.projections):
-        output.print("\nSome keys wait behind an event that cannot be folded: see diptych parked list")
+        yield "Some keys wait behind an event that cannot be folded: see diptych parked list"
     if any(each.count.blocked or each.count.dead for each in found.processes):
-        output.print("\nSome instances of processes are stuck: see diptych processes list --stuck")
+        yield "Some instances of processes are stuck: see diptych processes list --stuck"
     if found.scheduled.failed:
-        output.print("\nSome scheduled commands were given up: see diptych parked list --kind scheduled")
+        yield "Some scheduled commands were given up: see diptych parked list --kind scheduled"
 
 
 def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
@@ -158,6 +169,10 @@ def _table(title: str, listed: list[ProjectionStatus], head: int) -> object:
             style="red" if each.stopped else "yellow" if each.blocked else "",
         )
     return table
+
+
+def _named(each: ProjectionStatus) -> str:
+    return f"{each.name} in {each.store}" if each.store else each.name
 
 
 def _process_table(listed: list[ProcessStatus]) -> object:
