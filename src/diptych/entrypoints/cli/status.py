@@ -138,7 +138,7 @@ def _show(settings: Settings, found: Status, survive: str) -> None:
 def _hints(found: Status) -> Iterator[str]:
     """What to look at next."""
     if any(not each.live and each.store != IN_MEMORY for each in found.projections):
-        yield "What is not live answers no query of this code: run the application with it, or rebuild it"
+        yield "What is not live answers no query of this code: run the application, or diptych rebuild changed"
     for each in found.projections:
         if each.kept_until is not None:
             yield (
