@@ -29,8 +29,10 @@ from diptych.application.read_routing import ReadStores
 from diptych.clock import SystemClock
 from diptych.errors import Blocked, ConfigurationError
 from diptych.event_store.position import Position, read_tokens
+from diptych.read_side.comparison import Comparison
 from diptych.read_side.freshness import EVENTUAL
 from diptych.read_side.query_context import query_context
+from diptych.read_side.rebuild_policy import RebuildPolicy
 from diptych.security import actor_of
 from tests.postgres_server import in_thread, new_read_store, new_stores
 from tests.tenants import (
@@ -43,7 +45,6 @@ from tests.tenants import (
     TenantId,
     UnitsEverywhere,
     UnitsOnShelf,
-    warehouse,
     warehouses,
 )
 
@@ -112,7 +113,7 @@ A, B = ShelfId("a"), ShelfId("b")
 POISON = 13
 
 
-def shelves(*, choking: bool = False, name: str = "shelves") -> BoundedContext:
+def shelves(*, choking: bool = False, name: str = "shelves", version: int = 1) -> BoundedContext:
     """Three read models of the same events, and queries of one and of two of them."""
     context = BoundedContext(name, events=[Putting])
 
@@ -120,11 +121,11 @@ def shelves(*, choking: bool = False, name: str = "shelves") -> BoundedContext:
     def put(command: Put) -> Putting:
         return Putting(shelf=command.shelf, weight=command.weight)
 
-    @context.projection
+    @context.projection(version=version)
     def count(row: Count, event: Putting) -> Count:
         if choking and event.weight == POISON:
             raise ValueError("thirteen")
-        return replace(row, things=row.things + 1)
+        return replace(row, things=row.things + version)
 
     @context.projection
     def weight(row: Weight, event: Putting) -> Weight:
@@ -331,6 +332,59 @@ async def test_a_rebuild_builds_in_every_store(tmp_path: Path) -> None:
             await app.rebuilds.rebuild("Counts")
 
 
+@pytest.mark.parametrize("answering", ["memory", "file"])
+async def test_what_is_in_memory_is_not_gone_back_with_nor_compared(answering: str, tmp_path: Path) -> None:
+    """In another process: its rows are folded by the code of that, and tell nothing of those that are kept."""
+    url, one = f"sqlite:{tmp_path}/events.db", f"sqlite:{tmp_path}/one.db"
+    sent: ReadStores = {Count: ["memory:", one] if answering == "memory" else [one, "memory:"]}
+    async with Application(shelves(), store=url, read_stores=sent) as app:
+        await filled(app, 1, 2, 3)
+        await app.projected()
+        assert await app.rebuilds.rebuild("Count") == 3
+    async with Application(shelves(), store=url, read_stores=sent, projecting=False) as by_hand:
+        assert await by_hand.rebuilds.back("Count") == 3
+        (kept,) = (store for store in by_hand.partition().stores if store.url == one)
+        assert {found.number: found.live for found in await kept.read_store.generations()} == {1: True, 2: False}
+    async with Application(shelves(version=2), store=url, read_stores=sent, projecting=False) as by_hand:
+        compared = list[tuple[int, int]]()
+
+        def approve(found: Comparison) -> bool:
+            compared.append((found.rows, found.changed))
+            return False
+
+        assert not (await by_hand.rebuilds.compare("Count")).same
+        assert await by_hand.rebuilds.rebuild("Count", approve=approve) is None
+        assert compared == [(2, 2)]
+
+
+async def test_going_back_is_all_or_nothing_where_a_store_keeps_nothing(tmp_path: Path) -> None:
+    """It says which, before anything has changed."""
+    url, one, other = (f"sqlite:{tmp_path}/{name}.db" for name in ("events", "one", "other"))
+    async with Application(shelves(), store=url, read_stores={Count: one}) as app:
+        await filled(app, 1, 2, 3)
+        await app.projected()
+        assert await app.rebuilds.rebuild("Count") == 3
+    async with Application(shelves(), store=url, read_stores={Count: [one, other]}) as app:
+        await app.projected()
+        with pytest.raises(ConfigurationError, match=r"other\.db keeps no rows of Count .*one\.db does"):
+            await app.rebuilds.back("Count")
+        (kept,) = (store for store in app.partition().stores if store.url == one)
+        assert {found.number: found.live for found in await kept.read_store.generations()} == {1: False, 2: True}
+
+
+async def test_changed_rows_that_another_store_answers_are_refused_as_well(tmp_path: Path) -> None:
+    """Opening builds nothing, in whichever store it is."""
+    url, one, other = (f"sqlite:{tmp_path}/{name}.db" for name in ("events", "one", "other"))
+    async with Application(shelves(), store=url, read_stores={Count: [one, other]}) as app:
+        await filled(app, 1, 2, 3)
+        await app.projected()
+    async with Application(shelves(version=2), store=url, read_stores={Count: one}) as app:
+        await app.projected()
+    sent, refusing = {Count: [one, other]}, RebuildPolicy(on_changed="refuse")
+    with pytest.raises(ConfigurationError, match=r"the rows of shelves\.Count are of other code"):
+        await Application(shelves(version=2), store=url, read_stores=sent, rebuilding=refusing).open()
+
+
 async def test_a_key_that_is_blocked_in_several_stores_is_one_item(tmp_path: Path) -> None:
     """What is done with it by hand is done in all of them."""
     url, one = f"sqlite:{tmp_path}/events.db", f"sqlite:{tmp_path}/one.db"
@@ -533,16 +587,18 @@ def shelves_of_others() -> BoundedContext:
     [
         ({OnShelf: "sqlite:one.db"}, r"by partition, as store is"),
         ({OnShelf: {"hooli": "memory:"}}, r"no partition 'hooli'"),
+        ({OnAllShelves: {ACME: "memory:"}}, r"OnAllShelves: it is not folded in the partition 'acme', but in '\*'"),
+        ({OnShelf: {"*": "memory:"}}, r"OnShelf: it is not folded in the partition '\*', but in 'acme', 'globex'"),
         ({OnShelf: {ACME: "sqlite:one.db", GLOBEX: "sqlite:one.db"}}, r"'acme' and 'globex' cannot be kept in one"),
         ({OnShelf: {ACME: "sqlite:{}/rows.db"}}, r"'acme' and 'globex' cannot be kept in one"),
     ],
 )
-async def test_partitions_do_not_share_a_read_store(sent: Any, told: str, tmp_path: Path) -> None:
-    """Their read models have the same names."""
+async def test_what_cannot_be_sent_from_partitions_is_refused(sent: Any, told: str, tmp_path: Path) -> None:
+    """Two do not share a read store, for their read models have the same names; and what is said is read."""
     sent = {model: _in(tmp_path, places) for model, places in sent.items()}
-    stores, rows = {ACME: "memory:", GLOBEX: "memory:"}, {GLOBEX: f"sqlite:{tmp_path}/rows.db"}
+    stores, rows = {ACME: "memory:", GLOBEX: "memory:", "*": "memory:"}, {GLOBEX: f"sqlite:{tmp_path}/rows.db"}
     with pytest.raises(ConfigurationError, match=told):
-        await Application(warehouse(), partition_by=TenantId, store=stores, read_store=rows, read_stores=sent).open()
+        await Application(warehouses(), partition_by=TenantId, store=stores, read_store=rows, read_stores=sent).open()
 
 
 def _in(folder: Path, places: Any) -> Any:

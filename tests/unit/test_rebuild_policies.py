@@ -9,11 +9,14 @@ from datetime import timedelta
 import pytest
 
 from diptych import Application, BoundedContext, Command, Event, EventContext, Identity, Key, Query, ReadModel
+from diptych.application import registration
 from diptych.errors import ConfigurationError, NotFresh, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side import changed_code, projector, rebuild
+from diptych.read_side.projection import Projection
 from diptych.read_side.read_store import Discard, SliceWrite
 from diptych.read_side.rebuild_policy import RebuildPolicy, Throttle
+from diptych.read_side.slice import Slice
 from tests.parking import discard
 
 pytestmark = pytest.mark.anyio
@@ -238,6 +241,31 @@ async def test_a_discard_ends_what_is_kept(store_url: str) -> None:
             assert await builds(new) == {1: "kept", 2: "live"}
             await discard(new, '["mine"]')
             assert await builds(new) == {2: "live"}
+
+
+async def test_a_discard_is_left_out_of_a_build_that_has_not_come_to_it(store_url: str) -> None:
+    """Also where that is under way, by code that would fold the event; what it lacks of the decision it loads then."""
+    async with asyncio.timeout(WAIT_S), opened(store_url, POISONED) as app:
+        await filled(app)
+        await app.execute(Fill(purse=PurseId("hers")))
+        await app.projected()
+        projector = app.partition().projector
+        projection = next(iter(purses_compiled(10)))
+        made = await projector.generations.create(projection, live=False, anew=True)
+        (build,) = [Slice(projection, each, target=rebuild.NEVER) for each in made]
+        await projector.loaded(build)
+        await projector.advance([build], Position(1))
+        await discard(app, '["hers"]')
+        while build.position < 2:
+            await projector.advance([build])
+        async with app.partition().read_store.snapshot() as snapshot:
+            rows = await snapshot.get_many(projection.name, [("mine",), ("hers",)], made[0].number)
+        assert list(rows) == [("mine",)]
+
+
+def purses_compiled(coins: int) -> Sequence[Projection]:
+    context = purses(coins)
+    return registration.projections([context], registration.event_types([context]))
 
 
 @on_disk

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -26,7 +27,7 @@ from diptych import (
 )
 from diptych.entrypoints.http import http_app
 from diptych.errors import Forbidden, InvalidMessage, Overloaded, StoreClosed
-from diptych.read_side import row_streams
+from diptych.read_side import row_streams, spanning_queries
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.query_context import QueryContext
 from diptych.read_side.query_middleware import NextQuery
@@ -182,6 +183,24 @@ async def test_streams_that_hold_snapshots_are_few(app: Application, monkeypatch
     async with app.stream(Grains()) as found:
         assert (await anext(found)).number == 0
     await streams[1].aclose()
+
+
+@pytest.mark.parametrize(
+    "several",
+    [{"read_stores": {Grain: "memory:"}}, {"partition_by": "context", "store": {"field": "memory:"}}],
+    ids=["stores", "contexts"],
+)
+async def test_streams_take_no_turn_from_handlers_that_may_span_stores(
+    several: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Slow clients hold theirs for half a minute, and each of them reads of one store."""
+    monkeypatch.setattr(spanning_queries, "SPANNING_ANSWERS_MAX", 1)
+    async with Application(field(), **{"store": f"sqlite:{tmp_path}/events.db", **several}) as app:
+        await app.query(Grains(), after=await app.execute(Sow(first=0, grains=35)))
+        async with app.stream(Grains()) as stream, app.stream(Grains()) as other:
+            assert (await anext(stream)).number == (await anext(other)).number == 0
+            assert await app.query(Counted()) == [35]
+            assert len(app._streams) == 2
 
 
 async def test_a_stream_is_as_fresh_as_it_is_asked_to_be(store_url: str) -> None:

@@ -200,8 +200,9 @@ class Application(QueryPanel):
 
     def _wired(self) -> Partitions:
         compiled = self._compiled = compile_contexts(self.contexts, self._services)
-        urls = self._store_urls(compiled)
-        parts = divided(compiled, self.contexts, self._partition_by, list(urls))
+        kept = store_urls(self._partition_by, *self._urls)
+        parts = divided(compiled, self.contexts, self._partition_by, list(kept))
+        urls = self._sent(compiled, kept, parts)
         inline = inline_names(self._inline, parts)
         named = {name: self._partition(name, parts[name], urls[name], inline) for name in urls if name != ACROSS}
         if self._partition_by is None:
@@ -246,17 +247,18 @@ class Application(QueryPanel):
             policy=self._rebuilding,
         )
 
-    def _store_urls(self, compiled: Compiled) -> dict[str, StoreUrls]:
+    def _sent(
+        self, compiled: Compiled, urls: Mapping[str, StoreUrls], parts: Mapping[str, Compiled]
+    ) -> dict[str, StoreUrls]:
         """Where each partition is kept, with where its read models are sent.
 
         Raises:
-            ConfigurationError: stores are given for other partitions than there are, or twice the same.
+            ConfigurationError: they are sent where they are not folded, or to one place from two partitions.
         """
-        urls = store_urls(self._partition_by, *self._urls)
-        names = None if self._partition_by is None else list(urls)
-        by_partition = sent(self._read_stores, compiled.projections, names)
+        folded = {name: [each.name for each in parts[name].projections] if name in parts else [] for name in urls}
+        by_partition = sent(self._read_stores, compiled.projections, None if self._partition_by is None else folded)
         found = {name: each._replace(sent=by_partition[name]) for name, each in urls.items()}
-        if names is not None:
+        if self._partition_by is not None:
             check_apart({name: each.read_urls for name, each in found.items()})
         return found
 

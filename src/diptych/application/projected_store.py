@@ -68,7 +68,7 @@ class ProjectedStore:
         await self.panel.source.open()
         code = {projection.name: fingerprint for projection, fingerprint in self.panel.projections.values()}
         if self.policy.on_changed == "refuse":
-            await refuse_changed(self.read_store, code)
+            await refuse_changed(self.read_store, self.projector.fingerprints)  # also where another store answers
         await self.projector.open(making=self.projecting)
         if self.delivering:
             for subscription in self.subscriptions:

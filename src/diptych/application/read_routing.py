@@ -31,17 +31,19 @@ class Route(NamedTuple):
 
 
 def sent(
-    read_stores: ReadStores, projections: Collection[Projection], partitions: Collection[str] | None
+    read_stores: ReadStores, projections: Collection[Projection], partitions: Mapping[str, Collection[str]] | None
 ) -> dict[str, dict[str, Sequence[str]]]:
     """The URLs of the read models that are sent somewhere, by projection, of each partition.
 
     Args:
         read_stores: as it was given.
         projections: of the whole application.
-        partitions: their names; None where it is not divided, which is one of the empty name.
+        partitions: by name, the projections that follow each; None where it is not divided, which is one of the empty
+            name.
 
     Raises:
-        ConfigurationError: there is no such read model or partition, or a place is named twice, or none.
+        ConfigurationError: there is no such read model or partition, or it is in none of that; or a place is named
+            twice, or none.
     """
     if not isinstance(read_stores, Mapping):
         raise ConfigurationError(
@@ -108,13 +110,20 @@ def _named(key: object, projections: Collection[Projection]) -> str:
     raise ConfigurationError(f"read_stores: no projection of this application feeds {shown}; there are {known}")
 
 
-def _by_partition(name: str, given: object, partitions: Collection[str] | None) -> Mapping[str, object]:
+def _by_partition(name: str, given: object, partitions: Mapping[str, Collection[str]] | None) -> Mapping[str, object]:
     if isinstance(given, Mapping):
         if partitions is None:
             raise ConfigurationError(f"read_stores of {name} are named by partition, and there are none")
         unknown = sorted(given.keys() - set(partitions))
         if unknown:
             raise ConfigurationError(f"read_stores of {name}: store names no partition {unknown[0]!r}")
+        there = [partition for partition, names in partitions.items() if name in names]
+        elsewhere = sorted(given.keys() - set(there))
+        if elsewhere:
+            raise ConfigurationError(
+                f"read_stores of {name}: it is not folded in the partition {elsewhere[0]!r}, but in "
+                f"{', '.join(map(repr, there))}"
+            )
         return given
     if partitions is None:
         return {"": given}

@@ -20,7 +20,16 @@ from diptych.read_side.batch import Reached, fold_steps, plan_steps, slice_write
 from diptych.read_side.projection import Step
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_model import key_text
-from diptych.read_side.read_store import BlockedKey, Discard, Fenced, ReadStore, Retry, SliceWrite, Written
+from diptych.read_side.read_store import (
+    BlockedKey,
+    Discard,
+    Fenced,
+    Generation,
+    ReadStore,
+    Retry,
+    SliceWrite,
+    Written,
+)
 from diptych.read_side.slice import Slice
 
 __all__ = ["BlockedKeys"]
@@ -126,7 +135,8 @@ class BlockedKeys:
             if unreadable
             else await self._folded(slice, blocked, steps, decision)
         )
-        (result,) = await self._read_store.write([write])
+        unaware = await self._unaware(slice.generation, blocked.position) if write.discard else []
+        result, *others = await self._read_store.write([write, *unaware])
         if not isinstance(result, Fenced | Written):
             refused = self._in_vain(slice, blocked, result.reason, decision)
             (result,) = await self._read_store.write([refused])
@@ -134,7 +144,32 @@ class BlockedKeys:
             return None
         if write.discard:
             await self._drop_kept(name)
+            if not all(isinstance(each, Written) for each in others):
+                await self._have_all_look(slice.generation, blocked.position)
         return slice
+
+    async def _unaware(self, mine: Generation, position: Position) -> list[SliceWrite]:
+        """What fences whoever folds other rows of the read model and has not come to a discard: they load it then."""
+        return [
+            SliceWrite(found, found.checkpoint, stopped=found.stopped, by_hand=True)
+            for found in await self._read_store.generations()
+            if found.name == mine.name and found.number != mine.number and found.checkpoint.position < position
+        ]
+
+    async def _have_all_look(self, mine: Generation, position: Position) -> None:
+        """Fence those too that went on while the discard was written.
+
+        Raises:
+            Unavailable: they do so more often than a named limit.
+        """
+        for _ in range(REPLAY_ATTEMPTS_MAX):
+            results = await self._read_store.write(await self._unaware(mine, position))
+            if all(isinstance(result, Written) for result in results):
+                return
+        raise Unavailable(
+            f"{mine.name} leaves out the event at position {position}, but what is being built of it was written "
+            f"{REPLAY_ATTEMPTS_MAX} times meanwhile, and may have it: rebuild it"
+        )
 
     async def _drop_kept(self, name: str) -> None:
         """Rows that are kept to go back to may have the event in them that is left out from now on."""

@@ -146,6 +146,11 @@ class Projector:
             if making and found[0].under_way and all(slice.position >= target for slice in mine):
                 await self.switch(mine)  # whoever has it on lease may have nothing more to write
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Of this code, by the projection's name."""
+        return {each.name: self.generations.fingerprint(each) for each in self._projections}
+
     def wanted(self) -> list[LeaseKey]:
         """What to ask leases for: all but what cannot go on here, which another process with other code may."""
         return [] if self.failure else [slice.lease_key for slice in self.slices if slice.goes_on]

@@ -44,6 +44,7 @@ __all__ = [
     "Answer",
     "Handle",
     "Handled",
+    "ListedRows",
     "QueryBus",
     "QueryDeclaration",
     "QueryHandlers",
@@ -62,6 +63,21 @@ Handle = Callable[[Any, Reader, QueryContext], Awaitable[Any]]
 """A query, a reader and who asks to the answer."""
 Handled = Callable[[Reader, QueryContext], Awaitable[Any]]
 """A handler that has its query."""
+
+
+class ListedRows:
+    """A handle that asks for nothing but rows of the one read model which the query lists, and of which there are few.
+
+    So it waits for no other read store than that, and takes no turn from those that may.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        """Remember the handle."""
+        self._handle = handle
+
+    def __call__(self, query: Any, reader: Reader, context: QueryContext) -> Awaitable[Any]:
+        """What it gives."""
+        return self._handle(query, reader, context)
 
 
 class QueryDeclaration(NamedTuple):

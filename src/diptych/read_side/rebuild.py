@@ -118,12 +118,20 @@ class Rebuilds:
             await self._fold_up_to(slices, until, progress)
             return await self._switch(projection, slices)
 
+    async def keeps(self, name: str) -> bool:
+        """Whether there are rows of a read model to go back to.
+
+        Raises:
+            ConfigurationError: no read model has that name.
+        """
+        return bool(await self._kept_of(self._projection(name)))
+
+    async def _kept_of(self, projection: Projection) -> list[Generation]:
+        known = await self._read_store.generations()
+        return [each for each in known if each.name == projection.name and each.kept_until is not None]
+
     async def _kept(self, projection: Projection) -> list[Slice]:
-        found = [
-            Slice(projection, each, target=NEVER)
-            for each in await self._read_store.generations()
-            if each.name == projection.name and each.kept_until is not None
-        ]
+        found = [Slice(projection, each, target=NEVER) for each in await self._kept_of(projection)]
         if not found:
             raise ConfigurationError(
                 f"no rows of {projection.name} are kept to go back to: none were replaced, or their time is over. The "

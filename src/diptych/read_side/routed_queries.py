@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from diptych.messages.query import Query
 from diptych.read_side.freshness import Requirement
-from diptych.read_side.query_bus import Answer, Handle, QueryBus, QueryHandlers, ReadPanel
+from diptych.read_side.query_bus import Answer, Handle, ListedRows, QueryBus, QueryHandlers, ReadPanel
 from diptych.read_side.query_context import QueryContext
 from diptych.read_side.spanning_queries import SpanningQueryBus
 
@@ -24,8 +24,8 @@ R = TypeVar("R")
 class RoutedQueries:
     """Answers queries from the read models of one history, each where it is kept. Made by the application.
 
-    A query that needs no handler is asked where its read model is and nowhere else: what waits for a store that hangs
-    takes no turn from it.
+    A query that needs no handler is asked where its read model is and nowhere else, also where its rows are streamed:
+    what waits for a store that hangs takes no turn from it, nor it from that.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class RoutedQueries:
         self, query: Query[R], requirement: Requirement, wait_s: float, context: QueryContext, by: Handle | None = None
     ) -> Answer[R]:
         """Answer a query; arguments and errors as of `QueryBus.answer`."""
-        alone = self._only or (self._alone.get(type(query)) if by is None else None)
+        of_one = by is None or isinstance(by, ListedRows)
+        alone = self._only or (self._alone.get(type(query)) if of_one else None)
         if alone is not None:
             return await alone.answer(query, requirement, wait_s, context, by)
 

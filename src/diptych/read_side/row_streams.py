@@ -18,7 +18,7 @@ from diptych.errors import InvalidMessage, Overloaded, StoreClosed
 from diptych.event_store.position import Token, said
 from diptych.messages.query import Query
 from diptych.read_side.declared_queries import Listing
-from diptych.read_side.query_bus import Answer, Handle, TellingReader
+from diptych.read_side.query_bus import Answer, Handle, ListedRows, TellingReader
 from diptych.read_side.query_context import QueryContext, VisibleRows
 from diptych.read_side.query_middleware import NextQuery
 from diptych.read_side.reader import Reader
@@ -124,7 +124,7 @@ class _Moment:
 
     def begin(self) -> asyncio.Task[Answer[Any]]:
         """Take the snapshot, when the first page is wanted."""
-        asked = self._ask(self.query, self._context, self._hold, self._after)
+        asked = self._ask(self.query, self._context, ListedRows(self._hold), self._after)
         self._task = asyncio.get_running_loop().create_task(_awaited(asked), name="diptych stream of rows")
         return self._task
 

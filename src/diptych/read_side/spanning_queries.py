@@ -20,7 +20,16 @@ from diptych.errors import Blocked, ConfigurationError, Overloaded, StoreUnavail
 from diptych.event_store.position import NOWHERE, START, Place, Token
 from diptych.messages.query import Query
 from diptych.read_side.freshness import Behind, Requirement, check_wait
-from diptych.read_side.query_bus import HANDLER_S_MAX, Answer, Handle, Handled, QueryHandlers, ReadPanel, handled
+from diptych.read_side.query_bus import (
+    HANDLER_S_MAX,
+    Answer,
+    Handle,
+    Handled,
+    ListedRows,
+    QueryHandlers,
+    ReadPanel,
+    handled,
+)
 from diptych.read_side.query_context import QueryContext
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_model import ReadModel
@@ -30,9 +39,9 @@ from diptych.read_side.snapshot_turns import SnapshotTurns
 
 __all__ = ["SpanningQueryBus"]
 
-SPANNING_ANSWERS_MAX = 8
-"""Answers from several read stores at once, in one process: fewer than there are snapshots of each, so that those that
-wait for a store that hangs leave room in the others."""
+SPANNING_ANSWERS_MAX = 6
+"""Answers from several read stores at once, in one process: fewer than there are snapshots of each, beside those that
+streams hold, so that those that wait for a store that hangs leave room in the others."""
 
 M = TypeVar("M", bound=ReadModel)
 R = TypeVar("R")
@@ -81,7 +90,10 @@ class SpanningQueryBus:
         while True:
             reader = SpanningReader(self.panels, visits, require)
             try:
-                return await self._in_turn(partial(by or handle, settled), context, reader, missing)
+                handled_by = partial(by or handle, settled)
+                if isinstance(by, ListedRows):
+                    return await self._answer(handled_by, context, reader, missing)
+                return await self._in_turn(handled_by, context, reader, missing)
             except Behind as behind:
                 visit = visits[id(self.panels[behind.projection.form.cls])]
                 await visit.panel.freshness.wait(behind, visit.requirement, deadline, visit.asking)
