@@ -10,6 +10,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from diptych import Application
+from diptych.application import follower
 from diptych.application.read_routing import ReadStores
 from diptych.errors import StoreUnavailable
 from diptych.read_side.snapshot_turns import SNAPSHOT_WAIT_S_MAX, SNAPSHOTS_MAX
@@ -62,9 +63,10 @@ async def test_a_store_that_is_gone_holds_up_no_other(
 
 
 async def test_what_waits_for_a_store_that_hangs_takes_no_turn_from_others(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More queries than there are snapshots wait for one store; a key in another one is answered meanwhile."""
+    monkeypatch.setattr(follower, "STATUS_S_MAX", 0.05)
     line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
     sent: ReadStores = {Weight: await line.open(), Count: "memory:"}
     async with Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent) as app:
@@ -75,6 +77,9 @@ async def test_what_waits_for_a_store_that_hangs_takes_no_turn_from_others(
         await checkpoint()
         async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX / 2):
             assert await app.query(CountOf(shelf=A), after=last) == Count(shelf=A, things=1)
+            health = await app.health()
+        assert health.ready, "and it is told of within a time"
+        assert "STATUS_S_MAX" in health.impaired[0]
         assert not any(task.done() for task in waiting)
         for task in waiting:
             task.cancel()

@@ -231,6 +231,32 @@ async def test_a_changed_fold_is_built_beside_and_then_moved_on_by_appends(kept:
         assert await numbers(app) == {1: False, 2: True}
 
 
+async def test_what_a_switch_replaced_is_moved_on_by_the_appends_of_its_code(kept: str) -> None:
+    """During a rolling deployment it answers there, and it must not lag, whoever projects or not."""
+    async with application(kept, projecting=False) as old:
+        await old.execute(PayAll(account=ADA, times=2))
+        async with application(kept, context=bank(version=2)) as new:
+            await new.projected()
+            assert await numbers(new) == {1: False, 2: True}
+            await new.execute(Pay(account=ADA, cents=1))
+            for payments in (4, 5):
+                await old.execute(Pay(account=ADA, cents=1))
+                assert await balance(old) == Balance(account=ADA, cents=payments, payments=payments)
+            await new.projected()
+            assert await balance(new) == Balance(account=ADA, cents=5, payments=5)
+            assert await numbers(old) == {1: False, 2: True}
+
+
+async def test_rows_of_the_same_code_are_not_moved_on_while_they_are_kept(kept: str) -> None:
+    async with application(kept) as app:
+        await app.execute(Pay(account=ADA, cents=1))
+        await app.rebuilds.rebuild("Balance")
+        await app.execute(Pay(account=ADA, cents=1))
+        generations = await app.partition().read_store.generations()
+        reached = {each.number: each.checkpoint.position for each in generations if each.name == "bank.Balance"}
+        assert reached == {1: 1, 2: 2}
+
+
 async def test_a_rebuild_switches_while_appends_go_on(url: str) -> None:
     async with application(url) as app:
         await app.execute(Pay(account=ADA, cents=1))

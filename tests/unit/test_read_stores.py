@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from diptych.application.read_routing import ReadStores
 from diptych.clock import SystemClock
 from diptych.errors import Blocked, ConfigurationError
 from diptych.event_store.position import Position, read_tokens
+from diptych.read_side import snapshot_turns
 from diptych.read_side.comparison import Comparison
 from diptych.read_side.freshness import EVENTUAL
 from diptych.read_side.query_context import query_context
 from diptych.read_side.rebuild_policy import RebuildPolicy
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from diptych.security import actor_of
 from tests.postgres_server import in_thread, new_read_store, new_stores
 from tests.tenants import (
@@ -429,6 +432,26 @@ async def test_what_is_in_memory_is_built_anew_at_start(places: tuple[str, ReadS
         assert await app.query(CountOf(shelf=A), freshness="latest", wait_s=WAIT_S) == Count(shelf=A, things=3)
         with pytest.raises(NotFresh):
             await app.query(WeightOf(shelf=A), freshness="latest", wait_s=0)
+
+
+async def test_one_store_that_is_overloaded_is_told_of_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the others can be asked, so that the application is ready."""
+    monkeypatch.setattr(snapshot_turns, "SNAPSHOT_WAIT_S_MAX", 0.01)
+    url, counts = f"sqlite:{tmp_path}/events.db", f"sqlite:{tmp_path}/counts.db"
+    async with Application(shelves(), store=url, read_stores={Count: counts}) as app, AsyncExitStack() as held:
+        await filled(app, 1)
+        await app.projected()
+        (kept,) = (store for store in app.partition().stores if store.url == counts)
+        for _ in range(SNAPSHOTS_MAX):
+            await held.enter_async_context(kept.read_store.snapshot())
+        health = await app.health()
+        assert health.ready
+        (told,) = health.impaired
+        assert told.startswith(f"read store {counts}: SNAPSHOT_WAIT_S_MAX")
+        stopped = {found.name: bool(found.stopped) for found in (await app.status()).projections}
+        assert stopped == {"shelves.Count": True, "shelves.Heaviest": False, "shelves.Weight": False}
 
 
 async def test_two_processes_share_the_stores_and_have_an_image_each(tmp_path: Path) -> None:

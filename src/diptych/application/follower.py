@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,7 +13,7 @@ from diptych.application.projected_store import Lag, ProjectedStore
 from diptych.application.routed_rebuilds import RoutedRebuilds
 from diptych.application.status import Health, ProjectionStatus, Status
 from diptych.clock import Clock
-from diptych.errors import DiptychError, HistoryDiverged, StoreUnavailable
+from diptych.errors import DiptychError, HistoryDiverged, StoreUnavailable, Unavailable
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
@@ -42,6 +43,8 @@ READ_PAGE_EVENTS = 500
 """Events that `Follower.events` reads at once."""
 FOLLOW_WAIT_S = 3600.0
 """Seconds after which `Follower.events(follow=True)` looks again without having been woken."""
+STATUS_S_MAX = 2.0
+"""Seconds that one of several read stores has to tell how far its projections are; past it, it cannot be reached."""
 REPLICA_LAG_S_MAX = 60.0
 """Seconds that a replica may be behind before the application's health tells of it."""
 
@@ -194,23 +197,37 @@ class Follower:
     async def _projections(self, head: Position) -> list[tuple[ProjectedStore, list[ProjectionStatus], str]]:
         """How far the projections of each read store are, and what is wrong with it; empty where nothing is."""
         lag = self._lag_behind(head)
-        found: list[tuple[ProjectedStore, list[ProjectionStatus], str]] = []
-        for store in self.stores:
-            try:
-                statuses = await store.projections(lag)
-                wrong = store.wrong(statuses)
-                found.append((store, statuses, f"read store {store.url}: {wrong}" if wrong and store.url else wrong))
-            except StoreUnavailable as error:
-                if len(self.stores) == 1:
-                    raise
-                found.append((store, await store.unreachable(error, lag), str(error)))
-        return found
+        return await asyncio.gather(*(self._projections_in(store, lag) for store in self.stores))
+
+    async def _projections_in(
+        self, store: ProjectedStore, lag: Lag
+    ) -> tuple[ProjectedStore, list[ProjectionStatus], str]:
+        try:
+            statuses = await self._told(store, store.projections(lag))
+        except Unavailable as error:
+            if len(self.stores) == 1:
+                raise
+            wrong = str(error) if store.url in str(error) else f"read store {store.url}: {error}"
+            return store, await store.unreachable(error, lag), wrong
+        wrong = store.wrong(statuses)
+        return store, statuses, f"read store {store.url}: {wrong}" if wrong and store.url else wrong
+
+    async def _told(self, store: ProjectedStore, asked: Awaitable[list[ProjectionStatus]]) -> list[ProjectionStatus]:
+        """What a read store tells: where there are others, none of these waits for one that hangs."""
+        limit = asyncio.timeout(None if len(self.stores) == 1 else STATUS_S_MAX)
+        try:
+            async with limit:
+                return await asked
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise StoreUnavailable(f"{store.url}: no answer within STATUS_S_MAX={STATUS_S_MAX:g} s") from error
 
     async def _subscribers(self, head: Position) -> list[ProjectionStatus]:
         default, lag = self.stores[0], self._lag_behind(head)
         try:
-            return await default.subscribers(lag)
-        except StoreUnavailable as error:
+            return await self._told(default, default.subscribers(lag))
+        except Unavailable as error:
             if len(self.stores) == 1:
                 raise
             return await default.unreachable_subscribers(error, lag)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from diptych.application.status import ProjectionStatus
-from diptych.errors import NotFresh, StoreUnavailable
+from diptych.errors import NotFresh, Unavailable
 from diptych.event_store.position import START, Position
 from diptych.read_side.blocked_keys import BlockedKeys
 from diptych.read_side.changed_code import refuse_changed, wait_until_built
@@ -162,7 +162,7 @@ class ProjectedStore:
             store=self.url,
         )
 
-    async def unreachable(self, error: StoreUnavailable, lag: Lag) -> list[ProjectionStatus]:
+    async def unreachable(self, error: Unavailable, lag: Lag) -> list[ProjectionStatus]:
         """How far each projection was when this process last heard of it."""
         return [
             await self._last_heard(name, min(slice.position for slice in mine), str(error), lag, mine)
@@ -170,7 +170,7 @@ class ProjectedStore:
             if (mine := self.projector.slices_of(name))
         ]
 
-    async def unreachable_subscribers(self, error: StoreUnavailable, lag: Lag) -> list[ProjectionStatus]:
+    async def unreachable_subscribers(self, error: Unavailable, lag: Lag) -> list[ProjectionStatus]:
         """How far each subscriber was, likewise."""
         return [
             await self._last_heard(found.subscriber.name, found.position, str(error), lag)

@@ -78,9 +78,12 @@ class Inline:
     async def fold(self, rows: InlineRows, appending: Appending) -> None:
         """Fold what is appended. See `InlineFold`."""
         names = [name for name in self.names if not self._left_alone[name]]
+        known = await rows.generations(names) if names else ()
+        answering = {(found.name, found.fingerprint) for found in known if found.live}
         slices = [
             await self._slice(rows, found)
-            for found in (await rows.generations(names) if names else ())
+            for found in known
+            if found.kept_until is None or (found.name, found.fingerprint) not in answering
             if await self._is_near(rows, found, appending.before)
         ]
         if slices:
@@ -103,7 +106,7 @@ class Inline:
     async def _is_near(self, rows: InlineRows, found: Generation, before: Place) -> bool:
         """Whether it is of this code, can go on, and lacks few events of this history."""
         at = found.checkpoint
-        if (found.name, found.fingerprint) not in self._projections or found.stopped or found.kept_until is not None:
+        if (found.name, found.fingerprint) not in self._projections or found.stopped:
             return False
         if found.slices != 1 or found.barrier is not None or found.table is None:
             return False
