@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from diptych import Application
 from diptych.application import follower
 from diptych.application.read_routing import ReadStores
 from diptych.errors import StoreUnavailable
+from diptych.read_side import live_queries
 from diptych.read_side.snapshot_turns import SNAPSHOT_WAIT_S_MAX, SNAPSHOTS_MAX
 from tests.postgres_line import Line
 from tests.postgres_server import new_read_store
@@ -59,6 +61,34 @@ async def test_a_store_that_is_gone_holds_up_no_other(
             assert await app.query(BothOf(shelf=A), after=last, wait_s=WAIT_S) == Both(things=2, total=3)
             await app.projected()
         assert (await app.health()).impaired == ()
+    await line.close()
+
+
+async def test_live_queries_of_a_store_that_hangs_take_no_turn_from_others(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is woken by another store and asks it again; what rests on that other one alone is told what is new."""
+    monkeypatch.setattr(live_queries, "ANSWERS_AT_ONCE_MAX", 1)
+    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
+    sent: ReadStores = {Weight: await line.open(), Count: "memory:"}
+    async with (
+        Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent) as app,
+        aclosing(app.subscribe(BothOf(shelf=A))) as both,
+        aclosing(app.subscribe(CountOf(shelf=A))) as alone,
+    ):
+        assert await anext(both) == await app.answer(BothOf(shelf=A))
+        await anext(alone)
+        line.swallows = True
+        waiting = asyncio.ensure_future(anext(both))
+        async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX / 2):
+            for things in (1, 2):  # the first one wakes both
+                await app.execute(Put(shelf=A, weight=1))
+                assert (await anext(alone)).value == Count(shelf=A, things=things)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        line.swallows = False
+        line.cut()
     await line.close()
 
 

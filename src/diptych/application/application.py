@@ -178,7 +178,8 @@ class Application(QueryPanel):
                 raise
             self._partitions = wired
             self._way = QueryWay(self._query_middleware, self._compiled.query_scopes)
-            self._live = LiveQueries(self._again, self._clock)
+            apart = frozenset(self._compiled.answered) if self._read_stores else None
+            self._live = LiveQueries(self._again, self._clock, apart)
             self._streams = RowStreams(self._compiled.query_handlers)
             models = {projection.form.cls: projection for projection in self._compiled.projections}
             self._handlers = QueryHandlers(self._compiled.query_handlers, models)

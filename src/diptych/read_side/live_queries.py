@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
@@ -37,7 +37,8 @@ __all__ = ["SUBSCRIPTIONS_MAX", "LiveQueries", "Touches"]
 SUBSCRIPTIONS_MAX = 5_000
 """Live queries of one application in one process; more get `Overloaded`."""
 ANSWERS_AT_ONCE_MAX = 8
-"""Next answers of live queries under way at once: other queries have their turns at snapshots all the same."""
+"""Next answers of live queries from one read store under way at once, and of those that may span several from the same
+ones: other queries have their turns at snapshots all the same."""
 KEYS_MAX = 1_000
 """Keys of one read model by which a live query is told from others; one that asks for more is woken by any change."""
 OUTAGE_S_MAX = 300.0
@@ -56,6 +57,9 @@ Ask = Callable[[Query[Any], Actor, "Touches", Sequence[Token] | None, float], Aw
 _Same = tuple[type, object]
 """A query's class, and what tells it from others of that: its fields, and who asks."""
 
+_Way = tuple[bool, frozenset[int]]
+"""Whether it may touch several read stores, and which it did."""
+
 _log = logging.getLogger("diptych.live_queries")
 
 
@@ -65,13 +69,15 @@ class LiveQueries:
     Args:
         ask: answers a query of an actor at least as of these tokens, within so many seconds, and tells what it touches.
         clock: tells the time.
+        in_one_store: where there are several read stores, the queries without a handler: each is asked in one alone.
     """
 
-    def __init__(self, ask: Ask, clock: Clock) -> None:
+    def __init__(self, ask: Ask, clock: Clock, in_one_store: Collection[type] | None = None) -> None:
         self.ask = ask
         self.clock = clock
         self.closed = asyncio.Event()
-        self.turns = asyncio.Semaphore(ANSWERS_AT_ONCE_MAX)
+        self._in_one_store = in_one_store
+        self._turns: dict[_Way, asyncio.Semaphore] = {}
         self._open: set[_LiveQuery] = set()
         self._waiting: dict[_Same, _Asking] = {}
 
@@ -109,12 +115,18 @@ class LiveQueries:
         found = self._waiting.get(live.same)
         if found is None or found.is_ending:
             found = self._waiting[live.same] = _Asking(live.query, live.actor)
-            found.begin(self._in_turn(found, live.same))
+            found.begin(self._in_turn(found, live.same, self.turns(live)))
         return found
 
-    async def _in_turn(self, asking: _Asking, same: _Same) -> _Found:
+    def turns(self, live: _LiveQuery) -> asyncio.Semaphore:
+        """The turns of those that go where it does: what waits for a store that hangs takes none from the others."""
+        may_span = self._in_one_store is not None and type(live.query) not in self._in_one_store
+        way = may_span, live.asked_in
+        return self._turns.setdefault(way, asyncio.Semaphore(ANSWERS_AT_ONCE_MAX))
+
+    async def _in_turn(self, asking: _Asking, same: _Same, turns: asyncio.Semaphore) -> _Found:
         try:
-            async with self.turns:
+            async with turns:
                 self._begun(asking, same)  # who is woken from now on asks again
                 return await self.run(asking, None, WAIT_S)
         finally:
@@ -207,6 +219,11 @@ class _LiveQuery:
         self._told_by: object = None
         self._incomplete = False
 
+    @property
+    def asked_in(self) -> frozenset[int]:
+        """What tells the read stores of its last answer from others."""
+        return frozenset(id(watch.panel) for watch in self._resting)
+
     def wake(self, *, verify: bool = False) -> None:
         """See `Restless.wake`."""
         self._verify = self._verify or verify
@@ -272,7 +289,7 @@ class _LiveQuery:
         """As of what was last shown, which is looked up in the history: that may be another one."""
         self._anew = True
         try:
-            async with self._others.turns:
+            async with self._others.turns(self):
                 asking = _Asking(self.query, self.actor)
                 asking.lives.add(self)
                 asking.begin(self._others.run(asking, tuple(self._shown.values()), WAIT_S))

@@ -72,11 +72,14 @@ class ReadModelWatch:
 
     Nothing is awaited between a change being told and being known, so that who begins to rest on a row either is told
     of a change, or finds that what is known is newer than what it has seen.
+
+    Attributes:
+        panel: where it is asked for.
     """
 
     def __init__(self, panel: ReadPanel, projection: Projection, history: History) -> None:
         self.projection = projection
-        self._panel = panel
+        self.panel = panel
         self._history = history
         self._fingerprint = panel.projections[projection.form.cls][1]
         self._resting: dict[Restless, RestingOn] = {}
@@ -92,7 +95,7 @@ class ReadModelWatch:
         """Wake them from now on when that may have changed; at once where it may have changed already."""
         before = self._resting.get(who)
         if not self._resting:
-            self._known, self._forks = on.slices, self._panel.store.forks
+            self._known, self._forks = on.slices, self.panel.store.forks
         if before is None or before.keys != on.keys:
             self._forget(who)
             self._remember(who, on)
@@ -156,7 +159,7 @@ class ReadModelWatch:
         """All slices of the live generation, once they are not as they are known."""
         name = self.projection.name
         while True:
-            asking = self._panel.source.asking(strict=False)
+            asking = self.panel.source.asking(strict=False)
             while True:
                 try:
                     async with asking.snapshot() as snapshot:
@@ -173,12 +176,12 @@ class ReadModelWatch:
 
     def _differs(self, shown: Sequence[Generation], *, is_replica: bool) -> bool:
         """Whether there is news in this. The read store itself goes back only with a failover; a replica is behind."""
-        if self._forks != self._panel.store.forks:
+        if self._forks != self.panel.store.forks:
             return True
         return _is_newer(shown, self._known) or (not is_replica and bool(shown) and _is_newer(self._known, shown))
 
     async def _tell(self, shown: Sequence[Generation]) -> None:
-        store = self._panel.store
+        store = self.panel.store
         whole = self._is_by_event_alone(shown)
         keys = await self._touched(shown) if whole else None
         went_back = not _is_newer(shown, self._known) and _is_newer(self._known, shown)
@@ -210,7 +213,7 @@ class ReadModelWatch:
         after = min(slice.checkpoint.position for slice in self._known)
         until = max(slice.checkpoint.position for slice in shown)
         limit = TOUCHED_EVENTS_MAX if self._on_key else 1
-        found = await self._panel.store.read(self.projection.query, after, limit, until=Position(until))
+        found = await self.panel.store.read(self.projection.query, after, limit, until=Position(until))
         if not self._on_key:
             return None if found.events else frozenset()
         if found.more:
