@@ -11,13 +11,14 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 from diptych import Application
-from diptych.application import follower
+from diptych.application import follower, partitions
 from diptych.application.read_routing import ReadStores
 from diptych.errors import StoreUnavailable
 from diptych.read_side import live_queries
 from diptych.read_side.snapshot_turns import SNAPSHOT_WAIT_S_MAX, SNAPSHOTS_MAX
 from tests.postgres_line import Line
 from tests.postgres_server import new_read_store
+from tests.tenants import ACME, GLOBEX, PEN, Stock, TenantId, warehouse
 from tests.unit.test_read_stores import A, Both, BothOf, Count, CountOf, Put, Weight, WeightOf, shelves
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(os.name == "nt", reason="the line is a Unix socket")]
@@ -61,6 +62,25 @@ async def test_a_store_that_is_gone_holds_up_no_other(
             assert await app.query(BothOf(shelf=A), after=last, wait_s=WAIT_S) == Both(things=2, total=3)
             await app.projected()
         assert (await app.health()).impaired == ()
+    await line.close()
+
+
+async def test_health_waits_for_no_partition_that_hangs(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "HEALTH_S_MAX", 0.5)
+    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
+    stores, rows = {name: f"sqlite:{tmp_path}/{name}.db" for name in (ACME, GLOBEX)}, {ACME: await line.open()}
+    async with Application(warehouse(), partition_by=TenantId, store=stores, read_store=rows) as app:
+        await app.execute(Stock(tenant=ACME, sku=PEN, units=1))
+        await app.projected()
+        line.swallows = True
+        async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX / 2):
+            health = await app.health()
+        assert health.ready
+        assert health.impaired == ("partition 'acme': no answer within HEALTH_S_MAX=0.5 s",)
+        line.swallows = False
+        line.cut()
     await line.close()
 
 

@@ -6,6 +6,7 @@ no row folded, across two of them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -42,6 +43,9 @@ from diptych.read_side.spanning_queries import SpanningQueryBus
 __all__ = ["Asked", "ByContext", "ByIdentity", "Partitions"]
 
 R = TypeVar("R")
+
+HEALTH_S_MAX = 4.0
+"""Seconds that one of several partitions has to tell how it is; past it, it is told of as one that is not ready."""
 
 
 class Asked(NamedTuple):
@@ -125,13 +129,14 @@ class Partitions:
 
     async def health(self) -> Health:
         """Whether any of them can do its work: what is wrong with one is told, and keeps nobody from the others."""
-        found = [(follower.name, await follower.health()) for follower in self._followers]
-        if len(found) == 1:
-            return found[0][1]
+        if len(self._followers) == 1:
+            return await self._first.health()
+        found = await asyncio.gather(*map(_health_of_one, self._followers))
         told: list[str] = []
-        for name, each in found:
-            told += [f"partition {name!r}: {what}" for what in ((each.reason,) if each.reason else each.impaired)]
-        if any(each.ready for _, each in found):
+        for follower, each in zip(self._followers, found, strict=True):
+            named = f"partition {follower.name!r}"
+            told += [f"{named}: {what}" for what in ((each.reason,) if each.reason else each.impaired)]
+        if any(each.ready for each in found):
             return Health(ready=True, impaired=tuple(told))
         return Health(ready=False, reason=told[0])
 
@@ -236,6 +241,18 @@ class Partitions:
 
         async with self._past_turns:
             return await queries.on(panels).answer(query, require, wait_s, context, by)
+
+
+async def _health_of_one(follower: Follower) -> Health:
+    """How one of several is, of which none waits for one that hangs."""
+    limit = asyncio.timeout(HEALTH_S_MAX)
+    try:
+        async with limit:
+            return await follower.health()
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        return Health(ready=False, reason=f"no answer within HEALTH_S_MAX={HEALTH_S_MAX:g} s")
 
 
 class ByContext(Partitions):
