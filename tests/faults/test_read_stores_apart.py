@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
 
@@ -84,18 +85,25 @@ async def test_health_waits_for_no_partition_that_hangs(
     await line.close()
 
 
+@pytest.fixture
+async def far(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Application, Line]]:
+    """Weights are at the end of a line, and counts in memory."""
+    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
+    sent: ReadStores = {Weight: await line.open(), Count: "memory:"}
+    async with Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent) as app:
+        yield app, line
+        line.swallows = False
+        line.cut()
+    await line.close()
+
+
 async def test_live_queries_of_a_store_that_hangs_take_no_turn_from_others(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    far: tuple[Application, Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is woken by another store and asks it again; what rests on that other one alone is told what is new."""
     monkeypatch.setattr(live_queries, "ANSWERS_AT_ONCE_MAX", 1)
-    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
-    sent: ReadStores = {Weight: await line.open(), Count: "memory:"}
-    async with (
-        Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent) as app,
-        aclosing(app.subscribe(BothOf(shelf=A))) as both,
-        aclosing(app.subscribe(CountOf(shelf=A))) as alone,
-    ):
+    app, line = far
+    async with aclosing(app.subscribe(BothOf(shelf=A))) as both, aclosing(app.subscribe(CountOf(shelf=A))) as alone:
         assert await anext(both) == await app.answer(BothOf(shelf=A))
         await anext(alone)
         line.swallows = True
@@ -107,33 +115,25 @@ async def test_live_queries_of_a_store_that_hangs_take_no_turn_from_others(
         assert not waiting.done()
         waiting.cancel()
         await asyncio.wait([waiting])
-        line.swallows = False
-        line.cut()
-    await line.close()
 
 
 async def test_what_waits_for_a_store_that_hangs_takes_no_turn_from_others(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    far: tuple[Application, Line], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More queries than there are snapshots wait for one store; a key in another one is answered meanwhile."""
     monkeypatch.setattr(follower, "STATUS_S_MAX", 0.05)
-    line = Line(await new_read_store(), tmp_path_factory.mktemp("l"))
-    sent: ReadStores = {Weight: await line.open(), Count: "memory:"}
-    async with Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent) as app:
-        last = await app.execute(Put(shelf=A, weight=1))
-        await app.projected()
-        line.swallows = True
-        waiting = [asyncio.create_task(app.query(BothOf(shelf=A))) for _ in range(2 * SNAPSHOTS_MAX)]
-        await checkpoint()
-        async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX / 2):
-            assert await app.query(CountOf(shelf=A), after=last) == Count(shelf=A, things=1)
-            health = await app.health()
-        assert health.ready, "and it is told of within a time"
-        assert "STATUS_S_MAX" in health.impaired[0]
-        assert not any(task.done() for task in waiting)
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
-        line.swallows = False
-        line.cut()
-    await line.close()
+    app, line = far
+    last = await app.execute(Put(shelf=A, weight=1))
+    await app.projected()
+    line.swallows = True
+    waiting = [asyncio.create_task(app.query(BothOf(shelf=A))) for _ in range(2 * SNAPSHOTS_MAX)]
+    await checkpoint()
+    async with asyncio.timeout(SNAPSHOT_WAIT_S_MAX / 2):
+        assert await app.query(CountOf(shelf=A), after=last) == Count(shelf=A, things=1)
+        health = await app.health()
+    assert health.ready, "and it is told of within a time"
+    assert "STATUS_S_MAX" in health.impaired[0]
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
