@@ -11,7 +11,7 @@ import duckdb
 import pytest
 
 from diptych import Application, BoundedContext, Command, Event, Identity
-from diptych.adapters.duckdb import event_table
+from diptych.adapters.duckdb import staging
 from diptych.adapters.duckdb.event_table import events_relation, export_events
 from diptych.errors import StoreUnavailable
 from diptych.event_store.event_query import ALL_EVENTS
@@ -96,11 +96,11 @@ async def test_a_history_is_a_relation_with_an_arrow_stream(store_url: str) -> N
 async def test_an_exported_history_is_read_by_duckdb_alone(tmp_path: Path) -> None:
     """In the order of positions over any number of batches; a pruned event has no data."""
     target = tmp_path / "it's.parquet"
-    events = [recorded(n) for n in range(1, event_table.BATCH_EVENTS * 2 + 2)]
+    events = [recorded(n) for n in range(1, staging.BATCH_ROWS * 2 + 2)]
     events[3] = recorded(4, data="")
     told: list[int] = []
     assert await export_events(given(*events), target, told.append) == len(events)
-    assert told == [event_table.BATCH_EVENTS, event_table.BATCH_EVENTS * 2, len(events)]
+    assert told == [staging.BATCH_ROWS, staging.BATCH_ROWS * 2, len(events)]
     with duckdb.connect(":memory:") as connection:
         relation = connection.read_parquet(str(target))
         assert relation.columns == COLUMNS
@@ -125,7 +125,7 @@ async def test_an_export_that_is_cancelled_leaves_what_was_there(tmp_path: Path)
     target = tmp_path / "history.parquet"
     await export_events(given(recorded(1)), target)
     before, stuck = target.read_bytes(), asyncio.Event()
-    events = given_then_stuck(stuck, *(recorded(n) for n in range(1, event_table.BATCH_EVENTS + 10)))
+    events = given_then_stuck(stuck, *(recorded(n) for n in range(1, staging.BATCH_ROWS + 10)))
     exporting = asyncio.create_task(export_events(events, target))
     await asyncio.wait_for(stuck.wait(), 10)
     with pytest.raises(StoreUnavailable, match="missing"):

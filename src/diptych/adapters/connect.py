@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlencode
 from diptych.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterable, Awaitable, Callable, Mapping, Sequence
     from pathlib import Path
 
     from diptych.clock import Clock
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from diptych.event_store.recorded_event import RecordedEvent
     from diptych.event_store.transactions import Lender
     from diptych.process_managers.process_store import ProcessStore
+    from diptych.read_side.columnar_rows import ColumnarRows
     from diptych.read_side.query_source import QuerySource, ReplicaPolicy
     from diptych.read_side.read_store import ReadStore
 
@@ -33,6 +34,7 @@ __all__ = [
     "default_read_store",
     "default_role_prefix",
     "export_events",
+    "export_rows",
     "grants_sql",
     "lender",
     "migrate",
@@ -276,6 +278,25 @@ async def export_events(events: AsyncIterable[RecordedEvent], target: Path, move
     """
     made = _imported("diptych.adapters.duckdb.event_table", "--parquet")
     return cast("int", await made.export_events(events, target, moved))
+
+
+async def export_rows(
+    rows: ColumnarRows, target: Path, moved: Callable[[int, int | None], object], decimals: Literal["decimal", "text"]
+) -> tuple[int, Mapping[str, str]]:
+    """Write rows to a Parquet file, whole or not at all; how many there were, and what they show.
+
+    Args:
+        rows: which.
+        target: the file; one of that name is replaced.
+        moved: is told now and then how many there are, and about how many there will be.
+        decimals: what decimals become: DECIMAL(38,12), or text.
+
+    Raises:
+        StoreUnavailable: the file cannot be written; with the reason.
+        ConfigurationError: DuckDB, which writes it, is not installed; or a decimal does not fit.
+    """
+    made = _imported("diptych.adapters.duckdb.columnar_rows", "--parquet")
+    return cast("tuple[int, Mapping[str, str]]", await made.export_rows(rows, target, moved, decimals=decimals))
 
 
 def _deployment(url: str) -> Any:

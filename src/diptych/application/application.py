@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequen
 from datetime import datetime
 from importlib import import_module
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 
@@ -42,6 +42,7 @@ from diptych.event_store.merged_log import MergedLog
 from diptych.messages.command import Command
 from diptych.messages.registry import EventTypes, MessageTypes
 from diptych.process_managers.scheduled_commands import When
+from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.live_queries import LiveQueries
 from diptych.read_side.query_bus import Answer, QueryHandlers
 from diptych.read_side.query_middleware import QueryMiddleware, QueryWay
@@ -60,12 +61,15 @@ if TYPE_CHECKING:
     from diptych.application.parked import Parked
     from diptych.event_store.event_store import EventLog, EventStore, KeptOutcome
     from diptych.event_store.recorded_event import RecordedEvent
+    from diptych.messages.event import Event
     from diptych.messages.query import Query
     from diptych.process_managers.process_store import ProcessStore
     from diptych.process_managers.processes import Processes
     from diptych.process_managers.scheduled_commands import Scheduled, ScheduledCommands
+    from diptych.read_side.event_rows import EventRows
     from diptych.read_side.query_source import ReplicaPolicy
     from diptych.read_side.read_model import ReadModel
+    from diptych.read_side.read_model_rows import ReadModelRows
     from diptych.read_side.read_store import ReadStore
 
 __all__ = ["Application"]
@@ -501,6 +505,22 @@ class Application(QueryPanel):
     ) -> AsyncIterator[RecordedEvent]:
         """See `Partition.events`."""
         return self.partition().events(query, after=after, limit=limit, follow=follow)
+
+    def read_model_rows(
+        self,
+        model: type[ReadModel],
+        /,
+        *,
+        after: str | None = None,
+        freshness: Literal["eventual", "latest"] = "eventual",
+        wait_s: float = WAIT_S,
+    ) -> ReadModelRows:
+        """See `Partition.read_model_rows`."""
+        return self.partition().read_model_rows(model, after=after, freshness=freshness, wait_s=wait_s)
+
+    def event_rows(self, event: type[Event], /, *, after: int = 0) -> EventRows:
+        """See `Partition.event_rows`."""
+        return self.partition().event_rows(event, after=after)
 
     async def status(self) -> Status:
         """See `Partition.status`."""

@@ -3,37 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, Literal, TypeVar
 
 from diptych.application.parked import Parked
 from diptych.application.projected_store import Lag, ProjectedStore
 from diptych.application.routed_rebuilds import RoutedRebuilds
 from diptych.application.status import Health, ProjectionStatus, Status
 from diptych.clock import Clock
-from diptych.errors import DiptychError, HistoryDiverged, StoreUnavailable, Unavailable
+from diptych.errors import ConfigurationError, DiptychError, HistoryDiverged, StoreUnavailable, Unavailable
 from diptych.event_store.event_query import ALL_EVENTS, EventQuery
 from diptych.event_store.event_store import EventLog
 from diptych.event_store.history import History
-from diptych.event_store.position import Position, Token
+from diptych.event_store.position import Position, Token, read_tokens
 from diptych.event_store.recorded_event import RecordedEvent
 from diptych.event_store.stored_query import stored_query
+from diptych.messages.event import Event
 from diptych.messages.query import Query
 from diptych.read_side.blocked_keys import BlockedKeys
-from diptych.read_side.freshness import EVENTUAL, HowFresh, Requirement
+from diptych.read_side.event_rows import EventRows
+from diptych.read_side.freshness import EVENTUAL, WAIT_S, HowFresh, Requirement, check_wait
 from diptych.read_side.leases import Leases
 from diptych.read_side.past import AsOf, Past
 from diptych.read_side.past_rows import Moment
 from diptych.read_side.projector import Projector
-from diptych.read_side.query_bus import Answer, Handle, ReadPanel
-from diptych.read_side.query_context import QueryContext
+from diptych.read_side.query_bus import Answer, Handle, Handled, ReadPanel, answered
+from diptych.read_side.query_context import QueryContext, query_context
 from diptych.read_side.query_source import ReplicaStatus
+from diptych.read_side.read_model import ReadModel
+from diptych.read_side.read_model_rows import RUN, ReadModelRows
 from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import ReadStore
 from diptych.read_side.routed_queries import RoutedQueries
 from diptych.read_side.row_history import RowHistories
+from diptych.security import actor_of
 
 __all__ = ["Follower"]
 
@@ -146,6 +151,55 @@ class Follower:
     def panels_at(self, moment: Moment) -> list[ReadPanel]:
         """The panels of the read models as they stood then, for one answer."""
         return [store.past.panel(store.panel, moment) for store in self.stores]
+
+    # ── all of it, for whoever wants columns ─────────────────────────────────
+
+    @property
+    def read_models(self) -> Mapping[str, type[ReadModel]]:
+        """By name, "school.Seats"."""
+        panels = [store.panel for store in self.stores]
+        return {found.name: found.form.cls for panel in panels for found, _ in panel.projections.values()}
+
+    def read_model_rows(
+        self,
+        model: type[ReadModel],
+        /,
+        *,
+        after: str | None = None,
+        freshness: Literal["eventual", "latest"] = "eventual",
+        wait_s: float = WAIT_S,
+    ) -> ReadModelRows:
+        """Every row of a read model, of one moment, to be read as columns: see `diptych.adapters.duckdb.columnar_rows`.
+
+        Like `events` it is for whoever may see everything: no middleware is asked. While they are read, one snapshot
+        is held.
+
+        Args:
+            model: the read model.
+            after: a token: they show at least that.
+            freshness: "latest": everything that is in the history when they are read, once it is projected.
+            wait_s: for how long to wait for that, 0 to 60 seconds.
+
+        Raises:
+            ConfigurationError: no projection feeds it.
+            InvalidMessage: the token is none, or the wait too long.
+        """
+        panels = [store.panel for store in self.stores if model in store.panel.projections]
+        if not panels:
+            raise ConfigurationError(f"no projection of this application feeds {model.__name__}")
+        panel, tokens = panels[0], None if after is None else read_tokens(after)
+        check_wait(wait_s)
+
+        async def ask(handle: Handled) -> Answer[Any]:
+            requirement = await self.requirement(tokens, freshness, None)
+            context = query_context(actor_of(None), self.clock.now())
+            return await answered(panel, handle, requirement, wait_s, context, RUN)
+
+        return ReadModelRows(panel.projections[model][0], ask)
+
+    def event_rows(self, event: type[Event], /, *, after: int = 0) -> EventRows:
+        """Every event of one type, to be read as columns, one for each field: see `EventRows`."""
+        return EventRows(event, self.log, self.history, after)
 
     # ── what is known of it ──────────────────────────────────────────────────
 

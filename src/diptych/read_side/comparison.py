@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from diptych.event_store.position import Position
-from diptych.read_side.read_store import ColumnKind, Generation, Key, Order, ReadSnapshot
+from diptych.read_side.pages_by_key import pages_by_key
+from diptych.read_side.read_store import ColumnKind, Generation, Key, ReadSnapshot
 from diptych.read_side.row_filters import key_getter, unexpired
 
 __all__ = ["Comparison", "RowDifference", "compared"]
@@ -129,13 +130,6 @@ async def _rows(
     if table is None:
         return
     names, key_of = [column.name for column in table.columns], key_getter(table)
-    order, shown = [Order(column) for column in table.key], unexpired(table, moment)
-    name, number = build[0].name, build[0].number
-    after: Key | None = None
-    while True:
-        found = await snapshot.find(name, shown, order, COMPARE_PAGE_ROWS, after, number=number)
-        for row in found:
+    async for page in pages_by_key(snapshot, build[0], unexpired(table, moment), COMPARE_PAGE_ROWS):
+        for row in page:
             yield _Found(key_of(row), dict(zip(names, row, strict=True)))
-        if len(found) < COMPARE_PAGE_ROWS:
-            return
-        after = key_of(found[-1])

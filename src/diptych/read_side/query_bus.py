@@ -49,7 +49,9 @@ __all__ = [
     "QueryDeclaration",
     "QueryHandlers",
     "ReadPanel",
+    "RunLimit",
     "TellingReader",
+    "answered",
     "compile_query_handlers",
     "handled",
     "query_of",
@@ -222,41 +224,73 @@ class QueryBus:
             UnknownMessage: nothing answers this query.
         """
         handle, settled = self._handlers.find(query)
-        deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
-        missing: Behind | None = None
-        asking = self._panel.source.asking(strict=requirement.strict)
-        while True:
-            async with self._panel.freshness.checks(requirement) as checks:
-                try:
-                    return await self._answer(asking, partial(by or handle, settled), context, checks, missing)
-                except Behind as behind:
-                    missing = behind
-                except (Blocked, StoreUnavailable) as error:
-                    if not asking.refused(error):
-                        raise
-                    continue
-            await self._panel.freshness.wait(missing, requirement, deadline, asking)
+        return await answered(self._panel, partial(by or handle, settled), requirement, wait_s, context)
 
-    async def _answer(
-        self, asking: Asking, handle: Handled, context: QueryContext, checks: Checks, missing: Behind | None
-    ) -> Answer[Any]:
-        """One run of the handler, on one snapshot, which is not held for longer than the limit.
 
-        What was missing the last time is looked at first, so that the handler does no work in vain.
-        """
-        limit = asyncio.timeout(HANDLER_S_MAX)
-        try:
-            async with limit, asking.snapshot() as snapshot:
-                reader = self._panel.reader(snapshot, checks)
-                if missing is not None:
-                    await reader.check(missing)
-                value = await handled(handle, reader, context)
-                token = reader.token(self._panel.store.history_id)
-                return Answer(value=value, shows=(token,), incomplete=reader.incomplete)
-        except TimeoutError as error:
-            if limit.expired():
-                raise Overloaded("HANDLER_S_MAX", HANDLER_S_MAX) from error
-            raise
+class RunLimit(NamedTuple):
+    """For how many seconds one run may hold its snapshot, and the name of that limit."""
+
+    name: str
+    seconds: int
+
+
+_OF_HANDLERS = RunLimit("HANDLER_S_MAX", HANDLER_S_MAX)
+
+
+async def answered(
+    panel: ReadPanel,
+    handle: Handled,
+    requirement: Requirement,
+    wait_s: float,
+    context: QueryContext,
+    limit: RunLimit = _OF_HANDLERS,
+) -> Answer[Any]:
+    """What a handler gives of one snapshot of a panel that meets the requirement. Errors as of `QueryBus.answer`.
+
+    It is run again where a read model that it touches is behind, or a replica is gone.
+    """
+    deadline = asyncio.get_running_loop().time() + check_wait(wait_s)
+    missing: Behind | None = None
+    asking = panel.source.asking(strict=requirement.strict)
+    while True:
+        async with panel.freshness.checks(requirement) as checks:
+            try:
+                return await _run(panel, asking, handle, context, checks, missing, limit)
+            except Behind as behind:
+                missing = behind
+            except (Blocked, StoreUnavailable) as error:
+                if not asking.refused(error):
+                    raise
+                continue
+        await panel.freshness.wait(missing, requirement, deadline, asking)
+
+
+async def _run(
+    panel: ReadPanel,
+    asking: Asking,
+    handle: Handled,
+    context: QueryContext,
+    checks: Checks,
+    missing: Behind | None,
+    limit: RunLimit,
+) -> Answer[Any]:
+    """One run of the handler, on one snapshot, which is not held for longer than the limit.
+
+    What was missing the last time is looked at first, so that the handler does no work in vain.
+    """
+    timeout = asyncio.timeout(limit.seconds)
+    try:
+        async with timeout, asking.snapshot() as snapshot:
+            reader = panel.reader(snapshot, checks)
+            if missing is not None:
+                await reader.check(missing)
+            value = await handled(handle, reader, context)
+            token = reader.token(panel.store.history_id)
+            return Answer(value=value, shows=(token,), incomplete=reader.incomplete)
+    except TimeoutError as error:
+        if timeout.expired():
+            raise Overloaded(limit.name, limit.seconds) from error
+        raise
 
 
 async def handled(handle: Handled, reader: TellingReader, context: QueryContext) -> Any:

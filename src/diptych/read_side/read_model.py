@@ -22,7 +22,19 @@ from diptych.read_side.read_store import Column, ColumnKind, Filter, Table
 from diptych.read_side.row_filters import unexpired
 from diptych.read_side.row_refusal import value_refusal
 
-__all__ = ["KIND_TYPES", "ExpiresAt", "Indexed", "Key", "ReadModel", "RowForm", "Searchable", "column_kind", "key_text"]
+__all__ = [
+    "KIND_TYPES",
+    "Conversion",
+    "ExpiresAt",
+    "Indexed",
+    "Key",
+    "ReadModel",
+    "RowForm",
+    "Searchable",
+    "column_kind",
+    "conversion_of",
+    "key_text",
+]
 
 T = TypeVar("T")
 
@@ -55,7 +67,7 @@ class ReadModel(msgspec.Struct, metaclass=MessageMeta, frozen=True, kw_only=True
     """
 
 
-class _Conversion(NamedTuple):
+class Conversion(NamedTuple):
     """How a field's value becomes a column's and back; None where they are the same."""
 
     kind: ColumnKind
@@ -95,7 +107,7 @@ class RowForm:
         self.cls = cls
         types = field_types(cls)
         expires = _expires(cls, types)
-        conversions = {name: _conversion(annotation) for name, annotation in types.items()}
+        conversions = {name: conversion_of(annotation) for name, annotation in types.items()}
         columns = tuple(_column(cls, name, annotation, conversions[name].kind) for name, annotation in types.items())
         self.key_fields = tuple(name for name, annotation in types.items() if _Mark.KEY in unwrap(annotation)[1])
         self.expiry: Callable[[Any], datetime | None] | None = None if expires is None else attrgetter(expires)
@@ -229,10 +241,11 @@ def key_text(key: tuple[Any, ...]) -> str:
 
 def column_kind(annotation: Any) -> tuple[ColumnKind, bool]:
     """The column kind that values of a type are kept in, and whether they may be None."""
-    return _conversion(annotation).kind, type(None) in members(annotation)
+    return conversion_of(annotation).kind, type(None) in members(annotation)
 
 
-def _conversion(annotation: Any) -> _Conversion:
+def conversion_of(annotation: Any) -> Conversion:
+    """How values of a type become those of a column, and back."""
     held = [member for member in members(annotation) if member is not type(None)]
     if len(held) == 1:
         (only,) = held
@@ -241,16 +254,16 @@ def _conversion(annotation: Any) -> _Conversion:
                 if issubclass(only, enum.Enum):
                     break
                 if known in _PLAIN:
-                    return _Conversion(_PLAIN[known])
+                    return Conversion(_PLAIN[known])
             if issubclass(only, UUID):
-                return _Conversion(ColumnKind.TEXT, str, UUID)
+                return Conversion(ColumnKind.TEXT, str, UUID)
             if issubclass(only, str | int) and issubclass(only, enum.Enum):
                 kind = ColumnKind.TEXT if issubclass(only, str) else ColumnKind.INTEGER
-                return _Conversion(kind, attrgetter("value"), only)
+                return Conversion(kind, attrgetter("value"), only)
         if typing.get_origin(only) is typing.Literal and all(isinstance(v, str) for v in typing.get_args(only)):
-            return _Conversion(ColumnKind.TEXT)
+            return Conversion(ColumnKind.TEXT)
     decoder = msgspec.json.Decoder(annotation)
-    return _Conversion(ColumnKind.DOCUMENT, lambda value: encode(value).decode(), decoder.decode)
+    return Conversion(ColumnKind.DOCUMENT, lambda value: encode(value).decode(), decoder.decode)
 
 
 def _column(cls: type[Any], name: str, annotation: Any, kind: ColumnKind) -> Column:

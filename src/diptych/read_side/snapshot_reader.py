@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from copy import copy
 from datetime import datetime
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from diptych.messages.codec import encode
 from diptych.messages.message import field_types
 from diptych.read_side.conditions import AllOf, Condition
 from diptych.read_side.freshness import Behind, Checks
+from diptych.read_side.pages_by_key import pages_by_key
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_context import QueryContext, VisibleRows
@@ -32,6 +33,7 @@ from diptych.read_side.read_store import (
     Key,
     Order,
     ReadSnapshot,
+    Row,
 )
 from diptych.read_side.reader import FIND_ROWS_MAX, Page
 from diptych.read_side.row_filters import matcher
@@ -229,6 +231,21 @@ class SnapshotReader:
         columns = {name: column_kind(annotation) for name, annotation in field_types(result).items()}
         rows = await self._snapshot.sql(statement, parameters, columns, moments)
         return [result(**row) for row in rows]
+
+    # ── beside `Reader` ──────────────────────────────────────────────────────
+
+    async def count_stored(self, model: type[ReadModel]) -> int:
+        """How many rows are stored, expired ones among them: about as many as `stored` gives."""
+        projection = await self._touch(model)
+        return await self._snapshot.count(projection.name, (), self._numbers.get(projection.name))
+
+    async def stored(self, model: type[ReadModel], rows_max: int) -> AsyncGenerator[list[Row]]:
+        """Every row as it is stored, by key, so many at once: for what takes them all."""
+        projection = await self._touch(model)
+        self._check_blocked(projection)
+        build = self._live[projection.name][0]
+        async for page in pages_by_key(self._snapshot, build, self._shown(projection), rows_max):
+            yield page
 
     # ── which rows there are ─────────────────────────────────────────────────
 

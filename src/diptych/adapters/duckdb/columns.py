@@ -20,6 +20,7 @@ from diptych.read_side.row_refusal import value_refusal
 
 __all__ = [
     "DECIMAL_TYPE",
+    "ExportCodec",
     "RowCodec",
     "Unstorable",
     "compared_column",
@@ -295,6 +296,52 @@ class RowCodec:
                 duration = column.kind is ColumnKind.DURATION
                 decoded.append(dt.timedelta(microseconds=value) if duration else value)
         return tuple(decoded)
+
+
+class ExportCodec:
+    """Rows as they are exported: in the columns that SQL sees, each value as its type there.
+
+    Args:
+        columns: of the rows, in order.
+        decimals_as_text: whether decimals are text, exactly as they are; else they have to fit `DECIMAL_TYPE`.
+    """
+
+    def __init__(self, columns: Sequence[Column], *, decimals_as_text: bool) -> None:
+        decimal = "VARCHAR" if decimals_as_text else DECIMAL_TYPE
+        types = (decimal if column.kind is ColumnKind.DECIMAL else stored_type(column.kind) for column in columns)
+        self.columns = tuple(zip(columns, types, strict=True))
+        """Each with its type."""
+        self._as_text = decimals_as_text
+        kinds = (ColumnKind.DECIMAL, ColumnKind.DURATION, ColumnKind.REAL)
+        self._changed = [(place, column) for place, column in enumerate(columns) if column.kind in kinds]
+
+    def encode(self, name: str, row: Row) -> Sequence[Any]:
+        """A row of what has this name.
+
+        Raises:
+            ConfigurationError: a decimal does not fit.
+        """
+        if not self._changed:
+            return row
+        stored = list(row)
+        for place, column in self._changed:
+            value = stored[place]
+            if value is None:
+                continue
+            decimal = column.kind is ColumnKind.DECIMAL
+            stored[place] = self._decimal(name, column, value) if decimal else _encode(column.kind, value)
+        return stored
+
+    def _decimal(self, name: str, column: Column, value: Decimal) -> Decimal | str:
+        if self._as_text:
+            return str(value)
+        fitting = _sql_decimal(value)
+        if fitting is None:
+            raise ConfigurationError(
+                f"{name}.{column.name} is {value!r} in a row, which does not fit {DECIMAL_TYPE}: have decimals "
+                "exported as text (--decimals text, or decimals='text')"
+            )
+        return fitting
 
 
 def _selected(column: Column) -> str:

@@ -1,41 +1,28 @@
-"""Recorded events as a table of columns: for DuckDB, pandas and polars, and as a Parquet file.
+"""Recorded events of any type as a table of columns: for DuckDB, pandas and polars, and as a Parquet file.
 
 They go through a DuckDB database, in memory or in a file beside the target, so that a history of any length is
-exported in bounded memory.
+exported in bounded memory. Events of one type with a column for each field are `columnar_rows`.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterable, Callable
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import duckdb
-
-from diptych.adapters.duckdb.connection import failures
-from diptych.adapters.duckdb.whole_files import put_in_place
+from diptych.adapters.duckdb.staging import BATCH_ROWS, Staging, staging_file
 
 if TYPE_CHECKING:
-    from duckdb import DuckDBPyConnection, DuckDBPyRelation
+    from pathlib import Path
+
+    from duckdb import DuckDBPyRelation
 
     from diptych.event_store.recorded_event import RecordedEvent
 
 __all__ = ["events_relation", "export_events"]
 
-BATCH_EVENTS = 5_000
-"""Events that are converted and appended at once."""
-ROW_GROUP_ROWS = 122_880
-"""Of the Parquet file; a reader leaves out groups that a condition on position or time rules out."""
-
-T = TypeVar("T")
-
-_TABLE = """CREATE OR REPLACE TABLE events (
-    position BIGINT NOT NULL, recorded_at TIMESTAMPTZ NOT NULL, type VARCHAR NOT NULL, version INTEGER NOT NULL,
-    event_id UUID NOT NULL, tags VARCHAR[] NOT NULL, metadata JSON NOT NULL, data JSON
-)"""
+_COLUMNS = """position BIGINT NOT NULL, recorded_at TIMESTAMPTZ NOT NULL, type VARCHAR NOT NULL,
+    version INTEGER NOT NULL, event_id UUID NOT NULL, tags VARCHAR[] NOT NULL, metadata JSON NOT NULL, data JSON"""
 
 
 async def events_relation(events: AsyncIterable[RecordedEvent]) -> DuckDBPyRelation:
@@ -48,13 +35,13 @@ async def events_relation(events: AsyncIterable[RecordedEvent]) -> DuckDBPyRelat
     Raises:
         StoreUnavailable: memory ran out; ask for fewer, or export them to a file.
     """
-    connection = duckdb.connect(":memory:")
+    staging = Staging(None, "events")
     try:
-        await _fill(connection, "memory", events)
+        await _fill(staging, events)
     except BaseException:
-        connection.close()
+        staging.close()
         raise
-    return connection.table("events")
+    return staging.relation()
 
 
 async def export_events(
@@ -76,42 +63,25 @@ async def export_events(
     Raises:
         StoreUnavailable: the file cannot be written, or is being exported to by somebody else; with the reason.
     """
-    unfinished, staging = Path(f"{target}.exporting"), Path(f"{target}.exporting.duckdb")
-    with failures(str(staging)):
-        connection = duckdb.connect(str(staging))
-    try:
-        count = await _fill(connection, str(staging), events, moved)
-        statement = (
-            f"COPY (SELECT * FROM events) TO {_text(unfinished)} "
-            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {ROW_GROUP_ROWS})"
-        )
-        await _on_thread(connection, str(target), lambda: connection.execute(statement))
-        await asyncio.to_thread(put_in_place, unfinished, target)
+    with Staging(staging_file(target), "events") as staging:
+        count = await _fill(staging, events, moved)
+        await staging.write_parquet(target)
         return count
-    finally:
-        connection.close()
-        for left in (unfinished, staging, Path(f"{staging}.wal")):
-            left.unlink(missing_ok=True)
 
 
 async def _fill(
-    connection: DuckDBPyConnection,
-    path: str,
-    events: AsyncIterable[RecordedEvent],
-    moved: Callable[[int], object] = lambda _: None,
+    staging: Staging, events: AsyncIterable[RecordedEvent], moved: Callable[[int], object] = lambda _: None
 ) -> int:
-    with failures(path):
-        connection.execute("SET TimeZone = 'UTC'")
-        connection.execute(_TABLE)
+    await staging.create(_COLUMNS)
     count, batch = 0, list[Any]()
     async for recorded in events:
         batch.append(_row(recorded))
-        if len(batch) == BATCH_EVENTS:
+        if len(batch) == BATCH_ROWS:
             count += len(batch)
-            await _append(connection, path, batch)
+            await staging.append(batch)
             moved(count)
             batch = []
-    await _append(connection, path, batch)
+    await staging.append(batch)
     moved(count + len(batch))
     return count + len(batch)
 
@@ -121,29 +91,3 @@ def _row(recorded: RecordedEvent) -> tuple[Any, ...]:
         *(recorded.position, recorded.recorded_at, recorded.type, recorded.version, UUID(bytes=recorded.event_id)),
         *(list(recorded.tags), recorded.metadata.decode(), recorded.data.decode() or None),
     )
-
-
-async def _append(connection: DuckDBPyConnection, path: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    def append() -> None:
-        with connection.appender("events") as appender:
-            appender.append_rows(rows)
-
-    if rows:
-        await _on_thread(connection, path, append)
-
-
-async def _on_thread(connection: DuckDBPyConnection, path: str, work: Callable[[], T]) -> T:
-    """Do it on a thread; a caller that is cancelled has it stopped, and waits until it is."""
-    running: Awaitable[T] = asyncio.ensure_future(asyncio.to_thread(work))
-    with failures(path):
-        try:
-            return await asyncio.shield(running)
-        except asyncio.CancelledError:
-            connection.interrupt()
-            with suppress(duckdb.Error):
-                await running
-            raise
-
-
-def _text(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"

@@ -107,7 +107,11 @@ def command_line() -> App:
     _add(app, 11, migrate, "migrate", f"diptych migrate {url}", f"diptych migrate {url} --sql | psql school")
     _add(app, 12, copy, "copy", "diptych copy --from sqlite:school.db --to postgresql://localhost/school")
     types = f"diptych export {_STORE} --parquet enrolments.parquet --type Enrolled"
-    _add(app, 12, export, "export", f"diptych export {_STORE} --parquet school.parquet", types)
+    rows = f"diptych export school:school {_STORE} --parquet seats.parquet --model Seats"
+    _add(
+        *(app, 12, export, "export", f"diptych export {_STORE} --parquet school.parquet", types, rows),
+        arguments="[APP...]",
+    )
     app.command(_schema())
     example = f"diptych prune PriceSeen school:school {_STORE} --older-than-days 90 --dry-run"
     _add(app, 14, prune, "prune", example, arguments="EVENT [APP...]")
