@@ -137,7 +137,9 @@ def required_scopes(handler: Callable[..., Any]) -> frozenset[str]:
     """The scopes that a function or class requires; none where `requires` does not stand on it."""
     found: frozenset[str] = frozenset()
     for layer in _layers(handler):
-        found |= getattr(layer, _MARK, frozenset())
+        # Of a class every base class is asked: the first that says something would hide the others.
+        for holder in getattr(layer, "__mro__", (layer,)):
+            found |= getattr(holder, _MARK, frozenset())
     return found
 
 

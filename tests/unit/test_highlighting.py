@@ -53,6 +53,21 @@ def test_the_pieces_are_the_text_and_what_is_marked_is_what_is_found(text: str, 
     assert all(any(each.startswith(word) for each in marked) for word in begun)
 
 
+@given(st.lists(st.text("aábß", max_size=5), max_size=9), st.lists(st.text("aábß", max_size=4), max_size=9))
+def test_a_word_is_marked_where_any_searched_one_begins_it(words: list[str], searched: list[str]) -> None:
+    """Also where one of them begins another, or lies between the word and what begins it."""
+    wanted = tuple(words_of(" ".join(searched)))
+    expected = [word for word in words if word and "".join(words_of(word)).startswith(wanted or ("-",))]
+    assert found(" ".join(words), " ".join(searched)) == expected
+
+
+def test_however_much_is_searched_for_it_is_found() -> None:
+    """A megabyte of words, and of a word: each word of the text is compared with one of them, and taken apart once."""
+    beginnings = " ".join(f"w{number:06}" for number in range(125_000))
+    assert found("tea w000007ab w " * 20_000, beginnings) == ["w000007ab"] * 20_000
+    assert found("a" * 1_000_000, "a " * 500_000) == ["a" * 1_000_000]
+
+
 @given(TEXTS.map(lambda text: text * 9), TEXTS, st.integers(EXCERPT_CHARACTERS_MIN, 60))
 def test_an_excerpt_is_a_part_of_the_text_with_what_was_found_first(text: str, searched: str, characters: int) -> None:
     """As long as was asked for at most, but for the ellipses; the whole text where there is room for it."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from diptych.errors import ConfigurationError
@@ -41,10 +42,11 @@ def highlighted(text: str, searched: str) -> tuple[Passage, ...]:
         text: of a `Searchable` field, or any other.
         searched: what `Reader.search` was given. Without a word in it, nothing is found.
     """
-    wanted = tuple(words_of(searched))
+    wanted = _shortest(words_of(searched))
     spans: list[tuple[int, int]] = []
     for word, start, end in _words(text) if wanted else ():
-        if word.startswith(wanted):
+        place = bisect_right(wanted, word)  # the last that is not behind it: others that begin it would begin that one
+        if place and word.startswith(wanted[place - 1]):
             shared = spans and start < spans[-1][1]  # one character may end a word and begin the next: "¼0" is 1 and 40
             spans.append((spans.pop()[0] if shared else start, end))
     passages, done = list[Passage](), 0
@@ -88,9 +90,18 @@ def as_html(passages: Sequence[Passage]) -> str:
     return "".join(f"<mark>{text}</mark>" if found else text for text, found in texts)
 
 
+def _shortest(words: Iterable[str]) -> list[str]:
+    """The words that no other one begins, in order: these alone say which words are found, however many were given."""
+    found: list[str] = []
+    for word in sorted(words):
+        if not (found and word.startswith(found[-1])):
+            found.append(word)
+    return found
+
+
 def _words(text: str) -> Iterator[tuple[str, int, int]]:
     """Each word as it is searched for, and where it begins and ends in the text."""
-    word, start, end = "", 0, 0
+    word, start, end = list[str](), 0, 0
     for place, character in enumerate(text):
         for part in unicodedata.normalize("NFKD", character):
             if unicodedata.combining(part):
@@ -98,12 +109,13 @@ def _words(text: str) -> Iterator[tuple[str, int, int]]:
                 continue
             for letter in part.casefold():
                 if letter.isalnum():
-                    word, start, end = word + letter, start if word else place, place + 1
+                    start, end = start if word else place, place + 1
+                    word.append(letter)
                 elif word:
-                    yield word, start, end
-                    word = ""
+                    yield "".join(word), start, end
+                    word.clear()
     if word:
-        yield word, start, end
+        yield "".join(word), start, end
 
 
 def _between_words(text: str, earliest: int, latest: int) -> int:

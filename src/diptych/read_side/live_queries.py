@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextvars import Context
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
@@ -179,8 +180,12 @@ class _Asking:
         self._task: asyncio.Task[_Found]
 
     def begin(self, work: Coroutine[Any, Any, _Found]) -> None:
-        """Do it, in a task of its own: who waits for it may leave."""
-        self._task = asyncio.get_running_loop().create_task(work, name="diptych live query")
+        """Do it, in a task of its own: who waits for it may leave.
+
+        Context variables are nobody's: what one subscriber has set decides about no answer that another one shares.
+        """
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(work, name="diptych live query", context=Context())
 
     async def found(self, live: _LiveQuery) -> _Found | None:
         """What comes of it; None where it was ended. The last one who leaves ends it."""

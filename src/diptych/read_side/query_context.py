@@ -10,7 +10,7 @@ from types import MappingProxyType
 import msgspec
 
 from diptych.errors import ConfigurationError
-from diptych.read_side.conditions import one_of
+from diptych.read_side.conditions import AllOf, one_of
 from diptych.read_side.read_model import ReadModel
 from diptych.security import Actor
 
@@ -55,9 +55,16 @@ class QueryContext(msgspec.Struct, frozen=True, kw_only=True):
         """
         if not where:
             raise ConfigurationError(f"only({model.__name__}) hides no row: say which ones may be seen, by column")
-        added = [(name, one_of() if value is None else value) for name, value in where.items()]
+        added = [(name, _owned(value)) for name, value in where.items()]
         rows = {**self.rows, model: (*self.rows.get(model, ()), *added)}
         return msgspec.structs.replace(self, rows=MappingProxyType(rows))
+
+
+def _owned(value: object) -> object:
+    """What has to hold, in which None matches no row."""
+    if isinstance(value, AllOf):
+        return AllOf(tuple(map(_owned, value.conditions)))
+    return one_of() if value is None else value
 
 
 def query_context(actor: Actor, now: datetime) -> QueryContext:

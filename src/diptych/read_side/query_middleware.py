@@ -67,9 +67,9 @@ class QueryWay:
         try:
             return await reach(query, context)
         except Blocked as blocked:
-            if not context.rows or not blocked.keys:
+            if not context.rows:
                 raise
-            told = "a key is blocked, of which whoever does not see all rows is told no more"
+            told = "an event could not be folded, of which whoever does not see all rows is told no more"
             raise Blocked(blocked.read_model, (), told) from blocked
 
 

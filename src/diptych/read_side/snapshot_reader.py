@@ -37,6 +37,7 @@ from diptych.read_side.read_store import (
 )
 from diptych.read_side.reader import FIND_ROWS_MAX, Page
 from diptych.read_side.row_filters import matcher
+from diptych.read_side.row_refusal import value_refusal
 
 __all__ = ["SnapshotReader", "moment_shown"]
 
@@ -429,9 +430,11 @@ def _after(form: RowForm, text: str, question: bytes, history_id: bytes, order: 
         raw = text.encode("ascii")
         cursor = msgspec.json.decode(base64.urlsafe_b64decode(raw + b"=" * (-len(raw) % 4)), type=_Cursor)
         if cursor.question == question and cursor.history_id == history_id:
-            kinds = [(form.columns[by.column].kind, form.columns[by.column].nullable) for by in order]
-            return [_value(value, kind) for value, (kind, _) in zip(cursor.values, kinds, strict=True)]
-    except (UnicodeError, binascii.Error, msgspec.MsgspecError, ValueError):
+            columns = [form.columns[by.column] for by in order]
+            values = [_value(value, column.kind) for value, column in zip(cursor.values, columns, strict=True)]
+            if not any(map(value_refusal, columns, values)):
+                return values
+    except (UnicodeError, binascii.Error, msgspec.MsgspecError, ValueError, RecursionError):
         pass
     raise InvalidMessage("cursor", [("$.cursor", "this is no cursor of this query; begin without one")])
 

@@ -25,6 +25,7 @@ QUERY_FIELDS_MAX = 1_000
 FIELDS = "fields"
 """The name that chooses fields of an answer, where a query has no field of that name."""
 _CURSOR = "cursor"
+_QUERY = "%!$&'()*+,;=:@/?"
 
 _TEXTS = (
     inspect.StrType, inspect.DecimalType, inspect.DateTimeType, inspect.DateType, inspect.TimeType,
@@ -116,9 +117,9 @@ def without_fields(query_string: bytes) -> tuple[bytes, list[str] | None]:
 
 
 def with_cursor(query_string: bytes, cursor: str) -> str:
-    """A query string that asks the same, from a cursor on."""
+    """A query string that asks the same, from a cursor on; what may not be in one (RFC 3986) is percent-encoded."""
     kept, _ = _apart(query_string, _CURSOR)
-    return "&".join(filter(None, (kept.decode("latin-1"), f"{_CURSOR}={quote(cursor, safe='')}")))
+    return "&".join(filter(None, (quote(kept, safe=_QUERY), f"{_CURSOR}={quote(cursor, safe='')}")))
 
 
 def _apart(query_string: bytes, name: str) -> tuple[bytes, list[str]]:

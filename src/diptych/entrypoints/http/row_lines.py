@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from diptych.entrypoints.http.problems import problem_of, problem_reply
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["ROW_LINES", "RowLines"]
 
 ROW_LINES = b"application/x-ndjson"
+PIECE_BYTES = 65_536
+"""Bytes of lines that are sent at once, or one line: no more wait for a client that is slow."""
 _HEADERS: list[Header] = [
     (b"content-type", ROW_LINES),
     (b"cache-control", b"no-store"),
@@ -85,20 +87,30 @@ class RowLines:
         count, moments = 0, self._rows.snapshots
         while page is not None:
             count += len(page)
-            lines = [encode(self._told(row)) for row in page]
             if self._rows.snapshots != moments:
                 moments = self._rows.snapshots
-                lines.insert(0, encode({"$snapshot": {"token": self._rows.token}}))
-            if lines:
-                await send({"type": "http.response.body", "body": b"\n".join(lines) + b"\n", "more_body": True})
+                await _send(send, encode({"$snapshot": {"token": self._rows.token}}) + b"\n")
+            for piece in self._pieces(page):
+                await _send(send, piece)
             try:
                 page = await self._rows.next_page()
             except Exception as error:  # noqa: BLE001 — becomes a problem; logged where nobody foresaw it
-                await _send_line(send, b'{"$error":%b}' % problem_reply(problem_of(error)).body)
+                await _send(send, b'{"$error":%b}\n' % problem_reply(problem_of(error)).body)
                 return
         end = {"rows": count, "snapshots": moments, "incomplete": self._rows.incomplete}
-        await _send_line(send, encode({"$end": end}))
+        await _send(send, encode({"$end": end}) + b"\n")
+
+    def _pieces(self, page: list[Any]) -> Iterator[bytes]:
+        """The lines of a page, each piece made when it is to be sent."""
+        lines = bytearray()
+        for row in page:
+            lines += encode(self._told(row)) + b"\n"
+            if len(lines) >= PIECE_BYTES:
+                yield bytes(lines)
+                lines.clear()
+        if lines:
+            yield bytes(lines)
 
 
-async def _send_line(send: Send, line: bytes) -> None:
-    await send({"type": "http.response.body", "body": line + b"\n", "more_body": True})
+async def _send(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -10,6 +10,7 @@ import asyncio
 import ipaddress
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ STOP_S = 10
 """Seconds that requests under way have to end once the server is told to stop; then they are cancelled."""
 IDLE_CONNECTION_S = 75
 """Seconds that a connection may be idle between two requests."""
+CLIENT_TAKES_NOTHING_S_MAX = 60
+"""Seconds for which a client may take nothing of what it is sent; then it is cut off. Linux alone sees to it."""
 CONNECTIONS_MAX = 10_000
 """Connections at once; past it they get a 503."""
 CONNECTIONS_WAITING_MAX = 2_048
@@ -162,6 +165,7 @@ def listen(host: str, port: int, *, for_anyone: bool = False) -> socket.socket:
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _cut_off_who_takes_nothing(listening)
             listening.bind(address)
             listening.listen(CONNECTIONS_WAITING_MAX)
         except BaseException:
@@ -170,6 +174,12 @@ def listen(host: str, port: int, *, for_anyone: bool = False) -> socket.socket:
     except (OSError, OverflowError) as error:
         raise ConfigurationError(f"cannot listen on {host}:{port}: {error}; choose another --host or --port") from error
     return listening
+
+
+def _cut_off_who_takes_nothing(listening: socket.socket) -> None:
+    """Have the system cut connections off that would else hold what they are sent for ever; they inherit it."""
+    if sys.platform == "linux":
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, CLIENT_TAKES_NOTHING_S_MAX * 1_000)
 
 
 def _check_is_loopback(host: str, address: object) -> None:
