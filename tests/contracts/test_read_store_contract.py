@@ -11,11 +11,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.lowlevel
 import msgspec
 import pytest
 
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.memory.read_store import MemoryReadStore
+from diptych.errors import StoreUnavailable
 from diptych.read_side import row_filters
 from diptych.read_side.read_store import Comparison, Failed, Generation, SliceWrite
 from diptych.testing.contracts import read_store as contract
@@ -354,6 +356,37 @@ def snapshots_keep_only_the_last_change(patch: pytest.MonkeyPatch) -> None:
 @noticed_by("test_a_snapshot_shows_one_moment", "test_snapshots_are_consistent_while_writes_go_on")
 def snapshots_show_new_checkpoints(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(memory, "dict", lambda builds: builds, raising=False)
+
+
+@noticed_by("test_a_snapshot_is_asked_for_several_things_at_once")
+def snapshots_refuse_while_they_read(patch: pytest.MonkeyPatch) -> None:
+    real, busy = _Snapshot.find, set[int]()
+
+    async def find(self: Any, *given: Any) -> Any:
+        if id(self) in busy:
+            raise StoreUnavailable("busy with another read")
+        busy.add(id(self))
+        await anyio.lowlevel.checkpoint()
+        busy.remove(id(self))
+        return await real(self, *given)
+
+    patch.setattr(_Snapshot, "find", find)
+
+
+@noticed_by("test_what_a_snapshot_was_asked_and_nobody_waits_for_hurts_nobody")
+def snapshots_see_what_was_left_behind(patch: pytest.MonkeyPatch) -> None:
+    real, left_behind = _Snapshot.find, asyncio.Event()
+
+    async def search(self: Any, *_: Any) -> Any:
+        await anyio.lowlevel.checkpoint()
+        left_behind.set()
+        return []
+
+    async def find(self: Any, *given: Any) -> Any:
+        return [] if left_behind.is_set() else await real(self, *given)
+
+    patch.setattr(_Snapshot, "search", search)
+    patch.setattr(_Snapshot, "find", find)
 
 
 @noticed_by("test_thousands_of_keys_at_once")

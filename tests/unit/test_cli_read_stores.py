@@ -54,8 +54,21 @@ def test_a_rebuild_is_done_in_every_store(project: Project, monkeypatch: pytest.
     out = project.run("status").out
     assert "in the memory of each process" in out
     assert "not live" not in out
-    code, _, err = project.run("rebuild", "Seats")
-    assert (code, "no read model is named 'Seats'" in err) == (1, True)
+    for back in ([], ["--back"]):
+        code, _, err = project.run("rebuild", "Seats", *back)
+        assert (code, "school.Seats is in the memory of each process" in err) == (1, True)
+    assert "memory of each process" in project.run("parked", "list").err
+
+
+def test_a_read_store_in_memory_is_that_of_each_process(project: Project) -> None:
+    """Where all read models are, too: nobody is told that what he has built here answers anywhere."""
+    project.settings(f'app = ["{project.context}"]\nstore = "{STORE}"\nread_store = "memory:"\n')
+    assert "in the memory of each process" in project.run("status").out
+    code, out, err = project.run("rebuild", "Seats")
+    assert (code, out, "school.Seats is in the memory of each process" in err) == (1, "", True)
+    code, out, _ = project.run("rebuild", "all")
+    assert (code, "in the memory of each process" in out) == (0, True)
+    assert "memory of each process" in project.run("parked", "list").err
 
 
 def test_every_store_is_migrated(project: Project) -> None:

@@ -83,6 +83,20 @@ def test_all_are_rebuilt_and_the_same_rows_say_so(project: Project) -> None:
     assert "is rebuilt up to position 3" in out
 
 
+def test_several_are_rebuilt_by_name_and_none_where_one_is_unknown(project: Project, tmp_path: Path) -> None:
+    """In the order of their names on the command line, each once."""
+    source = (tmp_path / f"{project.module}.py").read_text()
+    more = "class Visits(ReadModel):\n    course: Key[CourseId]\n    times: int = 0\n\n\n@school.projection\n"
+    more += "def visits(row: Visits, event: Enrolled) -> Visits:\n    return replace(row, times=row.times + 1)\n"
+    (tmp_path / f"more_{project.module}.py").write_text(source + "\n\n" + more)
+    context = f"more_{project.context}"
+    code, out, _ = project.run("rebuild", "Visits,school.Seats,Visits", context)
+    assert (code, [line.partition(" ")[0] for line in out.splitlines()]) == (0, ["school.Visits", "school.Seats"])
+    code, out, err = project.run("rebuild", "Visits,Rooms", context)
+    assert (code, out, "no read model is named 'Rooms'" in err) == (1, "", True)
+    assert project.run("rebuild", "Visits,Seats", context, "--back").code == 2
+
+
 def test_it_does_not_ask_where_nobody_sits(project: Project) -> None:
     """It says what to give instead, and builds nothing."""
     code, out, err = project.run("rebuild", "Seats", project.context, "--diff")

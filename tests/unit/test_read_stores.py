@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from diptych import (
     BoundedContext,
     Command,
     Event,
+    EventContext,
     Identity,
     Key,
     NotFresh,
@@ -656,3 +658,27 @@ async def test_what_cannot_be_sent_is_refused_at_start(sent: Any, told: str, tmp
     with pytest.raises(ConfigurationError, match=told):
         await Application(shelves(), store=f"sqlite:{tmp_path}/events.db", read_stores=sent).open()
     assert not [*tmp_path.iterdir()]
+
+
+async def test_subscribers_beside_events_that_are_kept_are_not_delivered_to_from_memory(tmp_path: Path) -> None:
+    """All of the history would be delivered again by each process that starts. Who delivers nothing may look."""
+    store, context, delivered = f"sqlite:{tmp_path}/events.db", shelves(), list[int]()
+
+    @context.subscriber
+    async def tell(events: Sequence[tuple[Putting, EventContext]]) -> None:
+        delivered.extend(about.position for _, about in events)
+
+    in_memory = Application(context, store=store, read_store="memory:")
+    with pytest.raises(ConfigurationError, match=r"deliver the whole history to shelves\.tell.*read_stores="):
+        await in_memory.open()
+    async with Application(context, store=store, read_store="memory:", projecting=False) as looking:
+        await looking.execute(Put(shelf=A, weight=1))
+    for _ in range(2):
+        read_stores: ReadStores = dict.fromkeys((Count, Weight, Heaviest), "memory:")
+        async with asyncio.timeout(WAIT_S), Application(context, store=store, read_stores=read_stores) as app:
+            seen = 0
+            while (await app.status()).subscribers[0].checkpoint < 1:
+                seen = await app.partition().read_store.wait_for_change(seen, WAIT_S)
+    assert delivered == [1]
+    async with Application(context, read_store="memory:"):
+        pass  # neither is kept: it begins with the history

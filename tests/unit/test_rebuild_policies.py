@@ -13,6 +13,7 @@ from diptych.application import registration
 from diptych.errors import ConfigurationError, NotFresh, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side import changed_code, projector, rebuild
+from diptych.read_side.comparison import Comparison
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_store import Discard, SliceWrite
 from diptych.read_side.rebuild_policy import RebuildPolicy, Throttle
@@ -477,6 +478,35 @@ async def test_no_rebuild_delivers_to_a_subscriber_again(store_url: str) -> None
                 await app.rebuilds.back("Purse")
                 await everything_delivered(app)
     assert delivered == list(range(1, 7))
+
+
+@on_disk
+async def test_a_rebuild_of_what_this_process_builds_already_waits_for_it(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That one switches by itself, and would drop another one that is built beside it. Compared, it is the same."""
+    async with asyncio.timeout(WAIT_S):
+        async with opened(store_url, 1) as old:
+            await filled(old, 10)
+        one_by_one(monkeypatch)
+        told: list[tuple[int, int]] = []
+        async with opened(store_url, 10) as app:
+            assert await app.rebuilds.rebuild("Purse", lambda done, total: told.append((done, total))) == 10
+            assert await builds(app) == {1: "kept", 2: "live"}
+            assert (await app.status()).projections[0].stopped == ""
+        assert told == sorted(told)
+        assert {total for _, total in told} == {10}
+        async with opened(store_url, 20) as app:
+            approved: list[Comparison] = []
+
+            def approve(found: Comparison) -> bool:
+                approved.append(found)
+                return True
+
+            await app.rebuilds.rebuild("Purse", approve=approve)
+            assert [(found.rows, found.same) for found in approved] == [(1, True)]
+        async with opened(store_url, 30) as app:
+            assert (await app.rebuilds.compare("Purse")).same
 
 
 @on_disk

@@ -23,12 +23,12 @@ from diptych import (
     replace,
 )
 from diptych.application.partition import Partition
-from diptych.read_side import leases
+from diptych.read_side import leases, projector
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import SliceWrite, Written
 from diptych.read_side.reader import Reader
-from diptych.read_side.rebuild_policy import RebuildPolicy
+from diptych.read_side.rebuild_policy import RebuildPolicy, Throttle
 from tests.parking import discard, parked
 
 pytestmark = pytest.mark.anyio
@@ -116,6 +116,35 @@ async def test_processes_share_one_projection(store_url: str, monkeypatch: pytes
         assert sorted(folded[0] + folded[1]) == sorted([Sku(f"s{n}") for n in range(SKUS)] * 2)
         assert not set(folded[0]) & set(folded[1])
         assert bool(folded[1]) == (not store_url.startswith("sqlite"))
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+async def test_processes_share_a_build(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is built beside is built in parallel: each folds its slices, each event once, and they switch as one."""
+    monkeypatch.setattr(leases, "LEASE_RENEW_S", 0.05)
+    monkeypatch.setattr(leases, "LEASE_LOOK_S", 0.0)
+    monkeypatch.setattr(projector, "IDLE_WAIT_S", 0.02)
+    monkeypatch.setattr(projector, "BATCH_EVENTS_MAX", 1)
+    monkeypatch.setattr(projector, "BATCH_EVENTS_MIN", 1)
+    folded: list[list[Sku]] = [[], []]
+    held_up = RebuildPolicy(events_per_s=0.001)
+    async with asyncio.timeout(WAIT_S), AsyncExitStack() as closing:
+        async with Application(warehouse(), store=store_url, projecting=False) as app:
+            receipts = [await app.execute(Count(sku=Sku(f"s{n}"))) for n in range(SKUS)]
+        one, two = [
+            await closing.enter_async_context(
+                Application(warehouse(each, partitions=4), store=store_url, rebuilding=held_up)
+            )
+            for each in folded
+        ]
+        await shared(one.partition(), two.partition())
+        assert not (await one.status()).projections[0].live
+        for app in (one, two):
+            app.partition().projector._throttle = Throttle(None)
+        rows = await two.query(Stocks(), after=receipts[-1], wait_s=WAIT_S)
+        assert sorted(row.sku for row in rows) == sorted(Sku(f"s{n}") for n in range(SKUS))
+        assert sorted(folded[0] + folded[1]) == sorted(Sku(f"s{n}") for n in range(SKUS))
+        assert min(map(len, folded)) > 0
 
 
 async def shared(*processes: Partition) -> None:

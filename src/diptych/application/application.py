@@ -31,7 +31,7 @@ from diptych.application.partition import Partition
 from diptych.application.partitions import ByContext, ByIdentity, Partitions
 from diptych.application.pruning import Pruning
 from diptych.application.query_panel import QueryPanel, shown_tokens
-from diptych.application.read_routing import ReadStores, check_apart, routes, sent
+from diptych.application.read_routing import MEMORY, ReadStores, check_apart, routes, sent
 from diptych.application.routed_rebuilds import RoutedRebuilds
 from diptych.application.status import Health, Status
 from diptych.application.wiring import Compiled, ConnectedStore, compile_contexts, wire, wire_across
@@ -282,9 +282,10 @@ class Application(QueryPanel):
         default = urls.read_store or beside(urls.store or "memory:")
         found: list[ConnectedStore] = []
         kept = routes(compiled.projections, urls.sent, default)
+        told = len(kept) > 1 or (default == MEMORY and (urls.store or MEMORY) != MEMORY)
         for url, projections, answering in kept:
             read_store: ReadStore = connect.connect_read_store(url or default)
-            shown = connect.without_password(url or default) if len(kept) > 1 else ""
+            shown = connect.without_password(url or default) if told else ""
             source = None
             if url is None and urls.read_replicas:
                 source = connect.connect_query_source(

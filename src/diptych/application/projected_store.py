@@ -41,7 +41,7 @@ class ProjectedStore:
     """One of the read stores of a log. Made by the application.
 
     Attributes:
-        url: where it is, without a password; empty where it is the only one.
+        url: where it is, without a password; empty where it is the only one, and is kept where the events are.
         panel: of the read models whose queries it answers.
         projector: folds these, and those that another store answers from.
         subscriptions: whose progress is kept here.

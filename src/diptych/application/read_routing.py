@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from diptych.errors import ConfigurationError
 from diptych.read_side.projection import Projection
 
-__all__ = ["ReadStores", "Route", "check_apart", "routes", "sent"]
+__all__ = ["MEMORY", "ReadStores", "Route", "check_apart", "routes", "sent"]
 
 ReadStores: TypeAlias = Mapping[Any, str | Sequence[str] | Mapping[Any, str | Sequence[str]]]
 """By read model, or its name: a URL, several, or one of both for each partition."""

@@ -28,8 +28,8 @@ class ProjectionStatus(msgspec.Struct, frozen=True, kw_only=True):
         kept_until: until when the rows are kept that answered before the last switch, to go back to; None where none
             are.
         kept_checkpoint: up to where those are folded.
-        store: the read store, without a password; empty where there is only one. Of what is in the memory of each
-            process, this one's is told.
+        store: the read store, without a password; empty where there is only one, and it is kept as the events are. Of
+            what is in the memory of each process, "memory:", this one's is told.
     """
 
     name: str

@@ -325,7 +325,17 @@ def follow(
     """Give every part of what follows a log what it needs; nothing is opened yet.
 
     Where the log `is_kept` when the process ends, rows that are not are folded by every process that has them.
+
+    Raises:
+        ConfigurationError: how far subscribers are would be forgotten with the process, and the log would not.
     """
+    if is_kept and projecting and compiled.subscribers and not stores[0].read_store.durable:
+        told = ", ".join(found.name for found in compiled.subscribers)
+        raise ConfigurationError(
+            "read_store='memory:' beside events that are kept forgets how far subscribers are: every process would "
+            f"deliver the whole history to {told}, each time it starts. Leave read_store= out, and name the read "
+            "models that are to be in memory: read_stores={Seats: 'memory:'}"
+        )
     history = History(compiled.types)
     projected = [
         _projected(

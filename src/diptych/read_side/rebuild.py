@@ -21,7 +21,7 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
 from diptych.read_side.read_store import Generation, ReadStore
 from diptych.read_side.rebuild_policy import RebuildPolicy, Throttle
-from diptych.read_side.slice import Slice, furthest_behind
+from diptych.read_side.slice import LOOK_AGAIN_S, Slice, furthest_behind
 
 __all__ = ["Approve", "Progress", "Rebuilds"]
 
@@ -52,7 +52,8 @@ class Rebuilds:
     ) -> Position | None:
         """Build a read model anew beside the live one, and switch when it has caught up; the old one is kept then.
 
-        What was built of it by this code when an earlier rebuild was killed, or cancelled, is gone on with.
+        What was built of it by this code when an earlier rebuild was killed, or cancelled, is gone on with. What this
+        process builds of it already, since its code has changed, is waited for: it switches by itself.
 
         Args:
             name: the read model's.
@@ -69,6 +70,8 @@ class Rebuilds:
         """
         async with self._turn:
             projection = self._projection(name)
+            if await self._built_by_itself(projection, progress) and approve is None:
+                return furthest_behind(self._projector.slices_of(projection.name))
             if approve is None:
                 until = await self._answering(projection)
                 fresh: Sequence[Slice] = await self._built(projection, projection.partitions, until, progress)
@@ -88,7 +91,9 @@ class Rebuilds:
         Raises as `rebuild` does; nothing is changed, and what others are building meanwhile is left alone.
         """
         async with self._turn:
-            comparison, fresh = await self._compared(self._projection(name), progress, on_trial=True)
+            projection = self._projection(name)
+            await self._built_by_itself(projection, progress)
+            comparison, fresh = await self._compared(projection, progress, on_trial=True)
             await self._drop(fresh)
             return comparison
 
@@ -244,6 +249,24 @@ class Rebuilds:
         followed = [slice.position for slice in self._projector.slices_of(projection.name)]
         answering = [found.checkpoint.position for found in await self._live(projection.name)]
         return max([*followed, *(answering or [await self._projector.head()])])
+
+    async def _built_by_itself(self, projection: Projection, progress: Progress | None) -> bool:
+        """Wait for what the projector of this process is building, if anything; whether it answers now.
+
+        Nothing is built beside it: whichever of the two switches drops the other.
+        """
+        name, waited = projection.name, False
+        while self._projector.is_running and not self._projector.failure:
+            seen = self._read_store.changes
+            async with self._projector.lock:  # another process may build it, too, and have switched
+                mine = await self._projector.reloaded(name)
+            if not all(slice.goes_on for slice in mine) or not any(slice.generation.under_way for slice in mine):
+                return waited and all(slice.generation.live for slice in mine)
+            waited = True
+            if progress is not None:
+                progress(furthest_behind(mine), max(slice.target for slice in mine))
+            await self._read_store.wait_for_change(seen, LOOK_AGAIN_S)
+        return False
 
     async def _built(
         self,

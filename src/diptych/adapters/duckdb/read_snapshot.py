@@ -164,10 +164,12 @@ class DuckdbReadSnapshot:
         self._known: dict[tuple[str, int | None], Sequence[Generation]] = {}
         self._submitted: Future[Any] | None = None
         self._running: asyncio.Future[Any] | None = None
+        self._turn = asyncio.Lock()  # a handler may ask for several things at once, and there is one connection
         self._ended = ""
 
     def finish(self) -> tuple[DuckDBPyConnection, asyncio.Future[Any] | None]:
         """The connection, and the read that a cancelled caller has left behind; it is told to stop."""
+        self._ended = self._ended or "before this: whoever asked for it has not waited for all that they read"
         if self._submitted is None or self._submitted.done():
             return self._connection, None
         if not self._submitted.cancel():  # it has begun
@@ -317,22 +319,24 @@ class DuckdbReadSnapshot:
         return table
 
     async def _read(self, read: Callable[[DuckDBPyConnection], T]) -> T:
-        """Read on a thread; a caller that is cancelled leaves the read to `finish`."""
-        if self._ended:
-            raise StoreUnavailable(f"this snapshot of {self._pool.path} ended with a read that failed: {self._ended}")
-        self._submitted = self._pool.threads.submit(read, self._connection)
-        self._running = asyncio.wrap_future(self._submitted)
-        limit = asyncio.get_running_loop().call_later(READ_S_MAX, self._connection.interrupt)
-        try:
-            with failures(self._pool.path):
-                return await asyncio.shield(self._running)
-        except (ConfigurationError, StoreUnavailable) as error:
-            self._ended = str(error)
-            if isinstance(error.__cause__, duckdb.InterruptException):
-                raise Overloaded("READ_S_MAX", READ_S_MAX) from error
-            raise
-        finally:
-            limit.cancel()
+        """Read on a thread, one at a time; a caller that is cancelled leaves the read to the next one, or `finish`."""
+        async with self._turn:
+            if self._running is not None and not self._running.done():
+                await asyncio.wait([self._running])
+            if self._ended:
+                raise StoreUnavailable(f"this snapshot of {self._pool.path} ended {self._ended}")
+            self._submitted = self._pool.threads.submit(read, self._connection)
+            self._running = asyncio.wrap_future(self._submitted)
+            limit = asyncio.get_running_loop().call_later(READ_S_MAX, self._connection.interrupt)
+            self._running.add_done_callback(lambda _: limit.cancel())
+            try:
+                with failures(self._pool.path):
+                    return await asyncio.shield(self._running)
+            except (ConfigurationError, StoreUnavailable) as error:
+                self._ended = f"with a read that failed: {error}"
+                if isinstance(error.__cause__, duckdb.InterruptException):
+                    raise Overloaded("READ_S_MAX", READ_S_MAX) from error
+                raise
 
 
 def _why_not(reason: object) -> str:

@@ -256,6 +256,8 @@ class SqliteReadSnapshot:
         self._failures = failures
         self._submitted: Future[Any] | None = None
         self._running: asyncio.Future[Any] | None = None
+        self._turn = asyncio.Lock()  # a handler may ask for several things at once; `finish` knows of one
+        self._is_over = False
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -264,6 +266,7 @@ class SqliteReadSnapshot:
 
     def finish(self) -> tuple[Reader, asyncio.Future[Any] | None]:
         """The connection, and the read on a thread that a cancelled caller has left behind; it is told to stop."""
+        self._is_over = True
         if self._submitted is None or self._submitted.done():
             return self._reader, None
         self._reader.abandoned = True
@@ -427,10 +430,17 @@ class SqliteReadSnapshot:
         return table
 
     async def _on_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        """Read on a thread; a caller that is cancelled leaves the read to `finish`."""
-        self._submitted = self._threads.submit(self._read_in_time, read)
-        self._running = asyncio.wrap_future(self._submitted)
-        return await asyncio.shield(self._running)
+        """Read on a thread, one at a time; a caller that is cancelled leaves the read to the next one, or `finish`."""
+        async with self._turn:
+            if self._running is not None and not self._running.done():
+                await asyncio.wait([self._running])
+            if self._is_over:
+                raise StoreUnavailable(
+                    "this snapshot is over: whoever asked for it has not waited for all that they read"
+                )
+            self._submitted = self._threads.submit(self._read_in_time, read)
+            self._running = asyncio.wrap_future(self._submitted)
+            return await asyncio.shield(self._running)
 
     def _read_in_time(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._reader.deadline = time.monotonic() + READ_S_MAX

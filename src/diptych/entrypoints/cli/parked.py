@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ from diptych.entrypoints.cli.options import (
 from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
+from diptych.entrypoints.cli.status import IN_MEMORY
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from diptych.application.parked import ByHand, Dealt, Discards, Parked, ParkedDetails, ParkedItem, ParkedPage
 
 __all__ = ["discard", "list_discarded", "list_parked", "retry", "show"]
+
+_log = logging.getLogger("diptych.cli")
 
 _REMEDY = (
     "See one with diptych parked show ID. Where the code was wrong, mend it and start the application again.\n"
@@ -236,6 +240,11 @@ def _run(settings: Settings, work: Callable[[Parked], Awaitable[Any]]) -> Any:
         from diptych.errors import ConfigurationError
 
         async with opened_partition(settings) as partition:
+            if any(each.url == IN_MEMORY for each in partition.stores):
+                _log.warning(
+                    "what is parked of read models in the memory of each process, only that process knows: its "
+                    "log tells, and app.parked"
+                )
             try:
                 return await work(partition.parked)
             except ConfigurationError as error:

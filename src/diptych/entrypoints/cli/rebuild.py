@@ -27,9 +27,12 @@ from diptych.entrypoints.cli.question import confirmed
 from diptych.entrypoints.cli.settings import Settings
 from diptych.entrypoints.cli.signals import run_async
 from diptych.entrypoints.cli.status import IN_MEMORY
+from diptych.errors import ConfigurationError
 from diptych.messages.codec import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from diptych.application.follower import Follower
@@ -71,7 +74,8 @@ def rebuild(  # noqa: PLR0913 — by keyword, all but the first
     `diptych rebuild changed school:school --diff` shows what a changed projection does to them.
 
     Args:
-        read_model: "school.Seats" or "Seats"; `changed` for all whose code has changed, `all` for all.
+        read_model: "school.Seats" or "Seats"; several with commas between them; `changed` for all whose code has
+            changed, `all` for all.
         app: whose.
         diff: Compare the rows, show how many are added, removed and changed, with samples, and ask.
         back: Go back to the rows that were replaced last.
@@ -83,7 +87,7 @@ def rebuild(  # noqa: PLR0913 — by keyword, all but the first
         builds: how.
         log: how.
     """
-    if back and (diff or dry_run or json or read_model in (CHANGED, ALL)):
+    if back and (diff or dry_run or json or read_model in (CHANGED, ALL) or "," in read_model):
         raise UsageError(
             "--back takes one read model, and none of --diff, --dry-run and --json: nothing is built for it"
         )
@@ -121,31 +125,50 @@ class _Asking:
 
 
 async def _rebuilt(settings: Settings, wanted: str, asking: _Asking) -> int:
-    from diptych.entrypoints.cli.looking import choose, opened_partition
+    from diptych.entrypoints.cli.looking import opened_partition
 
     async with opened_partition(settings) as partition:
-        kept = [found for found in (await partition.status()).projections if found.store != IN_MEMORY]
-        known = {found.name: found for found in kept if not found.other_code}
-        known |= {found.name: found for found in kept if found.other_code}  # in one of its stores, at least
+        found = (await partition.status()).projections
+        kept = [each for each in found if each.store != IN_MEMORY]
+        known = {each.name: each for each in kept if not each.other_code}
+        known |= {each.name: each for each in kept if each.other_code}  # in one of its stores, at least
         if wanted in (CHANGED, ALL):
             names = [name for name in known if wanted == ALL or known[name].other_code]
         else:
-            names = [choose("read model", wanted, known)]
+            names = list(dict.fromkeys(_chosen(name, found) for name in wanted.split(",")))
         if not names:
-            asking.people.print("The rows of every read model are of this code: there is nothing to rebuild.")
+            where = "of this code" if known else "in the memory of each process that runs it"
+            asking.people.print(f"The rows of every read model are {where}: there is nothing to rebuild.")
         declined = [name for name in names if not await _one(partition, known[name], asking, settings)]
     return FAILED if declined and asking.compare and not asking.dry else 0
 
 
 async def _gone_back(settings: Settings, wanted: str) -> int:
-    from diptych.entrypoints.cli.looking import choose, opened_partition
+    from diptych.entrypoints.cli.looking import opened_partition
 
     async with opened_partition(settings) as partition:
-        name = choose("read model", wanted, [found.name for found in (await partition.status()).projections])
+        name = _chosen(wanted, (await partition.status()).projections)
         with screen.progress(f"Going back with {name}") as bar:
             position = await partition.rebuilds.back(name, bar)
     screen.output().print(f"{name} answers from the rows of before, up to position {screen.count(position)}.")
     return 0
+
+
+def _chosen(wanted: str, known: Sequence[ProjectionStatus]) -> str:
+    """The name of the read model that is meant.
+
+    Raises:
+        ConfigurationError: there is none, or it is nowhere but in the memory of processes.
+    """
+    from diptych.entrypoints.cli.looking import choose
+
+    name = choose("read model", wanted, {found.name for found in known})
+    if all(found.store == IN_MEMORY for found in known if found.name == name):
+        raise ConfigurationError(
+            f"{name} is in the memory of each process that runs it, where this one cannot look: start them again with "
+            "the code of now, and each folds it from the history"
+        )
+    return name
 
 
 async def _one(partition: Follower, status: ProjectionStatus, asking: _Asking, settings: Settings) -> bool:

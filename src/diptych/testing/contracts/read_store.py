@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
+from diptych.clock import pause
 from diptych.errors import StoreClosed, StoreUnavailable
 from diptych.event_store.position import Place, Position
 from diptych.read_side.read_store import (
@@ -64,6 +65,8 @@ MOMENT = dt.datetime(2026, 11, 1, 12, 30, 0, 7, dt.UTC)
 """When something was decided."""
 BUSY_WRITES = 50
 """Writes that go on while others read."""
+READS_AT_ONCE = 5
+"""Reads of each kind that one snapshot is asked for at once."""
 WAIT_S_MAX = 10.0
 """No wait of a test that is to succeed takes longer."""
 
@@ -152,6 +155,30 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
             await store.drop_generation(NAME, new.number)
             assert await snapshot.find(NAME, (), BY_COURSE, 10) == [("a", 1), ("b", 2)]
         assert await stored_generation(store) is None
+
+    async def test_a_snapshot_is_asked_for_several_things_at_once(self, store: ReadStore) -> None:
+        """A handler may: what runs on one connection takes turns there, and all of it is of one moment."""
+        old = await build(store, SEATS, [("a", 1), ("b", 2)])
+        async with store.snapshot() as snapshot:
+            assert await shown_generation(snapshot, NAME) == old
+            await write(store, old, upserts=[("a", 10)])
+            reads = [
+                (snapshot.get_many(NAME, [("a",)]), snapshot.find(NAME, (), BY_COURSE, 10), snapshot.count(NAME, ()))
+                for _ in range(READS_AT_ONCE)
+            ]
+            answers = await asyncio.gather(*(read for each in reads for read in each), snapshot.blocked(NAME))
+        assert answers == [{("a",): ("a", 1)}, [("a", 1), ("b", 2)], 2] * READS_AT_ONCE + [[]]
+
+    async def test_what_a_snapshot_was_asked_and_nobody_waits_for_hurts_nobody(self, store: ReadStore) -> None:
+        """It shows that moment or is given up, and the snapshots after it are whole."""
+        await build(store, SEATS, [("a", 1), ("b", 2)])
+        async with store.snapshot() as snapshot:
+            left = [asyncio.ensure_future(snapshot.search(NAME, "a", 1)) for _ in range(READS_AT_ONCE)]
+            await pause()
+        for answer in await asyncio.gather(*left, return_exceptions=True):
+            assert answer == [] or isinstance(answer, BaseException), answer
+        for _ in range(READS_AT_ONCE):
+            assert await rows_of(store) == [("a", 1), ("b", 2)]
 
     async def test_snapshots_are_consistent_while_writes_go_on(self, store: ReadStore) -> None:
         """Each write sets every row to its position; no snapshot ever shows two positions."""
