@@ -14,6 +14,7 @@ from diptych.errors import ConfigurationError, NotFresh, StoreUnavailable
 from diptych.event_store.position import Position
 from diptych.read_side import changed_code, projector, rebuild
 from diptych.read_side.comparison import Comparison
+from diptych.read_side.leases import Leases
 from diptych.read_side.projection import Projection
 from diptych.read_side.read_store import Discard, SliceWrite
 from diptych.read_side.rebuild_policy import RebuildPolicy, Throttle
@@ -366,6 +367,27 @@ async def test_opening_waits_until_the_new_rows_answer(store_url: str, caplog: p
         async with opened(store_url, 10, RebuildPolicy(on_changed="wait")) as new:
             assert (await new.answer(PurseOf(purse=MINE), wait_s=0.0)).value == Purse(purse=MINE, coins=20)
     assert "opening waits for purses.Purse" in caplog.text
+
+
+@on_disk
+async def test_opening_waits_for_nothing_that_is_not_built_any_more(
+    store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has no leases folds nothing, for whatever reason: it does not open, and says why."""
+
+    opening = iter([True])
+
+    async def renew(_: Leases) -> None:
+        if not next(opening, False):
+            raise RuntimeError("the renewal is broken")
+
+    async with asyncio.timeout(WAIT_S):
+        async with opened(store_url, 1) as old:
+            await filled(old, 2)
+        monkeypatch.setattr(Leases, "renew", renew)
+        new = opened(store_url, 10, RebuildPolicy(on_changed="wait"))
+        with pytest.raises(StoreUnavailable, match=r"purses\.Purse cannot be built: .*the renewal is broken"):
+            await new.open()
 
 
 @on_disk

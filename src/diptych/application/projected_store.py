@@ -78,7 +78,7 @@ class ProjectedStore:
         if self.projecting:
             await self.projector.start(self.leases)
         if self.policy.on_changed == "wait":  # deliveries wait for that too
-            await wait_until_built(self.projector, self.read_store, code)
+            await wait_until_built(self.projector, self.read_store, code, lambda: self.failure)
         if self.delivering:
             for subscription in self.subscriptions:
                 subscription.start(self.leases)

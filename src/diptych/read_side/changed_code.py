@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.read_side.projector import Projector
@@ -42,8 +42,16 @@ async def refuse_changed(read_store: ReadStore, fingerprints: Mapping[str, str])
         )
 
 
-async def wait_until_built(projector: Projector, read_store: ReadStore, fingerprints: Mapping[str, str]) -> None:
+async def wait_until_built(
+    projector: Projector, read_store: ReadStore, fingerprints: Mapping[str, str], failure: Callable[[], str]
+) -> None:
     """Wait until rows of this code answer in every read model, whoever builds them; and tell how far they are.
+
+    Args:
+        projector: of this process, running or not.
+        read_store: it is open.
+        fingerprints: of this code, by the projection's name.
+        failure: why nothing is folded in this process any more; empty while all is well.
 
     Raises:
         StoreUnavailable: one of them cannot be built to its end here; with the reason.
@@ -55,8 +63,8 @@ async def wait_until_built(projector: Projector, read_store: ReadStore, fingerpr
         if not missing:
             return
         reasons = [slice.stopped for name in missing for slice in projector.slices_of(name) if slice.stopped]
-        if projector.failure or reasons:
-            raise StoreUnavailable(f"{', '.join(missing)} cannot be built: {projector.failure or reasons[0]}")
+        if failure() or reasons:
+            raise StoreUnavailable(f"{', '.join(missing)} cannot be built: {failure() or reasons[0]}")
         if time.monotonic() >= told_at:
             told_at = time.monotonic() + TOLD_EVERY_S
             head = await projector.head()
