@@ -10,19 +10,20 @@ DiptychError
 │   ├── UnknownMessage         no such command or query here
 │   ├── CommandIdReused        the same command id came with another payload
 │   ├── NotPure                what would come of it cannot be said without doing it
-│   └── CannotShowPast         it cannot be answered as of the past moment that is asked for
-│       └── PastTooLong          more would have to be folded for it than a named limit
+│   ├── CannotShowPast         it cannot be answered as of the past moment that is asked for
+│   │   └── PastTooLong          more would have to be folded for it than a named limit
+│   └── QueryTooCostly         it asks a store for more rows than it may (read_side/query_limits.py)
 ├── InvalidEvent             a handler gave an event that cannot be stored
 │   └── Unstorable             it is past a limit that every store has
 ├── Conflict                 others changed what the decision stood on, up to the retry limit
-├── ContextChanged           what the decision stands on has changed since the answer that it is based on
-│                            (write_side/context_changed.py, since it carries events)
+├── ContextChanged           what the decision stands on has changed (write_side/context_changed.py: it carries events)
 ├── TransactionMisused       a handler did with the transaction lent to it what is not its own
 ├── Unavailable              not now: the same call may succeed later
 │   ├── Overloaded             a named limit on waiting work is reached
 │   ├── StoreUnavailable       the store cannot be reached, is locked, or its disk is full
 │   ├── TransactionAborted     the database ended a handler's transaction, since others were in the way
 │   ├── OutcomeUnknown         the commit may or may not be durable: send the same command id again
+│   ├── QueryTimedOut          the answer took longer than it may (read_side/query_limits.py)
 │   ├── NotFresh               the answer asked for is not there yet, and the wait is over
 │   ├── CannotOverlay          what rows lack of the history cannot be folded onto them for one answer
 │   ├── Blocked                the answer touches a key whose projection is blocked

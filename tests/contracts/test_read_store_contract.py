@@ -18,8 +18,9 @@ import pytest
 from diptych.adapters.memory import read_store as memory
 from diptych.adapters.memory.read_store import MemoryReadStore
 from diptych.errors import StoreUnavailable
-from diptych.read_side import row_filters
+from diptych.read_side import row_filters, snapshot_turns
 from diptych.read_side.read_store import Comparison, Failed, Generation, SliceWrite
+from diptych.read_side.snapshot_turns import SnapshotTurns
 from diptych.testing.contracts import read_store as contract
 from diptych.testing.contracts import read_store_leases, read_store_slices
 from diptych.testing.contracts.read_store import ReadStoreContract
@@ -291,13 +292,44 @@ def values_are_found_as_rows_were_first(patch: pytest.MonkeyPatch) -> None:
 
 @noticed_by("test_values_are_found_as_rows_change")
 def values_are_found_as_rows_are_now(patch: pytest.MonkeyPatch) -> None:
-    real = _Snapshot._indexed_rows
+    real = _Snapshot._indexed_keys
 
-    def indexed_rows(self: Any, *asked: Any) -> Any:
+    def indexed_keys(self: Any, *asked: Any) -> Any:
         patch.setattr(self, "_undo", {})
         return real(self, *asked)
 
-    patch.setattr(_Snapshot, "_indexed_rows", indexed_rows)
+    patch.setattr(_Snapshot, "_indexed_keys", indexed_keys)
+
+
+@noticed_by("test_a_read_shows_its_moment_though_rows_change_while_it_runs")
+def reads_see_what_is_written_while_they_run(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot._indexed_keys
+
+    def indexed_keys(self: Any, *asked: Any) -> Any:
+        patch.setattr(self, "keep", lambda *_: None)
+        return real(self, *asked)
+
+    patch.setattr(_Snapshot, "_indexed_keys", indexed_keys)
+
+
+@noticed_by("test_a_read_whose_caller_is_gone_is_stopped")
+def reads_cannot_be_stopped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(memory, "TURN_ROWS", 1_000_000)
+
+
+@noticed_by("test_a_read_whose_caller_is_gone_is_stopped")
+def a_read_that_was_stopped_keeps_its_turn(patch: pytest.MonkeyPatch) -> None:
+    real = _Snapshot.find
+
+    async def find(self: Any, *asked: Any, **named: Any) -> Any:
+        try:
+            return await real(self, *asked, **named)
+        except asyncio.CancelledError:
+            patch.setattr(SnapshotTurns, "give_back", lambda _: None)
+            raise
+
+    patch.setattr(_Snapshot, "find", find)
+    patch.setattr(snapshot_turns, "SNAPSHOT_WAIT_S_MAX", 0)
 
 
 @noticed_by("test_starts_with_minds_case_and_the_last_code_points")

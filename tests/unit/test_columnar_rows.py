@@ -301,7 +301,7 @@ async def test_rows_that_are_not_there_are_told(tmp_path: Path) -> None:
 
 async def test_it_ends_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """No snapshot is held for ever."""
-    monkeypatch.setattr("diptych.application.follower.RUN", read_model_rows.RUN._replace(seconds=0))
+    monkeypatch.setattr(read_model_rows, "COPY_S_MAX", 0)
     async with Application(depot()) as app:
         await weigh(app, "a")
         with pytest.raises(Overloaded, match="COPY_S_MAX"):

@@ -319,7 +319,10 @@ async def test_the_document_describes_every_message(client: httpx2.AsyncClient) 
         "Count",
         "Knock",
     }
-    assert {path.rpartition("/")[2] for path in paths if not path.startswith("/health")} == names | {"{command_id}"}
+    assert {path.rpartition("/")[2] for path in paths if not path.startswith("/health")} == names | {
+        "{command_id}",
+        "queries",
+    }
     lend = paths["/commands/Lend"]["post"]
     assert lend["summary"] == "Lend a book to a reader."
     assert "one reader at a time" in lend["description"]

@@ -45,6 +45,7 @@ from diptych.process_managers.scheduled_commands import When
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.live_queries import LiveQueries
 from diptych.read_side.query_bus import Answer, QueryHandlers
+from diptych.read_side.query_limits import DEFAULT_LIMITS, NO_LIMITS, QueryLimits, check_limits
 from diptych.read_side.query_middleware import QueryMiddleware, QueryWay
 from diptych.read_side.rebuild_policy import RebuildPolicy
 from diptych.read_side.row_streams import RowStreams
@@ -97,6 +98,8 @@ class Application(QueryPanel):
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
         query_middleware: wraps the way of every query, the first outermost.
+        query_limits: how long queries may take, and how many rows they may ask for, of which their author says nothing
+            (`limited`); 30 seconds and 100,000 rows where nothing is said here either.
         clock: tells the time.
         projecting: whether this process folds projections and runs subscribers. Without, another one has to.
         rebuilding: what becomes of read models whose code has changed, how fast they are built anew, and for how long
@@ -117,6 +120,7 @@ class Application(QueryPanel):
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
         query_middleware: Sequence[QueryMiddleware] = (),
+        query_limits: QueryLimits = NO_LIMITS,
         clock: Clock | None = None,
         projecting: bool = True,
         rebuilding: RebuildPolicy | None = None,
@@ -139,6 +143,8 @@ class Application(QueryPanel):
         self._services = dict(services or {})
         self._middleware = tuple(command_middleware)
         self._query_middleware = tuple(query_middleware)
+        self._query_limits = query_limits.or_else(DEFAULT_LIMITS)
+        check_limits("query_limits", seconds=self._query_limits.seconds, rows=self._query_limits.rows)
         self._clock = clock or SystemClock()
         self._projecting = projecting
         self._rebuilding = rebuilding or RebuildPolicy()
@@ -181,7 +187,9 @@ class Application(QueryPanel):
                 await wired.close()
                 raise
             self._partitions = wired
-            self._way = QueryWay(self._query_middleware, self._compiled.query_scopes)
+            self._way = QueryWay(
+                self._query_middleware, self._compiled.query_scopes, self._compiled.query_limits, self._query_limits
+            )
             apart = frozenset(self._compiled.answered) if self._read_stores else None
             self._live = LiveQueries(self._again, self._clock, apart)
             self._streams = RowStreams(self._compiled.query_handlers)

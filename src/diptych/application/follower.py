@@ -33,7 +33,7 @@ from diptych.read_side.query_bus import Answer, Handle, Handled, ReadPanel, answ
 from diptych.read_side.query_context import QueryContext, query_context
 from diptych.read_side.query_source import ReplicaStatus
 from diptych.read_side.read_model import ReadModel
-from diptych.read_side.read_model_rows import RUN, ReadModelRows
+from diptych.read_side.read_model_rows import ReadModelRows, in_copy_time
 from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import ReadStore
 from diptych.read_side.routed_queries import RoutedQueries
@@ -193,7 +193,7 @@ class Follower:
         async def ask(handle: Handled) -> Answer[Any]:
             requirement = await self.requirement(tokens, freshness, None)
             context = query_context(actor_of(None), self.clock.now())
-            return await answered(panel, handle, requirement, wait_s, context, RUN)
+            return await answered(panel, handle, requirement, wait_s, context, in_copy_time)
 
         return ReadModelRows(panel.projections[model][0], ask)
 

@@ -6,21 +6,24 @@ from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
 from typing import Any, TypeVar, cast
 
+from msgspec.structs import replace
+
 from diptych.application.partitions import Asked, Partitions
-from diptych.errors import InvalidMessage
+from diptych.errors import DiptychError, InvalidMessage
 from diptych.event_store.position import Token, read_tokens
 from diptych.messages.query import Query
 from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.live_queries import LiveQueries, Touches
 from diptych.read_side.query_bus import Answer, Handle, QueryHandlers, TellingReader
 from diptych.read_side.query_context import QueryContext, query_context
+from diptych.read_side.query_limits import NO_LIMITS, QueryLimits, TimeLimit
 from diptych.read_side.query_middleware import NextQuery, QueryWay
 from diptych.read_side.reader import Reader
 from diptych.read_side.row_streams import RowStream, RowStreams
 from diptych.security import Actor, actor_of
 from diptych.write_side.idempotency import Receipt
 
-__all__ = ["QueryPanel", "shown_tokens"]
+__all__ = ["QUERIES_TOGETHER_MAX", "QueryPanel", "shown_tokens"]
 
 QUERIES_TOGETHER_MAX = 100
 """Queries that are asked together."""
@@ -55,10 +58,18 @@ class QueryPanel:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> R:
         """Ask a query; see `answer`, which gives the token as well."""
         found = await self.answer(
-            query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            query,
+            actor=actor,
+            after=after,
+            freshness=freshness,
+            within_s=within_s,
+            as_of=as_of,
+            wait_s=wait_s,
+            limits=limits,
         )
         return found.value
 
@@ -73,6 +84,7 @@ class QueryPanel:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> Answer[R]:
         """Ask a query; the value, and what it shows, are of one moment.
 
@@ -86,9 +98,13 @@ class QueryPanel:
             as_of: a receipt, answer or token, or an aware datetime: the answer shows its read models as they stood
                 then, every event up to there and none behind it. They are folded for it, by the code of today.
             wait_s: for how long to wait for it, 0 to 60 seconds.
+            limits: how long the query may take, that wait aside, and how many rows it may ask for: less than its
+                author, or the application, allows, since more is as good as none.
 
         Raises:
             Forbidden: it requires a scope that the actor does not have.
+            QueryTimedOut: it takes longer than it may.
+            QueryTooCostly: it asks for more rows than it may.
             NotFresh: it is not there within `wait_s`; an older answer is never given.
             CannotOverlay: rows lack too much, or what the answer touches only the store can find.
             Blocked: what was asked for waits behind an event that cannot be folded.
@@ -98,7 +114,7 @@ class QueryPanel:
             HistoryPruned: events that would have to be folded for `as_of` have no data any more.
         """
         asked = _asked(after, freshness, within_s, as_of)
-        return await self._answer(query, actor_of(actor), asked, wait_s)
+        return await self._answer(query, actor_of(actor), asked, wait_s, limits)
 
     async def query_many(
         self,
@@ -111,10 +127,18 @@ class QueryPanel:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> list[Any]:
         """Ask several queries of one moment; see `answer_many`, which gives the token as well."""
         found = await self.answer_many(
-            queries, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            queries,
+            actor=actor,
+            after=after,
+            freshness=freshness,
+            within_s=within_s,
+            as_of=as_of,
+            wait_s=wait_s,
+            limits=limits,
         )
         return found.value
 
@@ -129,11 +153,13 @@ class QueryPanel:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> Answer[list[Any]]:
         """Ask several queries at once: one snapshot, one token, and one wait for all that they touch.
 
-        Each goes through the middlewares by itself. The first that fails is the error of all. Arguments and errors are
-        those of `answer`.
+        Each goes through the middlewares by itself. The first that fails is the error of all. Each has the limits of
+        its own, and all together those of the one that may take most, or `limits`, where they are less. Arguments and
+        errors are those of `answer`.
 
         Raises:
             InvalidMessage: there are more than `QUERIES_TOGETHER_MAX`.
@@ -151,12 +177,22 @@ class QueryPanel:
             async def reach(query: Query[Any], narrowed: QueryContext) -> Answer[Any]:
                 partitions.check_together((first, query))
                 handle, settled = self._handlers.find(query)
-                value = await handle(settled, telling.narrowed(narrowed), narrowed)
+                async with TimeLimit(narrowed.query, narrowed.limits.seconds):
+                    value = await handle(settled, telling.narrowed(narrowed), narrowed)
                 return Answer(value=value, shows=await telling.shown(), incomplete=telling.incomplete)
 
-            return [(await self._way.go(query, context, reach)).value for query in wanted]
+            alone = replace(context, limits=NO_LIMITS, query="")
+            found: list[Any] = []
+            for query in wanted:
+                try:
+                    found.append((await self._way.go(query, alone, reach)).value)
+                except DiptychError as error:
+                    error.add_note(f"It was query {len(found)} of those asked together, from 0.")
+                    raise
+            return found
 
-        context = query_context(who, self.now())
+        most = self._way.most_of([type(query) for query in wanted]).within(limits or NO_LIMITS)
+        context = replace(query_context(who, self.now(), most), query="query_many")
         found = await partitions.answer(wanted[0], asked._replace(by=each), wait_s, context)
         return cast("Answer[list[Any]]", found)
 
@@ -170,13 +206,16 @@ class QueryPanel:
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> RowStream[T]:
         """Ask for the rows of a query one after the other, however many: `async for row in app.stream(query)`.
 
         Rows are read when they are asked for, a page at a time, each of which goes through the middlewares as an answer
         with a list. They are of one snapshot for `STREAM_SNAPSHOT_S_MAX` seconds; then it goes on from a newer one,
         behind the last key, which `snapshots` of the stream tells. No row comes twice, unless it is moved in the
-        order meanwhile.
+        order meanwhile. Limits of time hold for each page, and not for whoever reads on slowly; those of rows for the
+        whole stream, where its author or caller states them: what the application allows by itself is for answers that
+        are held in memory.
 
         Args:
             query: a `Query[list[M]]` without a handler.
@@ -185,6 +224,7 @@ class QueryPanel:
             freshness: as in `answer`.
             within_s: as in `answer`.
             wait_s: as in `answer`.
+            limits: as in `answer`; see above.
 
         Raises:
             InvalidMessage: the query is none that can be streamed.
@@ -200,7 +240,7 @@ class QueryPanel:
             return await partitions.answer(reached, fresh._replace(by=by), wait_s, context)
 
         async def go(wanted: Query[Any], reach: NextQuery) -> Answer[Any]:
-            return await self._way.go(wanted, query_context(who, self.now()), reach)
+            return await self._way.go(wanted, query_context(who, self.now(), limits), reach, streamed=True)
 
         return RowStream(self._streams, query, go, ask)
 
@@ -246,13 +286,15 @@ class QueryPanel:
         """One answer of a live query."""
         return await self._answer(query, actor, Asked(after, touches=touches), wait_s)
 
-    async def _answer(self, query: Query[R], actor: Actor, asked: Asked, wait_s: float) -> Answer[R]:
+    async def _answer(
+        self, query: Query[R], actor: Actor, asked: Asked, wait_s: float, limits: QueryLimits | None = None
+    ) -> Answer[R]:
         partitions = self._opened()
 
         async def reach(reached: Query[Any], context: QueryContext) -> Answer[Any]:
             return await partitions.answer(reached, asked, wait_s, context)
 
-        return await self._way.go(query, query_context(actor, self.now()), reach)
+        return await self._way.go(query, query_context(actor, self.now(), limits), reach)
 
 
 def _asked(

@@ -19,6 +19,7 @@ from diptych.messages.registry import EventType, EventTypes
 from diptych.process_managers.process_manager import Process, compile_process
 from diptych.read_side.projection import Projection, compile_projections, projected_events
 from diptych.read_side.query_bus import query_of
+from diptych.read_side.query_limits import NO_LIMITS, QueryLimits, declared_limits
 from diptych.read_side.subscriber import Subscriber, compile_subscriber, subscribed_events
 from diptych.security import required_scopes
 from diptych.write_side.command_handler import (
@@ -41,6 +42,7 @@ __all__ = [
     "handled_queries",
     "processes",
     "projections",
+    "query_limits",
     "query_scopes",
     "subscribers",
 ]
@@ -245,8 +247,15 @@ def query_scopes(contexts: Sequence[BoundedContext], queries: Iterable[type]) ->
     return {query: scopes for query, scopes in found.items() if scopes}
 
 
+def query_limits(contexts: Sequence[BoundedContext], queries: Iterable[type]) -> dict[type, QueryLimits]:
+    """The limits of each query that any are declared of: what its class and its handler both allow."""
+    declared = {query_of(handler): handler.function for context in contexts for handler in context.query_handlers}
+    found = {query: declared_limits(query).within(declared_limits(declared.get(query))) for query in queries}
+    return {query: limits for query, limits in found.items() if limits != NO_LIMITS}
+
+
 def check_requirements(contexts: Sequence[BoundedContext]) -> None:
-    """Make sure that `requires` stands on handlers and queries alone: on anything else it would guard nothing.
+    """Make sure that `requires` and `limited` stand where they are heard: anywhere else they would guard nothing.
 
     Raises:
         ConfigurationError: it stands on something else.
@@ -262,6 +271,10 @@ def check_requirements(contexts: Sequence[BoundedContext]) -> None:
                 raise ConfigurationError(
                     f"{name}: @requires is for handlers of commands and queries, and for queries; this is none"
                 )
+        for function in [*functions, *(found.function for found in context.command_handlers)]:
+            if declared_limits(function) != NO_LIMITS:
+                name = f"{function.__module__}.{function.__qualname__}"
+                raise ConfigurationError(f"{name}: @limited is for queries, and for handlers of queries; this is none")
 
 
 def _models_of(declaration: Declaration) -> Iterable[Any]:

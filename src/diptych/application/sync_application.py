@@ -27,6 +27,7 @@ from diptych.messages.event import Event
 from diptych.messages.query import Query
 from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.query_bus import Answer
+from diptych.read_side.query_limits import NO_LIMITS, QueryLimits
 from diptych.read_side.query_middleware import QueryMiddleware
 from diptych.read_side.rebuild_policy import RebuildPolicy
 from diptych.read_side.row_streams import RowStream
@@ -70,6 +71,7 @@ class SyncApplication:
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
         query_middleware: Sequence[QueryMiddleware] = (),
+        query_limits: QueryLimits = NO_LIMITS,
         clock: Clock | None = None,
         projecting: bool = True,
         rebuilding: RebuildPolicy | None = None,
@@ -87,6 +89,7 @@ class SyncApplication:
             services=services,
             command_middleware=command_middleware,
             query_middleware=query_middleware,
+            query_limits=query_limits,
             clock=clock,
             projecting=projecting,
             rebuilding=rebuilding,
@@ -211,11 +214,19 @@ class SyncApplication:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> R:
         """See `Application.query`."""
         return self._call(
             self._application.query(
-                query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+                query,
+                actor=actor,
+                after=after,
+                freshness=freshness,
+                within_s=within_s,
+                as_of=as_of,
+                wait_s=wait_s,
+                limits=limits,
             )
         )
 
@@ -230,11 +241,19 @@ class SyncApplication:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> Answer[R]:
         """See `Application.answer`."""
         return self._call(
             self._application.answer(
-                query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+                query,
+                actor=actor,
+                after=after,
+                freshness=freshness,
+                within_s=within_s,
+                as_of=as_of,
+                wait_s=wait_s,
+                limits=limits,
             )
         )
 
@@ -249,10 +268,18 @@ class SyncApplication:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> list[Any]:
         """See `Application.query_many`."""
         return self.answer_many(
-            queries, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            queries,
+            actor=actor,
+            after=after,
+            freshness=freshness,
+            within_s=within_s,
+            as_of=as_of,
+            wait_s=wait_s,
+            limits=limits,
         ).value
 
     def answer_many(
@@ -266,11 +293,19 @@ class SyncApplication:
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> Answer[list[Any]]:
         """See `Application.answer_many`."""
         return self._call(
             self._application.answer_many(
-                queries, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+                queries,
+                actor=actor,
+                after=after,
+                freshness=freshness,
+                within_s=within_s,
+                as_of=as_of,
+                wait_s=wait_s,
+                limits=limits,
             )
         )
 
@@ -284,13 +319,14 @@ class SyncApplication:
         freshness: HowFresh = "eventual",
         within_s: float | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> Generator[T]:
         """See `Application.stream`: `for row in app.stream(query)` blocks until there is the next one.
 
         For one thread, which keeps it for itself.
         """
         rows = self._application.stream(
-            query, actor=actor, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s
+            query, actor=actor, after=after, freshness=freshness, within_s=within_s, wait_s=wait_s, limits=limits
         )
         try:
             while (page := self._call(rows.next_page())) is not None:

@@ -50,6 +50,7 @@ from diptych.read_side.past import Past
 from diptych.read_side.projection import Projection
 from diptych.read_side.projector import Projector
 from diptych.read_side.query_bus import Handle, ReadPanel, compile_query_handlers
+from diptych.read_side.query_limits import QueryLimits
 from diptych.read_side.query_source import QuerySource, ReadStoreSource
 from diptych.read_side.read_model_watch import Watches
 from diptych.read_side.read_store import LeaseKey, ReadStore
@@ -85,6 +86,7 @@ class Compiled(NamedTuple):
         commands: by name.
         queries: by name.
         query_scopes: what queries require, by class.
+        query_limits: what is declared of what queries may take, by class.
     """
 
     context_names: frozenset[str]
@@ -98,6 +100,7 @@ class Compiled(NamedTuple):
     commands: MessageTypes
     queries: MessageTypes
     query_scopes: Mapping[type, frozenset[str]]
+    query_limits: Mapping[type, QueryLimits]
 
 
 class ConnectedStore(NamedTuple):
@@ -142,6 +145,7 @@ def compile_contexts(contexts: Sequence[BoundedContext], services: Mapping[type[
         commands=MessageTypes("command", registration.handled_commands(contexts)),
         queries=MessageTypes("query", registration.handled_queries(contexts, query_handlers, answered)),
         query_scopes=registration.query_scopes(contexts, query_handlers),
+        query_limits=registration.query_limits(contexts, query_handlers),
     )
 
 

@@ -28,6 +28,7 @@ from diptych.read_side.decoding import decoded
 from diptych.read_side.freshness import Checks
 from diptych.read_side.projection import Projection, told
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Filter,
@@ -189,6 +190,8 @@ class OverlaidSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, datetime] = _NO_MOMENTS,
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Rows of SQL, which the store alone can run: where none of the read models that were touched are changed.
 
@@ -198,7 +201,7 @@ class OverlaidSnapshot:
         for name, lacking in tuple(self._lacking.items()):
             if await self._changed(name):
                 raise _cannot(lacking.projection, "SQL reads rows as they are stored")
-        return await self._snapshot.sql(statement, parameters, columns, moments)
+        return await self._snapshot.sql(statement, parameters, columns, moments, limit=limit)
 
     # ── what is lacking ──────────────────────────────────────────────────────
 

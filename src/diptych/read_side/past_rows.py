@@ -21,6 +21,7 @@ from diptych.read_side.projection import Projection
 from diptych.read_side.query_source import ReplicaStatus
 from diptych.read_side.read_model import key_text
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Filter,
@@ -207,13 +208,15 @@ class PastSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Refused.
 
         Raises:
             CannotShowPast: always.
         """
-        del statement, parameters, columns, moments
+        del statement, parameters, columns, moments, limit
         raise CannotShowPast(
             "its handler asks with Reader.sql, and rows of then are folded in memory, where there is no SQL; ask with "
             "get, find, page, count or search"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
@@ -19,7 +20,6 @@ from diptych.errors import (
     Blocked,
     ConfigurationError,
     MissingService,
-    Overloaded,
     StoreUnavailable,
     UnknownMessage,
 )
@@ -34,13 +34,13 @@ from diptych.read_side.freshness import Behind, Checks, Freshness, Requirement, 
 from diptych.read_side.overlay import Overlay
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_context import QueryContext
+from diptych.read_side.query_limits import RowCount, TimeLimit
 from diptych.read_side.query_source import Asking, QuerySource
 from diptych.read_side.read_store import ReadSnapshot
 from diptych.read_side.reader import Reader
 from diptych.read_side.snapshot_reader import SnapshotReader
 
 __all__ = [
-    "HANDLER_S_MAX",
     "Answer",
     "Handle",
     "Handled",
@@ -49,7 +49,6 @@ __all__ = [
     "QueryDeclaration",
     "QueryHandlers",
     "ReadPanel",
-    "RunLimit",
     "TellingReader",
     "answered",
     "compile_query_handlers",
@@ -57,14 +56,13 @@ __all__ = [
     "query_of",
 ]
 
-HANDLER_S_MAX = 60
-"""Seconds that one run of a query handler may hold its snapshot; past it, `Overloaded`."""
-
 R = TypeVar("R")
 Handle = Callable[[Any, Reader, QueryContext], Awaitable[Any]]
 """A query, a reader and who asks to the answer."""
 Handled = Callable[[Reader, QueryContext], Awaitable[Any]]
 """A handler that has its query."""
+RunLimit = Callable[[QueryContext], AbstractAsyncContextManager[None]]
+"""Ends a run that takes too long."""
 
 
 class ListedRows:
@@ -158,8 +156,11 @@ class TellingReader(Reader, Protocol):
         """What was touched so far shows of each history; nothing where nothing was."""
         ...
 
-    def narrowed(self, context: QueryContext) -> TellingReader:
-        """The same reader for whoever sees no other rows than the context says; all of it is shared."""
+    def narrowed(self, context: QueryContext, counted: RowCount | None = None) -> TellingReader:
+        """The same reader for whoever sees no other rows than the context says; all of it is shared.
+
+        What is read counts towards the limits of the context, and of the reader that is narrowed; or towards `counted`.
+        """
         ...
 
 
@@ -215,7 +216,9 @@ class QueryBus:
             by: what answers, instead of the query's own handler.
 
         Raises:
-            Overloaded: the handler takes longer than `HANDLER_S_MAX`, or too many snapshots are in use.
+            QueryTimedOut: one run of the handler takes longer than it may.
+            QueryTooCostly: it asks for more rows than it may.
+            Overloaded: too many snapshots are in use.
             NotFresh: it was not met within `wait_s` seconds.
             HistoryDiverged: a token, or rows that have to be fresh, are of what is not in the history any more.
             StoreUnavailable: neither the read store nor a replica answers.
@@ -227,14 +230,8 @@ class QueryBus:
         return await answered(self._panel, partial(by or handle, settled), requirement, wait_s, context)
 
 
-class RunLimit(NamedTuple):
-    """For how many seconds one run may hold its snapshot, and the name of that limit."""
-
-    name: str
-    seconds: int
-
-
-_OF_HANDLERS = RunLimit("HANDLER_S_MAX", HANDLER_S_MAX)
+def _as_allowed(context: QueryContext) -> TimeLimit:
+    return TimeLimit(context.query, context.limits.seconds)
 
 
 async def answered(
@@ -243,7 +240,7 @@ async def answered(
     requirement: Requirement,
     wait_s: float,
     context: QueryContext,
-    limit: RunLimit = _OF_HANDLERS,
+    limit: RunLimit = _as_allowed,
 ) -> Answer[Any]:
     """What a handler gives of one snapshot of a panel that meets the requirement. Errors as of `QueryBus.answer`.
 
@@ -255,7 +252,8 @@ async def answered(
     while True:
         async with panel.freshness.checks(requirement) as checks:
             try:
-                return await _run(panel, asking, handle, context, checks, missing, limit)
+                async with limit(context):
+                    return await _run(panel, asking, handle, context, checks, missing)
             except Behind as behind:
                 missing = behind
             except (Blocked, StoreUnavailable) as error:
@@ -266,31 +264,19 @@ async def answered(
 
 
 async def _run(
-    panel: ReadPanel,
-    asking: Asking,
-    handle: Handled,
-    context: QueryContext,
-    checks: Checks,
-    missing: Behind | None,
-    limit: RunLimit,
+    panel: ReadPanel, asking: Asking, handle: Handled, context: QueryContext, checks: Checks, missing: Behind | None
 ) -> Answer[Any]:
-    """One run of the handler, on one snapshot, which is not held for longer than the limit.
+    """One run of the handler, on one snapshot.
 
     What was missing the last time is looked at first, so that the handler does no work in vain.
     """
-    timeout = asyncio.timeout(limit.seconds)
-    try:
-        async with timeout, asking.snapshot() as snapshot:
-            reader = panel.reader(snapshot, checks)
-            if missing is not None:
-                await reader.check(missing)
-            value = await handled(handle, reader, context)
-            token = reader.token(panel.store.history_id)
-            return Answer(value=value, shows=(token,), incomplete=reader.incomplete)
-    except TimeoutError as error:
-        if timeout.expired():
-            raise Overloaded(limit.name, limit.seconds) from error
-        raise
+    async with asking.snapshot() as snapshot:
+        reader = panel.reader(snapshot, checks)
+        if missing is not None:
+            await reader.check(missing)
+        value = await handled(handle, reader, context)
+        token = reader.token(panel.store.history_id)
+        return Answer(value=value, shows=(token,), incomplete=reader.incomplete)
 
 
 async def handled(handle: Handled, reader: TellingReader, context: QueryContext) -> Any:

@@ -11,6 +11,7 @@ import msgspec
 
 from diptych.errors import ConfigurationError
 from diptych.read_side.conditions import AllOf, one_of
+from diptych.read_side.query_limits import NO_LIMITS, QueryLimits
 from diptych.read_side.read_model import ReadModel
 from diptych.security import Actor
 
@@ -31,6 +32,8 @@ class QueryContext(msgspec.Struct, frozen=True, kw_only=True):
         scopes: what they may do; see `requires`.
         trusted: whether they may do everything, whatever the scopes.
         rows: which rows may be seen, of the read models that `only` names; of all others every row.
+        limits: to a middleware, what the caller has asked for; to a handler, what holds.
+        query: the name of the query's type, once every middleware has let it through.
     """
 
     now: datetime
@@ -38,6 +41,8 @@ class QueryContext(msgspec.Struct, frozen=True, kw_only=True):
     scopes: AbstractSet[str] = frozenset()
     trusted: bool = False
     rows: VisibleRows = _ALL_ROWS
+    limits: QueryLimits = NO_LIMITS
+    query: str = ""
 
     def only(self, model: type[ReadModel], /, **where: object) -> QueryContext:
         """The context in which all other rows of a read model do not exist: `context.only(Order, customer=name)`.
@@ -59,6 +64,15 @@ class QueryContext(msgspec.Struct, frozen=True, kw_only=True):
         rows = {**self.rows, model: (*self.rows.get(model, ()), *added)}
         return msgspec.structs.replace(self, rows=MappingProxyType(rows))
 
+    def limited(self, *, seconds: float | None = None, rows: int | None = None) -> QueryContext:
+        """The context in which the query may take no longer, and ask for no more rows: `context.limited(rows=100)`.
+
+        Raises:
+            InvalidMessage: either is none, see `QueryLimits`.
+        """
+        limits = self.limits.within(QueryLimits(seconds=seconds, rows=rows))
+        return msgspec.structs.replace(self, limits=limits)
+
 
 def _owned(value: object) -> object:
     """What has to hold, in which None matches no row."""
@@ -67,6 +81,7 @@ def _owned(value: object) -> object:
     return one_of() if value is None else value
 
 
-def query_context(actor: Actor, now: datetime) -> QueryContext:
+def query_context(actor: Actor, now: datetime, limits: QueryLimits | None = None) -> QueryContext:
     """The context of a query that an actor asks."""
-    return QueryContext(now=now, actor=actor.name, scopes=actor.scopes, trusted=actor.trusted)
+    asked = NO_LIMITS if limits is None else limits
+    return QueryContext(now=now, actor=actor.name, scopes=actor.scopes, trusted=actor.trusted, limits=asked)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from diptych.errors import Overloaded
 from diptych.event_store.position import Token, said
 from diptych.read_side.columnar_rows import told
-from diptych.read_side.query_bus import Answer, Handled, RunLimit
+from diptych.read_side.query_bus import Answer, Handled
 
 if TYPE_CHECKING:
     from diptych.read_side.columnar_rows import RowSink
@@ -18,14 +20,12 @@ if TYPE_CHECKING:
     from diptych.read_side.reader import Reader
     from diptych.read_side.snapshot_reader import SnapshotReader
 
-__all__ = ["COPY_S_MAX", "RUN", "ReadModelRows"]
+__all__ = ["COPY_S_MAX", "ReadModelRows", "in_copy_time"]
 
 COPY_PAGE_ROWS = 5_000
 """Rows of a read model that are read at once where all of them are taken."""
 COPY_S_MAX = 1_800
 """Seconds for which all rows of a read model are read from one snapshot; past it, `Overloaded`."""
-RUN = RunLimit("COPY_S_MAX", COPY_S_MAX)
-"""That limit, for the query bus."""
 
 Ask: TypeAlias = Callable[[Handled], Awaitable[Answer[Any]]]
 """Has a handler answer from one snapshot."""
@@ -74,6 +74,19 @@ class ReadModelRows:
 
         answer = await self._ask(copy)
         return told("read_model", self.name, self.columns, _shown(answer.shows, incomplete=answer.incomplete))
+
+
+@asynccontextmanager
+async def in_copy_time(_: QueryContext) -> AsyncGenerator[None]:
+    """What may take `COPY_S_MAX`; past it, `Overloaded`."""
+    limit = asyncio.timeout(COPY_S_MAX)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if limit.expired():
+            raise Overloaded("COPY_S_MAX", COPY_S_MAX) from error
+        raise
 
 
 def _shown(tokens: Sequence[Token], *, incomplete: bool) -> dict[str, object]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
 __all__ = [
+    "SQL_ROWS_MAX",
     "BlockedKey",
     "Column",
     "ColumnKind",
@@ -46,6 +47,9 @@ __all__ = [
     "WriteResult",
     "Written",
 ]
+
+SQL_ROWS_MAX = 100_000
+"""Rows of one statement of the user's SQL; more get `Overloaded`."""
 
 Row: TypeAlias = tuple[Any, ...]
 """The values of one row, in the order of the table's columns."""
@@ -379,10 +383,13 @@ class ReadSnapshot(Protocol):
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = _NO_MOMENTS,
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Rows of a read-only SQL statement over `Table.name`s, decoded by column name to (kind, nullable).
 
-        `moments` are by projection name: a `Table.name` stands for its rows that have not expired then.
+        The first `limit` of them: what comes behind is not fetched. `moments` are by projection name: a `Table.name`
+        stands for its rows that have not expired then.
 
         Raises:
             ConfigurationError: this store has no SQL, the statement would write, or is wrong; with the reason.

@@ -37,6 +37,8 @@ class Reader(Protocol):
     Rows that have expired (`ExpiresAt`) are left out: by one time for all that is read, never before the last event
     that is shown.
 
+    Every row that a store is asked for counts towards what the query may cost (`QueryTooCostly`).
+
     `order_by` names columns, "-" for descending: "-units, sku"; the key is always added, so that the order is total.
     """
 

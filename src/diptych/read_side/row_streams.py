@@ -14,12 +14,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Generic, NamedTuple, Self, TypeVar, cast
 
+from msgspec.structs import replace
+
 from diptych.errors import InvalidMessage, Overloaded, StoreClosed
 from diptych.event_store.position import Token, said
 from diptych.messages.query import Query
 from diptych.read_side.declared_queries import Listing
 from diptych.read_side.query_bus import Answer, Handle, ListedRows, TellingReader
 from diptych.read_side.query_context import QueryContext, VisibleRows
+from diptych.read_side.query_limits import NO_LIMITS, RowCount, TimeLimit
 from diptych.read_side.query_middleware import NextQuery
 from diptych.read_side.reader import Reader
 
@@ -44,6 +47,15 @@ class _Rows(NamedTuple):
 
     answer: Answer[list[Any]]
     next: str | None
+
+
+class _Wanted(NamedTuple):
+    """A page that is wanted: behind which row, how many, how long that may take, and what counts them."""
+
+    cursor: str | None
+    rows: int
+    seconds: float | None
+    counted: RowCount
 
 
 class RowStreams:
@@ -117,8 +129,8 @@ class _Moment:
         self._listing = listing
         self._context = context
         self._after = after
-        self._wanted: asyncio.Queue[tuple[str | None, int]] = asyncio.Queue(1)
-        self._current: tuple[str | None, int] | None = None
+        self._wanted: asyncio.Queue[_Wanted] = asyncio.Queue(1)
+        self._current: _Wanted | None = None
         self._given: asyncio.Future[_Rows]
         self._task: asyncio.Task[Answer[Any]]
 
@@ -128,11 +140,11 @@ class _Moment:
         self._task = asyncio.get_running_loop().create_task(_awaited(asked), name="diptych stream of rows")
         return self._task
 
-    async def page(self, cursor: str | None, limit: int) -> _Rows | None:
-        """The rows behind a cursor; None where the snapshot is too old by now."""
+    async def page(self, wanted: _Wanted) -> _Rows | None:
+        """A page; None where the snapshot is too old by now."""
         self._given = asyncio.get_running_loop().create_future()
         if not self._task.done():
-            self._wanted.put_nowait((cursor, limit))
+            self._wanted.put_nowait(wanted)
             await asyncio.wait((self._given, self._task), return_when=asyncio.FIRST_COMPLETED)
         if self._given.done():
             return self._given.result()
@@ -158,7 +170,7 @@ class _Moment:
         if not self._task.cancelled():
             self._task.exception()  # heard, or told already
 
-    async def _hold(self, query: Any, reader: Reader, _: QueryContext) -> None:
+    async def _hold(self, query: Any, reader: Reader, context: QueryContext) -> None:
         """Read pages until nobody may want any more. What is run again goes on with the page that was wanted."""
         ends_at = asyncio.get_running_loop().time() + STREAM_SNAPSHOT_S_MAX
         while True:
@@ -168,9 +180,11 @@ class _Moment:
                         self._current = await self._wanted.get()
                 except TimeoutError:
                     return
-            cursor, limit = self._current
-            page = await self._listing.page(query, reader, limit, cursor)
+            wanted = self._current
             telling = cast("TellingReader", reader)  # as the query buses hand out
+            async with TimeLimit(context.query, wanted.seconds):
+                counting = telling.narrowed(context, wanted.counted)
+                page = await self._listing.page(query, counting, wanted.rows, wanted.cursor)
             answer = Answer(value=page.items, shows=await telling.shown(), incomplete=telling.incomplete)
             self._current = None
             if not self._given.done():
@@ -208,6 +222,7 @@ class RowStream(Generic[T]):
         self._at = 0
         self._cursor: str | None = None
         self._left = streams.listing(query).limit_of(query)
+        self._counted = RowCount(type(query).__name__, None)
         self._over = False
 
     @property
@@ -268,19 +283,22 @@ class RowStream(Generic[T]):
             await moment.end()
 
     async def _read(self, query: Query[Any], context: QueryContext) -> _Rows:
-        limit = STREAM_PAGE_ROWS if self._left is None else min(STREAM_PAGE_ROWS, self._left)
+        rows = STREAM_PAGE_ROWS if self._left is None else min(STREAM_PAGE_ROWS, self._left)
+        counted = self._counted = RowCount(context.query, context.limits.rows, taken=self._counted.taken)
+        wanted = _Wanted(self._cursor, rows, context.limits.seconds, counted)
         moment = self._moment
         if moment is not None and moment.query == query and dict(moment.rows) == dict(context.rows):
-            page = await moment.page(self._cursor, limit)
+            page = await moment.page(wanted)
             if page is not None:
                 return page
         if moment is not None:
             await moment.end()
         moment = self._moment = None
-        moment = _Moment(self._ask, self._streams.listing(query), query, context, self.shows or None)
+        held = replace(context, limits=NO_LIMITS)  # those are for pages
+        moment = _Moment(self._ask, self._streams.listing(query), query, held, self.shows or None)
         self._streams.begin(moment)
         self._moment = moment
-        page = await moment.page(self._cursor, limit)
+        page = await moment.page(wanted)
         if page is None:
             raise Overloaded("STREAM_SNAPSHOT_S_MAX", STREAM_SNAPSHOT_S_MAX)
         self.snapshots += 1

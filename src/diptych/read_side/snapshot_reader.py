@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from diptych.errors import Blocked, ConfigurationError, InvalidMessage
+from diptych.errors import Blocked, ConfigurationError, InvalidMessage, Overloaded
 from diptych.event_store.position import NOWHERE, START, Place, Token
 from diptych.messages.codec import encode
 from diptych.messages.message import field_types
@@ -23,8 +23,10 @@ from diptych.read_side.pages_by_key import pages_by_key
 from diptych.read_side.partitions import slice_of
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_context import QueryContext, VisibleRows
+from diptych.read_side.query_limits import RowCount
 from diptych.read_side.read_model import KIND_TYPES, ReadModel, RowForm, column_kind, key_text
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Comparison,
@@ -81,6 +83,7 @@ class SnapshotReader:
     ) -> None:
         self._met = _Met()
         self.visible: VisibleRows | None = None
+        self.counted: RowCount | None = None
         self._snapshot = snapshot
         self._projections = projections
         self._checks = checks
@@ -100,13 +103,15 @@ class SnapshotReader:
         """That something that was touched is behind, also where the handler caught it."""
         return self._met.behind
 
-    def narrowed(self, context: QueryContext) -> SnapshotReader:
+    def narrowed(self, context: QueryContext, counted: RowCount | None = None) -> SnapshotReader:
         """The same reader, in which there are no rows but those that the context lets be seen. It reads; this does not.
 
-        What either touches and meets, both do.
+        What either touches and meets, both do. Rows are counted anew, and by those around it, where nothing counts them
+        already.
         """
         found = copy(self)
         found.visible = context.rows
+        found.counted = counted or RowCount(context.query, context.limits.rows, self.counted)
         return found
 
     def token(self, history_id: bytes) -> Token:
@@ -143,6 +148,7 @@ class SnapshotReader:
         """See `Reader.get_many`."""
         form = self._projection(model).form
         columns = {form.given_key(key if isinstance(key, tuple) else (key,)): key for key in keys}
+        self._counted.take(len(columns), f"get of {model.__name__}")
         texts = [key_text(key) for key in columns]
         projection = await self._touch(model, texts, list(columns))
         self._check_blocked(projection, texts)
@@ -163,8 +169,10 @@ class SnapshotReader:
         form = projection.form
         filters = [*_filters(form, where), *self._shown(projection)]
         number = self._numbers.get(projection.name)
-        order = _order(form, order_by)
-        rows = await self._snapshot.find(projection.name, filters, order, _limit(limit), None, number)
+        order, asked = _order(form, order_by), f"find of {model.__name__}"
+        most = self._counted.allowed(_limit(limit), asked)
+        rows = await self._snapshot.find(projection.name, filters, order, most, None, number)
+        self._counted.take(len(rows), asked)
         return [form.model(row) for row in rows]
 
     async def page(
@@ -179,8 +187,10 @@ class SnapshotReader:
         history_id = self._live[projection.name][0].checkpoint.history_id
         after = None if cursor is None else _after(form, cursor, question, history_id, order)
         shown = [*filters, *self._shown(projection)]  # no part of the question: the next page is asked later
-        number = self._numbers.get(projection.name)
-        rows = await self._snapshot.find(projection.name, shown, order, _limit(limit) + 1, after, number)
+        number, asked = self._numbers.get(projection.name), f"page of {model.__name__}"
+        most = self._counted.allowed(_limit(limit) + 1, asked)
+        rows = await self._snapshot.find(projection.name, shown, order, most, after, number)
+        self._counted.take(len(rows[:limit]), asked)  # the one behind tells only that there is another page
         items = [form.model(row) for row in rows[:limit]]
         if len(rows) <= limit:
             return Page(items)
@@ -193,6 +203,7 @@ class SnapshotReader:
         projection = await self._touch(model)
         self._check_blocked(projection)
         filters = [*_filters(projection.form, where), *self._shown(projection)]
+        self._counted.take(1, f"count of {model.__name__}")
         return await self._snapshot.count(projection.name, filters, self._numbers.get(projection.name))
 
     async def search(self, model: type[M], text: str, /, *, limit: int = 100) -> list[M]:
@@ -201,8 +212,10 @@ class SnapshotReader:
         if not any(column.searchable for column in projection.form.table.columns):
             raise ConfigurationError(f"{model.__name__} has no Searchable[str] field to search in")
         self._check_blocked(projection)
-        name, number = projection.name, self._numbers.get(projection.name)
-        rows = await self._snapshot.search(name, text, _limit(limit), self._shown(projection), number)
+        name, number, asked = projection.name, self._numbers.get(projection.name), f"search of {model.__name__}"
+        most = self._counted.allowed(_limit(limit), asked)
+        rows = await self._snapshot.search(name, text, most, self._shown(projection), number)
+        self._counted.take(len(rows), asked)
         return [projection.form.model(row) for row in rows]
 
     async def sql(
@@ -212,6 +225,7 @@ class SnapshotReader:
 
         Raises:
             ConfigurationError: not every row may be seen: a statement reads what it likes, whatever it says it touches.
+            Overloaded: it gives more than `SQL_ROWS_MAX` rows.
         """
         if self.visible:
             hidden = ", ".join(model.__name__ for model in self.visible)
@@ -230,7 +244,11 @@ class SnapshotReader:
             if projection.form.expiry is not None:
                 moments[projection.name] = self._moment(projection)
         columns = {name: column_kind(annotation) for name, annotation in field_types(result).items()}
-        rows = await self._snapshot.sql(statement, parameters, columns, moments)
+        most = self._counted.allowed(SQL_ROWS_MAX + 1, "SQL")
+        rows = await self._snapshot.sql(statement, parameters, columns, moments, limit=most)
+        self._counted.take(min(len(rows), SQL_ROWS_MAX), "SQL")
+        if len(rows) > SQL_ROWS_MAX:
+            raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
         return [result(**row) for row in rows]
 
     # ── beside `Reader` ──────────────────────────────────────────────────────
@@ -249,6 +267,11 @@ class SnapshotReader:
             yield page
 
     # ── which rows there are ─────────────────────────────────────────────────
+
+    @property
+    def _counted(self) -> RowCount:
+        assert self.counted is not None, "a reader is narrowed before anything is read with it"
+        return self.counted
 
     def _shown(self, projection: Projection) -> Sequence[Filter]:
         """What has to hold of every row, whatever is asked for: it has not expired, and may be seen."""

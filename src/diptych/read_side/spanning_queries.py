@@ -16,21 +16,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from diptych.errors import Blocked, ConfigurationError, Overloaded, StoreUnavailable
+from diptych.errors import Blocked, ConfigurationError, StoreUnavailable
 from diptych.event_store.position import NOWHERE, START, Place, Token
 from diptych.messages.query import Query
 from diptych.read_side.freshness import Behind, Requirement, check_wait
-from diptych.read_side.query_bus import (
-    HANDLER_S_MAX,
-    Answer,
-    Handle,
-    Handled,
-    ListedRows,
-    QueryHandlers,
-    ReadPanel,
-    handled,
-)
+from diptych.read_side.query_bus import Answer, Handle, Handled, ListedRows, QueryHandlers, ReadPanel, handled
 from diptych.read_side.query_context import QueryContext
+from diptych.read_side.query_limits import RowCount, TimeLimit
 from diptych.read_side.query_source import Asking
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.reader import Page
@@ -115,18 +107,12 @@ class SpanningQueryBus:
     async def _answer(
         self, handle: Handled, context: QueryContext, reader: SpanningReader, missing: Behind | None
     ) -> Answer[Any]:
-        limit = asyncio.timeout(HANDLER_S_MAX)
-        try:
-            async with limit, reader:
-                if missing is not None:
-                    await reader.check(missing)
-                value = await handled(handle, reader, context)
-                shown = await reader.shown() or (_nothing_of(self._first),)
-                return Answer(value=value, shows=shown, incomplete=reader.incomplete)
-        except TimeoutError as error:
-            if limit.expired():
-                raise Overloaded("HANDLER_S_MAX", HANDLER_S_MAX) from error
-            raise
+        async with TimeLimit(context.query, context.limits.seconds), reader:
+            if missing is not None:
+                await reader.check(missing)
+            value = await handled(handle, reader, context)
+            shown = await reader.shown() or (_nothing_of(self._first),)
+            return Answer(value=value, shows=shown, incomplete=reader.incomplete)
 
 
 def _nothing_of(panel: ReadPanel) -> Token:
@@ -149,6 +135,7 @@ class SpanningReader:
     def __init__(self, panels: Mapping[type, ReadPanel], visits: dict[int, _Visit], require: Require) -> None:
         self._refused: list[_Visit] = []
         self.context: QueryContext | None = None
+        self.counted: RowCount | None = None
         self._panels = panels
         self._visits = visits
         self._require = require
@@ -174,10 +161,11 @@ class SpanningReader:
         """Where the last error came from, if one did."""
         return self._refused[-1] if self._refused else None
 
-    def narrowed(self, context: QueryContext) -> SpanningReader:
+    def narrowed(self, context: QueryContext, counted: RowCount | None = None) -> SpanningReader:
         """See `SnapshotReader.narrowed`."""
         found = copy(self)
         found.context = context
+        found.counted = counted or RowCount(context.query, context.limits.rows, self.counted)
         return found
 
     @property
@@ -254,9 +242,9 @@ class SpanningReader:
         return found
 
     async def _of(self, model: type[ReadModel], ask: Callable[[SnapshotReader], Awaitable[R]]) -> R:
-        context = self.context
+        context, counted = self.context, self.counted
         assert context is not None, "a reader is narrowed before anything is read with it"
-        return await self._at(model, lambda reader: ask(reader.narrowed(context)))
+        return await self._at(model, lambda reader: ask(reader.narrowed(context, counted)))
 
     async def _at(self, model: type[ReadModel], ask: Callable[[SnapshotReader], Awaitable[R]]) -> R:
         panel = self._panel(model)

@@ -27,6 +27,7 @@ from diptych.process_managers.scheduler import SCHEDULED
 from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
+from diptych.read_side.query_limits import NO_LIMITS, QueryLimits
 from diptych.read_side.query_middleware import QueryMiddleware
 from diptych.read_side.read_model import ReadModel
 from diptych.read_side.read_store import Order
@@ -73,6 +74,7 @@ class InMemoryApplication(Application):
         services: what handlers and subscribers take, by type.
         command_middleware: wraps the way of every command, the first outermost.
         query_middleware: wraps the way of every query, the first outermost.
+        query_limits: what queries may take of which their author says nothing, see `Application`.
         clock: tells the time; a new `ManualClock` by default.
         reacting: whether processes react to what happens, and send.
         store: the URL of an empty store, where it is the store that is tried.
@@ -84,6 +86,7 @@ class InMemoryApplication(Application):
         services: Mapping[type[Any], object] | None = None,
         command_middleware: Sequence[CommandMiddleware] = (),
         query_middleware: Sequence[QueryMiddleware] = (),
+        query_limits: QueryLimits = NO_LIMITS,
         clock: ManualClock | None = None,
         reacting: bool = True,
         store: str = "memory:",
@@ -95,6 +98,7 @@ class InMemoryApplication(Application):
             services=services,
             command_middleware=command_middleware,
             query_middleware=query_middleware,
+            query_limits=query_limits,
             clock=self.clock,
         )
         self._types = EventTypes(())
@@ -208,12 +212,20 @@ class InMemoryApplication(Application):
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> Answer[R]:
         """See `Application.answer`; unless told otherwise it shows everything."""
         if freshness == "latest" and (after is not None or within_s is not None or as_of is not None):
             freshness = "eventual"
         return await super().answer(
-            query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            query,
+            actor=actor,
+            after=after,
+            freshness=freshness,
+            within_s=within_s,
+            as_of=as_of,
+            wait_s=wait_s,
+            limits=limits,
         )
 
     async def query(
@@ -227,10 +239,18 @@ class InMemoryApplication(Application):
         within_s: float | None = None,
         as_of: Receipt | Answer[Any] | str | datetime | None = None,
         wait_s: float = WAIT_S,
+        limits: QueryLimits | None = None,
     ) -> R:
         """See `Application.query`; unless told otherwise it shows everything."""
         found = await self.answer(
-            query, actor=actor, after=after, freshness=freshness, within_s=within_s, as_of=as_of, wait_s=wait_s
+            query,
+            actor=actor,
+            after=after,
+            freshness=freshness,
+            within_s=within_s,
+            as_of=as_of,
+            wait_s=wait_s,
+            limits=limits,
         )
         return found.value
 

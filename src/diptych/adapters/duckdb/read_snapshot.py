@@ -29,7 +29,7 @@ from diptych.adapters.duckdb.read_queries import (
 from diptych.adapters.duckdb.read_tables import SELECT_GENERATIONS, StoredTable, decode_table, generation_of
 from diptych.adapters.sorting_decimals import DecodeError
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
-from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
+from diptych.read_side.read_store import SQL_ROWS_MAX, BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
 from diptych.read_side.row_filters import words_of
 from diptych.read_side.snapshot_turns import SnapshotTurns
 
@@ -44,8 +44,6 @@ READ_THREADS = 4
 """Reads at a time; each of them may use all cores."""
 READ_S_MAX = 10
 """Seconds that one read may run before it is stopped with `Overloaded`."""
-SQL_ROWS_MAX = 100_000
-"""Rows of one statement of the user's SQL; more get `Overloaded`."""
 BUILDS_CACHED_MAX = 1_000
 """Generations whose form is kept at hand."""
 
@@ -147,12 +145,7 @@ class SnapshotTurn:
         if running is None:
             self._pool.give_back(connection)
         else:
-            running.add_done_callback(lambda _: self._give_back_left(connection, running))
-
-    def _give_back_left(self, connection: DuckDBPyConnection, stopped: asyncio.Future[Any]) -> None:
-        if not stopped.cancelled():
-            stopped.exception()  # that it was interrupted is nobody's news
-        self._pool.give_back(connection)
+            running.add_done_callback(lambda _: self._pool.give_back(connection))
 
 
 class DuckdbReadSnapshot:
@@ -268,6 +261,8 @@ class DuckdbReadSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port."""
         given = [encode_parameter(value) for value in parameters]
@@ -280,14 +275,12 @@ class DuckdbReadSnapshot:
         def read(connection: DuckDBPyConnection) -> tuple[list[str], list[tuple[Any, ...]]]:
             try:
                 result = connection.execute(statement, given)
-                found = result.fetchmany(SQL_ROWS_MAX + 1)
+                found = result.fetchmany(limit)
                 return [column[0] for column in result.description or ()], found
             except (duckdb.ProgrammingError, duckdb.DataError, duckdb.NotSupportedError, UnicodeError) as error:
                 raise ConfigurationError(_why_not(error)) from error
 
         named, found = await self._read(read)
-        if len(found) > SQL_ROWS_MAX:
-            raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
         return _decode_results(named, found, columns)
 
     # ── how ──────────────────────────────────────────────────────────────────
@@ -327,6 +320,7 @@ class DuckdbReadSnapshot:
                 raise StoreUnavailable(f"this snapshot of {self._pool.path} ended {self._ended}")
             self._submitted = self._pool.threads.submit(read, self._connection)
             self._running = asyncio.wrap_future(self._submitted)
+            self._running.add_done_callback(_heard)
             limit = asyncio.get_running_loop().call_later(READ_S_MAX, self._connection.interrupt)
             self._running.add_done_callback(lambda _: limit.cancel())
             try:
@@ -337,6 +331,12 @@ class DuckdbReadSnapshot:
                 if isinstance(error.__cause__, duckdb.InterruptException):
                     raise Overloaded("READ_S_MAX", READ_S_MAX) from error
                 raise
+
+
+def _heard(read: asyncio.Future[Any]) -> None:
+    """That a read was stopped whose caller is gone is nobody's news."""
+    if not read.cancelled():
+        read.exception()
 
 
 def _why_not(reason: object) -> str:

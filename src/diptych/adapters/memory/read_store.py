@@ -13,16 +13,17 @@ A generation knows who holds the lease of each slice, or held it last; a worker 
 An index of an `indexed` column is made when the first `find` asks for values of it, and kept from then on.
 
 Reads by key, by values of indexed columns and of what has expired, and writes, cost the same whatever the size; other
-`find`s, `count` and `search` look at every row.
+`find`s, `count` and `search` look at every row, some at a time: between those, others have their turn.
 """
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
@@ -37,6 +38,7 @@ from diptych.read_side.key_index import KeyIndex
 from diptych.read_side.lease_shares import deal
 from diptych.read_side.partitions import found_again, kept, reaches, split, taken_up, whole
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Comparison,
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MemoryReadStore", "connect"]
 
+TURN_ROWS = 1_000
+"""Rows that a read looks at before others have their turn, of whom one may be its caller, who has gone."""
 STALE_EXPIRIES_MAX = 1_000
 """Entries of the heap of expiries beyond twice the rows; past it, it is made anew."""
 
@@ -383,7 +387,7 @@ class MemoryReadStore:
         await self._turns.take()
         try:
             self._check_open()
-            snapshot = _Snapshot(dict(self._builds))
+            snapshot = _Snapshot(dict(self._builds), takes_turns=True)
             self._snapshots.add(snapshot)
             try:
                 yield snapshot
@@ -399,7 +403,7 @@ class MemoryReadStore:
 
     def view(self) -> _Snapshot:
         """A view of this moment, for those who let nothing else happen while they look."""
-        return _Snapshot(dict(self._builds))
+        return _Snapshot(dict(self._builds), takes_turns=False)
 
     @property
     def changes(self) -> int:
@@ -420,8 +424,10 @@ class MemoryReadStore:
 class _Snapshot:
     """One moment: the generations as they were, and the rows that have changed since as they were."""
 
-    def __init__(self, builds: dict[tuple[str, int], _Build]) -> None:
+    def __init__(self, builds: dict[tuple[str, int], _Build], *, takes_turns: bool) -> None:
         self._builds = builds
+        self._takes_turns = takes_turns
+        self._looked_at = 0
         self._undo: dict[tuple[str, int], dict[Key, Row | None]] = {}
 
     def keep(self, rows: Mapping[Key, Row | None], build: tuple[str, int]) -> None:
@@ -451,6 +457,7 @@ class _Snapshot:
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
         """The rows of these keys; keys without a row are left out."""
         build, _ = self._build(name, number)
+        await self._give_turn(len(keys))
         undo = self._undo.get((name, build.generation.number), {})
         found = ((key, undo[key] if key in undo else build.rows.get(key)) for key in map(tuple, keys))
         return {key: row for key, row in found if row is not None}
@@ -467,21 +474,25 @@ class _Snapshot:
         """Rows that every filter matches, in order. See the port."""
         build, table = self._build(name, number)
         matches = matcher(filters, table)
-        return in_order(filter(matches, self._indexed_rows(build, table, filters)), table, order, after)[:limit]
+        keys = self._indexed_keys(build, table, filters)
+        found = await self._taken_in_turns(build, keys, lambda rows: filter(matches, rows))
+        return in_order(found, table, order, after)[:limit]
 
     async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
         build, table = self._build(name, number)
-        return sum(map(matcher(filters, table), self._rows(build)))
+        matches = matcher(filters, table)
+        return len(await self._taken_in_turns(build, self._keys(build), lambda rows: filter(matches, rows)))
 
     async def search(
         self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
     ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
         build, table = self._build(name, number)
-        wanted = words_of(text)
-        rows = filter(matcher(filters, table), self._rows(build) if wanted else ())
-        return best_first(rows, table, wanted)[:limit]
+        wanted, matches = words_of(text), matcher(filters, table)
+        keys = self._keys(build) if wanted else []
+        found = await self._taken_in_turns(build, keys, lambda rows: best_first(filter(matches, rows), table, wanted))
+        return best_first(found, table, wanted)[:limit]
 
     async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
         """The keys of rows that expire at a moment or before it, in that order. See the port."""
@@ -504,9 +515,11 @@ class _Snapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Refused: there is no SQL here."""
-        del statement, parameters, columns, moments
+        del statement, parameters, columns, moments, limit
         raise ConfigurationError("the read store memory: has no SQL; give the application read_store='sqlite:<path>'")
 
     def _build(self, name: str, number: int | None) -> tuple[_Build, Table]:
@@ -516,8 +529,30 @@ class _Snapshot:
             raise StoreUnavailable(f"{name} has no {which} with a table here; is its first build still under way?")
         return build, build.generation.table
 
-    def _indexed_rows(self, build: _Build, table: Table, filters: Sequence[Filter]) -> Iterator[Row]:
-        """Rows among which are all that the filters match: those that an index tells, if one does."""
+    async def _taken_in_turns(
+        self, build: _Build, keys: Sequence[Key], take: Callable[[Iterable[Row]], Iterable[Row]]
+    ) -> list[Row]:
+        """What is taken of the rows of these keys, with a turn for others in between, who may stop it, or write.
+
+        What they change is in the undo by then, so that this shows the moment that it began in.
+        """
+        place, found = (build.generation.name, build.generation.number), list[Row]()
+        for first in range(0, len(keys), TURN_ROWS):
+            undo, rows, page = self._undo.get(place, {}), build.rows, keys[first : first + TURN_ROWS]
+            each = (undo[key] if key in undo else rows.get(key) for key in page)
+            found += take(row for row in each if row is not None)
+            await self._give_turn(len(page))
+        return found
+
+    async def _give_turn(self, rows: int) -> None:
+        """Let others have a turn, after every so many rows that were looked at, by however many reads."""
+        self._looked_at += max(rows, 1)
+        if self._takes_turns and self._looked_at >= TURN_ROWS:
+            self._looked_at = 0
+            await asyncio.sleep(0)  # noqa: TID251 - a turn for the others, not a wait
+
+    def _indexed_keys(self, build: _Build, table: Table, filters: Sequence[Filter]) -> Sequence[Key]:
+        """The keys of rows among which are all that the filters match: those that an index tells, if one does."""
         for wanted in filters:
             place = _place(table, wanted.column)
             told = _VALUES.get(wanted.comparison)
@@ -529,13 +564,13 @@ class _Snapshot:
                 _note_indexed(index, place, build.rows)
             undo = self._undo.get((build.generation.name, build.generation.number), {})
             keys = [key for value in dict.fromkeys(told(wanted.value)) for key in index.keys(value) if key not in undo]
-            return itertools.chain((build.rows[key] for key in keys), (row for row in undo.values() if row is not None))
-        return self._rows(build)
+            return [*keys, *undo]
+        return self._keys(build)
 
-    def _rows(self, build: _Build) -> Iterator[Row]:
+    def _keys(self, build: _Build) -> Sequence[Key]:
+        """The keys of all rows, and perhaps some of which there is no row."""
         undo = self._undo.get((build.generation.name, build.generation.number), {})
-        untouched = (row for key, row in build.rows.items() if key not in undo)
-        return itertools.chain(untouched, (row for row in undo.values() if row is not None))
+        return [*build.rows, *(key for key in undo if key not in build.rows)]
 
 
 def _live(builds: Mapping[tuple[str, int], _Build], name: str) -> _Build | None:

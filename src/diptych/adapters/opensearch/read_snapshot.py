@@ -21,6 +21,7 @@ from diptych.adapters.opensearch.row_queries import (
 )
 from diptych.errors import ConfigurationError, InvalidMessage, StoreUnavailable
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Comparison,
@@ -160,9 +161,11 @@ class OpenSearchSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Refused: there is no SQL here."""
-        del statement, parameters, columns, moments
+        del statement, parameters, columns, moments, limit
         raise ConfigurationError(
             "the read store opensearch: has no SQL that a query handler could ask: use find, count and search, "
             "or keep the read models in PostgreSQL or SQLite"

@@ -32,7 +32,7 @@ from diptych.adapters.postgres.read_schema import READ_STORE_MIGRATIONS
 from diptych.adapters.postgres.read_sql import decode_results, prepared
 from diptych.adapters.postgres.read_tables import Builds, StoredTable
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
-from diptych.read_side.read_store import BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
+from diptych.read_side.read_store import SQL_ROWS_MAX, BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
 from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX, SnapshotTurns
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ READ_S_MAX = 10
 """Seconds that one read may run before the server stops it, with `Overloaded`."""
 ANSWER_S_MAX = 5
 """Seconds beyond that in which the server has to answer at all."""
-SQL_ROWS_MAX = 100_000
-"""Rows of one statement of the user's SQL; more get `Overloaded`."""
 
 _PLAN_FREELY = (
     "SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; SET LOCAL plan_cache_mode = force_custom_plan"
@@ -447,6 +445,8 @@ class PostgresReadSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port.
 
@@ -460,20 +460,20 @@ class PostgresReadSnapshot:
             assert table is not None
             tables[table.of] = table
         text, given = prepared(statement, parameters, list(tables.values()), moments)
-        names, found = await self._run_by_hand(text, given)
-        if len(found) > SQL_ROWS_MAX:
-            raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
+        names, found = await self._run_by_hand(text, given, limit)
         return decode_results(names, found, columns)
 
     # ── how ──────────────────────────────────────────────────────────────────
 
-    async def _run_by_hand(self, text: str, given: Sequence[Any]) -> tuple[list[str], list[asyncpg.Record]]:
+    async def _run_by_hand(self, text: str, given: Sequence[Any], limit: int) -> tuple[list[str], list[asyncpg.Record]]:
         """Run a statement, and take back whatever settings it changed; the snapshot goes on."""
         async with self._turn:
             self._check_open()
-            return await self._run_alone_by_hand(text, given)
+            return await self._run_alone_by_hand(text, given, limit)
 
-    async def _run_alone_by_hand(self, text: str, given: Sequence[Any]) -> tuple[list[str], list[asyncpg.Record]]:
+    async def _run_alone_by_hand(
+        self, text: str, given: Sequence[Any], limit: int
+    ) -> tuple[list[str], list[asyncpg.Record]]:
         self.used_by_hand = True
         link, timeout = self.connection, READ_S_MAX + ANSWER_S_MAX
         settings = f"{_PLAN_FREELY}; SET LOCAL search_path = {self._catalog.schema}; SAVEPOINT by_hand"
@@ -483,7 +483,7 @@ class PostgresReadSnapshot:
                 statement = await link.prepare(text, timeout=timeout)
                 names = [attribute.name for attribute in statement.get_attributes()]
                 cursor = await statement.cursor(*given, timeout=timeout)
-                found = await cursor.fetch(SQL_ROWS_MAX + 1, timeout=timeout)
+                found = await cursor.fetch(limit, timeout=timeout)
             except asyncpg.PostgresError:
                 await link.execute("ROLLBACK TO by_hand", timeout=ANSWER_S_MAX)
                 raise

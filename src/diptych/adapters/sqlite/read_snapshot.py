@@ -36,6 +36,7 @@ from diptych.adapters.sqlite.read_queries import (
 from diptych.adapters.sqlite.read_tables import SELECT_GENERATIONS, StoredTable, decode_table, generation_of
 from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Filter,
@@ -55,8 +56,6 @@ READ_THREADS = 4
 """Threads for reads that may take long."""
 READ_S_MAX = 10
 """Seconds that one such read may run before it is stopped with `Overloaded`."""
-SQL_ROWS_MAX = 100_000
-"""Rows of one statement of the user's SQL; more get `Overloaded`."""
 STEPS_BETWEEN_CHECKS = 20_000
 """Of SQLite's machine, from one look at the clock to the next."""
 BUILDS_CACHED_MAX = 1_000
@@ -369,6 +368,8 @@ class SqliteReadSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port.
 
@@ -382,15 +383,13 @@ class SqliteReadSnapshot:
             self._reader.of_user = True
             try:
                 cursor = connection.execute(statement, encoded)
-                found = cursor.fetchmany(SQL_ROWS_MAX + 1)
+                found = cursor.fetchmany(limit)
                 named = [column[0] for column in cursor.description or ()]
                 cursor.close()
             except (sqlite3.Error, sqlite3.Warning, UnicodeError, OverflowError) as error:
                 raise _explained(error) from error
             finally:
                 self._reader.of_user = False
-            if len(found) > SQL_ROWS_MAX:
-                raise Overloaded("SQL_ROWS_MAX", SQL_ROWS_MAX)
             return _decode_results(named, found, columns)
 
         return await self._on_thread(read)
@@ -440,6 +439,7 @@ class SqliteReadSnapshot:
                 )
             self._submitted = self._threads.submit(self._read_in_time, read)
             self._running = asyncio.wrap_future(self._submitted)
+            self._running.add_done_callback(_heard)
             return await asyncio.shield(self._running)
 
     def _read_in_time(self, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -453,6 +453,12 @@ class SqliteReadSnapshot:
             raise
         finally:
             self._reader.deadline = math.inf
+
+
+def _heard(read: asyncio.Future[Any]) -> None:
+    """That a read was stopped whose caller is gone is nobody's news."""
+    if not read.cancelled():
+        read.exception()
 
 
 def rows_by_key(connection: sqlite3.Connection, table: StoredTable, keys: Sequence[Key]) -> dict[Key, Row]:

@@ -20,6 +20,7 @@ from diptych.adapters.valkey.index_scan import Scan, chosen, scans_for
 from diptych.adapters.valkey.rows import WORDS, TableRows, table_rows
 from diptych.errors import ConfigurationError, StoreUnavailable
 from diptych.read_side.read_store import (
+    SQL_ROWS_MAX,
     BlockedKey,
     ColumnKind,
     Comparison,
@@ -250,9 +251,11 @@ class ValkeyReadSnapshot:
         parameters: Sequence[Any],
         columns: Mapping[str, tuple[ColumnKind, bool]],
         moments: Mapping[str, dt.datetime] = MappingProxyType({}),
+        *,
+        limit: int = SQL_ROWS_MAX,
     ) -> list[dict[str, Any]]:
         """Refused: there is no SQL here."""
-        del statement, parameters, columns, moments
+        del statement, parameters, columns, moments, limit
         raise ConfigurationError("read models in Valkey have no SQL: keep this one in sqlite: or postgresql:")
 
     # ── generations ──────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from diptych.application.application import Application
 from diptych.entrypoints.http.authenticator import admitted
 from diptych.entrypoints.http.body import read_body
+from diptych.entrypoints.http.client_watch import WhileClientWaits
 from diptych.entrypoints.http.command_status import accepted_reply, receipt_json
 from diptych.entrypoints.http.decoding import MessageDecoder
 from diptych.entrypoints.http.event_stream import EventStream, Streams
@@ -36,6 +37,7 @@ from diptych.entrypoints.http.request_headers import (
     last_event_id,
     preferred_stream,
     preferred_wait_s,
+    query_timeout_s,
     reason,
     responds_later,
     select,
@@ -50,6 +52,7 @@ from diptych.messages.registry import MessageTypes
 from diptych.read_side.chosen_fields import ChosenFields, fields_of_answer
 from diptych.read_side.freshness import WAIT_S
 from diptych.read_side.query_bus import Answer
+from diptych.read_side.query_limits import QueryLimits
 from diptych.read_side.reader import Page
 from diptych.security import Actor
 from diptych.write_side.verdict import Verdict
@@ -57,15 +60,27 @@ from diptych.write_side.verdict import Verdict
 if TYPE_CHECKING:
     from starlette.types import Receive, Scope
 
-__all__ = ["CommandEndpoint", "Endpoint", "Endpoints", "QueryEndpoint"]
+__all__ = [
+    "CURSOR",
+    "QUERY_HEADERS",
+    "CommandEndpoint",
+    "Endpoint",
+    "Endpoints",
+    "QueryEndpoint",
+    "actor_in",
+    "headers_of",
+    "moment_asked",
+    "wait_applied",
+]
 
 CURSOR = "cursor"
 """What the read side calls a cursor that it refuses."""
 
 _BODY_HEADERS = frozenset((b"content-type", b"content-encoding", b"content-length", b"expect"))
 _COMMAND_HEADERS = _BODY_HEADERS | {b"idempotency-key", b"traceparent", b"if-match", b"reason", b"prefer"}
-_QUERY_HEADERS = _BODY_HEADERS | {
+QUERY_HEADERS = _BODY_HEADERS | {
     b"consistency-token", b"prefer", b"if-none-match", b"as-of", b"accept-datetime", b"accept", b"last-event-id",
+    b"query-timeout",
 }  # fmt: skip
 _INCOMPLETE: Header = (b"answer-incomplete", b"?1")
 _REVALIDATE: Header = (b"cache-control", b"no-cache")
@@ -127,7 +142,7 @@ class CommandEndpoint:
         key = idempotency_key(found)
         basis = based_on(found)
         why = reason(found)
-        actor = _actor(scope)
+        actor = actor_in(scope)
         check_json(found)
         body = await read_body(receive, found)
         command = self._decoder.decode(body)
@@ -185,29 +200,50 @@ class QueryEndpoint:
         self._has_cursor = "cursor" in field_types(cls)
         self._allowed = b"POST" if self._parameters is None else b"GET, HEAD, POST"
 
+    def decode(self, data: bytes) -> Any:
+        """The query that JSON is."""
+        return self._decoder.decode(data)
+
+    def chosen(self, names: Sequence[str] | None) -> Callable[[Any], object]:
+        """An answer's value to what is told of it: these fields of it, or all.
+
+        Raises:
+            InvalidMessage: it has no such fields.
+        """
+        if names is None:
+            return _whole
+        return ChosenFields(self._cls, names).of
+
     async def __call__(self, scope: Scope, receive: Receive, /) -> Reply | EventStream | RowLines:
         """Answer the query."""
-        found = select(scope["headers"], _QUERY_HEADERS)
+        found = select(scope["headers"], QUERY_HEADERS)
         preferred = preferred_stream(found)
         is_live = preferred == "text/event-stream"
         token = (last_event_id(found) if is_live else None) or consistency_token(found)
         as_of = as_of_token(found)
+        timeout_s = query_timeout_s(found)
+        limits = None if timeout_s is None else QueryLimits(seconds=timeout_s)
         preferred_s = preferred_wait_s(found)
         wait_s = WAIT_S if preferred_s is None else preferred_s
         query_string, chosen = self._chosen(scope["query_string"])
         data = await self._data(scope, receive, found, query_string)
         query = self._decoder.decode(data)
-        actor = _actor(scope)
-        for given in (token, as_of):
-            if given is not None:
-                _check_token(given)
-        then = self._moment(token, as_of, accepted_datetime(found))
+        actor = actor_in(scope)
+        then = moment_asked(self._application, token, as_of, accepted_datetime(found))
+        if is_live and limits is not None:
+            told = "A live query has the limits of its author: leave it out, or accept application/json"
+            raise Problem(INVALID_HEADER, told, header="Query-Timeout")
         try:
-            if is_live:
-                return await self._stream(query, chosen, actor, token, then, wait_s, _applied(preferred_s))
-            if preferred:
-                return await self._rows(query, chosen, actor, token, then, wait_s, _applied(preferred_s))
-            answer = await self._application.answer(query, actor=actor, after=token, as_of=then, wait_s=wait_s)
+            with WhileClientWaits(receive):
+                if is_live:
+                    return await self._stream(query, chosen, actor, token, then, wait_s, wait_applied(preferred_s))
+                if preferred:
+                    return await self._rows(
+                        query, chosen, actor, token, then, wait_s, limits, wait_applied(preferred_s)
+                    )
+                answer = await self._application.answer(
+                    query, actor=actor, after=token, as_of=then, wait_s=wait_s, limits=limits
+                )
         except InvalidMessage as error:
             raise _invalid(error, data, self._cls) from None
         except HistoryPruned as error:
@@ -216,25 +252,14 @@ class QueryEndpoint:
             detail = f"The event at position {error.position} would be needed, and its data were dropped"
             raise Problem(HISTORY_PRUNED, detail) from error
         body = encode(answer.value if chosen is None else chosen.of(answer.value))
-        headers = _headers(answer, actor, then)
+        headers = headers_of(answer, actor, then)
         if self._has_cursor and scope["method"] != "POST":
             headers += _links(scope["query_string"], answer.value)
         tag = entity_tag(body, answer.token)
-        headers += [(b"etag", tag.encode()), *_applied(preferred_s)]
+        headers += [(b"etag", tag.encode()), *wait_applied(preferred_s)]
         if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
             return Reply(304, b"", headers)
         return Reply(200, body, headers)
-
-    def _moment(self, token: str | None, as_of: str | None, time: datetime | None) -> str | datetime | None:
-        """The moment that is asked for, if any; of a time that has not come yet, now (RFC 7089, section 4.5.3).
-
-        Raises:
-            Problem: more than one of the header fields that say which moment were sent.
-        """
-        if sum(given is not None for given in (token, as_of, time)) > 1:
-            told = "Of Consistency-Token, As-Of and Accept-Datetime, send one"
-            raise Problem(INVALID_HEADER, told, header="As-Of" if time is None else "Accept-Datetime")
-        return as_of if time is None else min(time, self._application.now().replace(microsecond=0))
 
     async def _stream(
         self,
@@ -268,6 +293,7 @@ class QueryEndpoint:
         token: str | None,
         then: str | datetime | None,
         wait_s: float,
+        limits: QueryLimits | None,
         headers: list[Header],
     ) -> RowLines:
         """The rows of a list, once the first of them are there: until then it is refused like any other."""
@@ -277,7 +303,7 @@ class QueryEndpoint:
         if not self._application.can_be_streamed(self._cls):
             told = "This answer is no list that can be streamed: accept application/json"
             raise Problem(INVALID_HEADER, told, header="Accept")
-        rows = self._application.stream(query, actor=actor, after=token, wait_s=wait_s)
+        rows = self._application.stream(query, actor=actor, after=token, wait_s=wait_s, limits=limits)
         first = await rows.next_page()
         shown: list[Header] = [(b"consistency-token", rows.token.encode())]
         if rows.incomplete:
@@ -313,7 +339,24 @@ class QueryEndpoint:
         return data
 
 
-def _headers(answer: Answer[Any], actor: Actor | None, then: str | datetime | None) -> list[Header]:
+def moment_asked(
+    application: Application, token: str | None, as_of: str | None, time: datetime | None
+) -> str | datetime | None:
+    """The moment that is asked for, if any; of a time that has not come yet, now (RFC 7089, section 4.5.3).
+
+    Raises:
+        Problem: more than one of the header fields that say which moment were sent, or a token is none.
+    """
+    for given in (token, as_of):
+        if given is not None:
+            _check_token(given)
+    if sum(given is not None for given in (token, as_of, time)) > 1:
+        told = "Of Consistency-Token, As-Of and Accept-Datetime, send one"
+        raise Problem(INVALID_HEADER, told, header="As-Of" if time is None else "Accept-Datetime")
+    return as_of if time is None else min(time, application.now().replace(microsecond=0))
+
+
+def headers_of(answer: Answer[Any], actor: Actor | None, then: str | datetime | None) -> list[Header]:
     """What is said of an answer beside its body."""
     shown = answer.token.encode()
     found: list[Header] = [(b"consistency-token", shown), _REVALIDATE if actor is None else _OWN]
@@ -343,7 +386,7 @@ def _links(query_string: bytes, value: Any) -> list[Header]:
     return [(b"link", f'<?{with_cursor(query_string, cursor)}>; rel="next"'.encode("latin-1"))]
 
 
-def _applied(wait_s: int | None) -> list[Header]:
+def wait_applied(wait_s: int | None) -> list[Header]:
     """What tells that a preference was applied."""
     return [] if wait_s is None else [(b"preference-applied", b"wait=%d" % wait_s)]
 
@@ -369,7 +412,7 @@ def _invalid(error: InvalidMessage, data: bytes, cls: type) -> Problem:
     return invalid_message(cls, field_errors(data, cls) or told)
 
 
-def _actor(scope: Scope) -> Actor | None:
+def actor_in(scope: Scope) -> Actor | None:
     """Who sends a request, as far as anybody knows."""
     return admitted(scope) or _authenticated(scope)
 

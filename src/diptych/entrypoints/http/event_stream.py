@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from diptych.entrypoints.http.client_watch import client_gone
 from diptych.entrypoints.http.problems import problem_of, problem_reply
 from diptych.entrypoints.http.reply import Header
 from diptych.messages.codec import encode
@@ -57,17 +58,12 @@ class Streams:
 
     def begin(self, receive: Receive) -> asyncio.Task[None]:
         """A task that is done when the client is gone, or the stream is to end."""
-        gone = asyncio.get_running_loop().create_task(_gone(receive))
+        gone = asyncio.get_running_loop().create_task(client_gone(receive))
         self._gone.add(gone)
         gone.add_done_callback(self._gone.discard)
         if self._ending:
             gone.cancel()
         return gone
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class EventStream:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from diptych.application.application import Application
+from diptych.application.query_panel import QUERIES_TOGETHER_MAX
 from diptych.entrypoints.http import openapi_parts as parts
 from diptych.entrypoints.http.body import BODY_BYTES_MAX
 from diptych.entrypoints.http.examples import example_of
@@ -19,7 +20,7 @@ from diptych.entrypoints.http.problems import ProblemType, problem_types
 from diptych.entrypoints.http.query_string import FIELDS, Parameter, parameters
 from diptych.entrypoints.http.reply import Reply
 from diptych.messages.codec import encode
-from diptych.messages.message import field_types
+from diptych.messages.message import field_types, required_fields
 from diptych.messages.query import answer_type
 from diptych.read_side.chosen_fields import fields_of_answer
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
@@ -51,7 +52,7 @@ _FAILURES = {
     413: f"The body has more than {BODY_BYTES_MAX} bytes",
     415: "The body is no JSON in UTF-8",
     422: "Fields are wrong, missing or unknown, all of them listed; the idempotency key was used for another command; "
-    "or a value is too long to be stored",
+    "a value is too long to be stored; or the query asks for more rows than it may",
     500: "Nobody foresaw this; the server's log has more under the `id`",
     503: "Not now; nothing was done, except for `outcome-unknown`: try again after `Retry-After`, commands with the "
     "same Idempotency-Key",
@@ -106,6 +107,11 @@ def openapi(application: Application, scheme: Mapping[str, str] = {}) -> Json:
             if scheme
             else operations
         )
+    if queries:
+        together = _together([(query, name, references[query]) for query, name in queries.items()], schemas)
+        refused = [403] if any(application.required_scopes(query) for query in queries) else []
+        together["responses"] |= _failures(refused)
+        paths["/queries"] = {"post": _guarded(together) if scheme else together}
     status = _status()
     paths["/commands/{command_id}"] = {"get": _guarded(status) if scheme else status}
     names = [context.name for context in application.contexts]
@@ -226,6 +232,48 @@ def _query(cls: type, name: str, reference: Json, answer: Json, required: Sequen
     return operations
 
 
+def _together(queries: Sequence[tuple[type, str, Json]], schemas: Schemas) -> Json:
+    """Several queries in one request; which answer is of which is told by their order."""
+    asked = [_asked_together(cls, name, reference) for cls, name, reference in queries]
+    answers = [_answer(cls, answer, schemas) for (cls, _, _), answer in zip(queries, schemas.outputs, strict=True)]
+    different = list({encode(answer): answer for answer in answers}.values())
+    listed: Json = {"type": "array", "minItems": 1, "maxItems": QUERIES_TOGETHER_MAX}
+    example = next(({"type": name, "data": made} for cls, name, _ in queries if (made := example_of(cls))), None)
+    content: Json = {"schema": _object({"queries": {**listed, "items": {"anyOf": asked}}}, ["queries"])}
+    if example is not None:
+        content["example"] = {"queries": [example]}
+    answered = _object({"answers": {**listed, "items": {"anyOf": different}}}, ["answers"])
+    responses = _answers(answered)
+    del responses["200"]["content"]["text/event-stream"]
+    responses["200"]["description"] = "The answers, in the order of the queries, all of one moment"
+    return {
+        "operationId": "ask-together",
+        "tags": ["queries"],
+        "summary": "Ask several queries, of one moment",
+        "description": "The first that fails is the problem of all.",
+        "parameters": [header for header in _query_headers() if header != ref("parameters", "LastEventId")],
+        "requestBody": {"required": True, "content": {"application/json": content}},
+        "responses": {**responses, **_failures((*_BODY_STATUSES, *_PAST_STATUSES))},
+    }
+
+
+def _asked_together(cls: type, name: str, reference: Json) -> Json:
+    properties: Json = {"type": {"const": name}, "data": reference}
+    if fields_of_answer(cls):
+        names = {"enum": list(fields_of_answer(cls))}
+        properties["fields"] = {"type": "array", "items": names, "minItems": 1}
+    return _object(properties, ["type", "data"] if required_fields(cls) else ["type"])
+
+
+def _object(properties: Json, required: Sequence[str]) -> Json:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
 def _words(cls: type) -> Json:
     text = inspect.cleandoc(cls.__dict__.get("__doc__") or "")
     summary, _, rest = text.partition("\n\n")
@@ -242,7 +290,7 @@ def _body(cls: type, reference: Json) -> Json:
 
 
 def _query_headers() -> list[Json]:
-    names = ("ConsistencyToken", "AsOf", "AcceptDatetime", "Prefer", "IfNoneMatch", "LastEventId")
+    names = ("ConsistencyToken", "AsOf", "AcceptDatetime", "Prefer", "QueryTimeout", "IfNoneMatch", "LastEventId")
     return [ref("parameters", name) for name in names]
 
 
@@ -338,6 +386,8 @@ _MEMBER_SCHEMAS: Mapping[str, Json] = {
     "facts": {"type": "object", "description": "What the refusal stands on"},
     "limit_bytes": {"type": "integer"},
     "limit": {"type": "integer"},
+    "rows": {"type": "integer", "description": "How many it may ask a store for"},
+    "seconds": {"type": "number", "description": "How long it may take"},
     "attempts": {"type": "integer"},
     "wanted": {"type": "integer", "description": "The position that was asked for"},
     "reached": {"type": "integer", "description": "The position that is shown"},

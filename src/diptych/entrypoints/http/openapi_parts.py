@@ -8,6 +8,7 @@ from diptych.entrypoints.http.request_headers import (
     ENTITY_TAG_PATTERN,
     IDEMPOTENCY_KEY_PATTERN,
     REASON_PATTERN,
+    TIMEOUT_PATTERN,
     TOKEN_PATTERN,
 )
 from diptych.read_side.freshness import WAIT_S, WAIT_S_MAX
@@ -139,6 +140,14 @@ PARAMETERS: Json = {
         "description": f"`wait=<seconds>` (RFC 7240): how long to wait, {WAIT_S:g} by default, {WAIT_S_MAX:g} at most",
         "schema": {"type": "string"},
         "example": "wait=10",
+    },
+    "QueryTimeout": {
+        "name": "Query-Timeout",
+        "in": "header",
+        "description": "How many seconds it may take, where that is less than it may anyway; the wait for a fresh "
+        "answer is apart from it. Not of a stream of events",
+        "schema": {"type": "string", "pattern": TIMEOUT_PATTERN},
+        "example": "5",
     },
     "LastEventId": {
         "name": "Last-Event-ID",

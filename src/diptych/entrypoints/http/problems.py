@@ -34,6 +34,7 @@ from diptych.errors import (
 from diptych.messages.codec import encode
 from diptych.messages.rejected import Rejected
 from diptych.messages.unique_id import unique_id
+from diptych.read_side.query_limits import QueryTimedOut, QueryTooCostly
 from diptych.write_side.context_changed import ContextChanged
 
 __all__ = ["Problem", "ProblemType", "by_status", "problem_of", "problem_reply", "problem_types"]
@@ -94,6 +95,7 @@ INVALID_MESSAGE = ProblemType("invalid-message", 422, "Fields are wrong, missing
 COMMAND_ID_REUSED = ProblemType(
     "command-id-reused", 422, "The idempotency key was used for something else", ("command_id",)
 )
+QUERY_TOO_COSTLY = ProblemType("query-too-costly", 422, "This asks for more rows than it may", ("query", "rows"))
 NOT_PURE = ProblemType("not-pure", 422, "What would come of this cannot be said without doing it", ("command",))
 UNSTORABLE = ProblemType("unstorable", 422, "This would make an event that cannot be stored", ("id",))
 INTERNAL = ProblemType("internal", 500, "Something went wrong here", ("id",))
@@ -102,6 +104,9 @@ OVERLOADED = ProblemType("overloaded", 503, "Too much is waiting", ("limit_name"
 STORE_UNAVAILABLE = ProblemType("store-unavailable", 503, "The store cannot be reached", (), RETRY_SOON_S)
 OUTCOME_UNKNOWN = ProblemType(
     "outcome-unknown", 503, "The command may or may not have taken effect", ("command_id",), RETRY_SOON_S
+)
+QUERY_TIMED_OUT = ProblemType(
+    "query-timed-out", 503, "The answer took longer than it may", ("query", "seconds"), RETRY_LATER_S
 )
 NOT_FRESH = ProblemType(
     "not-fresh", 503, "What was asked for is not shown yet", ("read_model", "wanted", "reached"), RETRY_SOON_S
@@ -121,8 +126,9 @@ PROBLEM_TYPES = (
     MALFORMED_JSON, MALFORMED_QUERY_STRING, INVALID_HEADER, UNAUTHORIZED, FORBIDDEN, NOT_FOUND, UNKNOWN_MESSAGE,
     METHOD_NOT_ALLOWED, BODY_TIMEOUT, REJECTED, UNKNOWN_TOKEN, UNKNOWN_CURSOR, CANNOT_SHOW_PAST, PAST_TOO_LONG,
     HISTORY_PRUNED, CONTEXT_CHANGED, BODY_TOO_LARGE,
-    UNSUPPORTED_MEDIA_TYPE, INVALID_MESSAGE, COMMAND_ID_REUSED, NOT_PURE, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED,
-    STORE_UNAVAILABLE, OUTCOME_UNKNOWN, NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
+    UNSUPPORTED_MEDIA_TYPE, INVALID_MESSAGE, COMMAND_ID_REUSED, QUERY_TOO_COSTLY,
+    NOT_PURE, UNSTORABLE, INTERNAL, CONFLICT, OVERLOADED,
+    STORE_UNAVAILABLE, OUTCOME_UNKNOWN, QUERY_TIMED_OUT, NOT_FRESH, BLOCKED, UNAVAILABLE, CLOSED, NOT_READY,
 )  # fmt: skip
 
 # From the error tree to HTTP: the first line that fits. A problem's members are the error's attributes of that name.
@@ -133,6 +139,7 @@ _OF_ERROR: tuple[tuple[type[Exception], ProblemType], ...] = (
     (UnknownMessage, UNKNOWN_MESSAGE),
     (CommandIdReused, COMMAND_ID_REUSED),
     (NotPure, NOT_PURE),
+    (QueryTooCostly, QUERY_TOO_COSTLY),
     (PastTooLong, PAST_TOO_LONG),
     (CannotShowPast, CANNOT_SHOW_PAST),
     (Conflict, CONFLICT),
@@ -140,6 +147,7 @@ _OF_ERROR: tuple[tuple[type[Exception], ProblemType], ...] = (
     (Overloaded, OVERLOADED),
     (StoreUnavailable, STORE_UNAVAILABLE),
     (OutcomeUnknown, OUTCOME_UNKNOWN),
+    (QueryTimedOut, QUERY_TIMED_OUT),
     (NotFresh, NOT_FRESH),
     (Blocked, BLOCKED),
     (Unavailable, UNAVAILABLE),
@@ -222,6 +230,8 @@ def problem_reply(problem: Problem) -> Reply:
 
 _DETAILS = {
     # What the user's code raised, and where, is not for clients.
+    QUERY_TIMED_OUT: "It was stopped: ask for less, narrow it, or try again when there is less to do",
+    QUERY_TOO_COSTLY: "Ask for a page of it, or narrow it; asked as it is it fails again",
     BLOCKED: "An event that this answer needs could not be folded; on the server, `diptych parked list` tells why",
     NOT_PURE: "Its handler is async or uses services, so that it may do something outside; execute it, or leave it",
     CONTEXT_CHANGED: "Nothing was done: ask again, look at what has changed, and decide anew",

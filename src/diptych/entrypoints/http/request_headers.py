@@ -17,6 +17,7 @@ from diptych.entrypoints.http.problems import (
 )
 from diptych.entrypoints.http.reply import HASH_BYTES
 from diptych.read_side.freshness import WAIT_S_MAX
+from diptych.read_side.query_limits import HANDLER_S_MAX
 from diptych.security import REASON_CHARACTERS_MAX
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ENTITY_TAG_PATTERN",
     "IDEMPOTENCY_KEY_PATTERN",
     "REASON_PATTERN",
+    "TIMEOUT_PATTERN",
     "TOKEN_PATTERN",
     "accepted_datetime",
     "as_of_token",
@@ -35,6 +37,7 @@ __all__ = [
     "last_event_id",
     "preferred_stream",
     "preferred_wait_s",
+    "query_timeout_s",
     "reason",
     "responds_later",
     "select",
@@ -72,6 +75,7 @@ DATE_PATTERN = (
     f"^(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), (?:(?:{_DAY}) [1-9][0-9]{{3}}|29 Feb (?:{_LEAP_YEAR})) "
     "(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9] GMT$"
 )
+TIMEOUT_PATTERN = "^(?:[1-9]|[1-5][0-9]|60)$"  # to HANDLER_S_MAX
 TRACEPARENT_PATTERN = r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?$"
 DELTA_SECONDS_DIGITS_MAX = 9
 """Digits of a `Prefer: wait` that are read; more are as good as none."""
@@ -83,6 +87,7 @@ _token = re.compile(rf"[A-Za-z0-9_, -]{{1,{TOKEN_CHARACTERS_MAX}}}")  # spaces a
 _entity_tag = re.compile(ENTITY_TAG_PATTERN)
 _reason = re.compile(REASON_PATTERN)
 _date = re.compile(DATE_PATTERN)
+_timeout = re.compile(TIMEOUT_PATTERN)
 _traceparent = re.compile(TRACEPARENT_PATTERN)
 _wait = re.compile(
     rf'(?:^|[,;])\s*wait\s*=\s*"?(\d{{1,{DELTA_SECONDS_DIGITS_MAX}}})"?\s*(?=$|[,;])', re.IGNORECASE | re.ASCII
@@ -249,6 +254,22 @@ def preferred_wait_s(found: dict[bytes, bytes]) -> int | None:
     raw = found.get(b"prefer")
     asked = None if raw is None else _wait.search(raw.decode("latin-1"))
     return None if asked is None else min(int(asked.group(1)), int(WAIT_S_MAX))
+
+
+def query_timeout_s(found: dict[bytes, bytes]) -> int | None:
+    """The seconds in a `Query-Timeout`, that the query may take; None where there is none.
+
+    Raises:
+        Problem: it is no number of them, or more than any query may take.
+    """
+    raw = found.get(b"query-timeout")
+    if raw is None:
+        return None
+    text = raw.decode("latin-1")
+    if not _timeout.fullmatch(text):
+        told = f"A Query-Timeout is a whole number of seconds, 1 to {HANDLER_S_MAX}"
+        raise Problem(INVALID_HEADER, told, header="Query-Timeout")
+    return int(text)
 
 
 def responds_later(found: dict[bytes, bytes]) -> bool:

@@ -21,6 +21,7 @@ from diptych.entrypoints.http.event_stream import EventStream, Streams
 from diptych.entrypoints.http.health import Ready, live
 from diptych.entrypoints.http.openapi import Document
 from diptych.entrypoints.http.problems import METHOD_NOT_ALLOWED, Problem, problem_of, problem_reply
+from diptych.entrypoints.http.queries_together import QueriesTogetherEndpoint
 from diptych.entrypoints.http.reply import Reply, send_reply
 from diptych.entrypoints.http.row_lines import RowLines
 from diptych.errors import StoreClosed
@@ -72,7 +73,12 @@ def http_app(application: Application, *, authenticator: Authenticator | None = 
     if _is_open(application):
         compile_endpoints()
     status = partial(StatusEndpoint, application)
-    messages = (_CommandRoute(COMMANDS, commands, guard, status), _MessageRoute(QUERIES, queries, guard))
+    together = QueriesTogetherEndpoint(application, queries)
+    messages = (
+        _CommandRoute(COMMANDS, commands, guard, status),
+        _MessageRoute(QUERIES, queries, guard),
+        _TogetherRoute(QUERIES.removesuffix("/"), together, guard),
+    )
     app = _HttpApp(
         messages,
         routes=[
@@ -208,6 +214,28 @@ class _CommandRoute(_MessageRoute):
         if scope["method"] in ("GET", "HEAD"):
             return self._status(_path(scope)[len(COMMANDS) :])
         return super().endpoint(scope)
+
+
+class _TogetherRoute(_ReplyingRoute):
+    """All queries at once, of whom the guard lets in."""
+
+    def __init__(self, path: str, endpoint: QueriesTogetherEndpoint, guard: Guard | None) -> None:
+        self._path = path
+        self._endpoint = endpoint
+        self._guard = guard
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether this is the path."""
+        found = scope["type"] == "http" and _path(scope) == self._path
+        return (Match.FULL if found else Match.NONE), {}
+
+    async def reply(self, scope: Scope, receive: Receive) -> Reply | EventStream | RowLines:
+        """The endpoint's reply to whom the guard lets in."""
+        return await (self._endpoint(scope, receive) if self._guard is None else self._guarded(scope, receive))
+
+    async def _guarded(self, scope: Scope, receive: Receive) -> Reply | EventStream | RowLines:
+        assert self._guard is not None
+        return await self._guard.reply(scope, receive, self._endpoint)
 
 
 class _Route(_ReplyingRoute):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,6 +38,7 @@ from diptych.read_side.read_store import (
     SliceWrite,
     Table,
 )
+from diptych.read_side.snapshot_turns import SNAPSHOTS_MAX
 from diptych.testing.contracts.read_store_cases import (
     ARTICLES,
     BY_COURSE,
@@ -63,6 +65,8 @@ __all__ = ["ReadStoreContract"]
 
 MOMENT = dt.datetime(2026, 11, 1, 12, 30, 0, 7, dt.UTC)
 """When something was decided."""
+SCANNED_ROWS = 2_500
+"""Rows of a read that takes long enough to be stopped in the middle."""
 BUSY_WRITES = 50
 """Writes that go on while others read."""
 READS_AT_ONCE = 5
@@ -138,6 +142,40 @@ class ReadStoreContract(RowsContract, ExpiryContract, LeasesContract, SlicesCont
             assert await snapshot.blocked(NAME) == []
 
     # ── snapshots ────────────────────────────────────────────────────────────
+
+    async def test_a_read_shows_its_moment_though_rows_change_while_it_runs(self, store: ReadStore) -> None:
+        """Neither what is written nor what is removed meanwhile is seen by it."""
+        rows = [(f"course {number:05}", number) for number in range(SCANNED_ROWS)]
+        written = await build(store, SEATS, rows)
+        async with store.snapshot() as snapshot:
+            assert await shown_generation(snapshot, NAME) == written
+            reading = asyncio.create_task(snapshot.find(NAME, (), BY_COURSE, 2 * SCANNED_ROWS))
+            await asyncio.sleep(0)  # noqa: TID251 - its turn, not a wait
+            changed = [(course, taken + 1) for course, taken in rows[1::2]]
+            await write(store, written, upserts=[*changed, ("new", 1)], deletes=[(course,) for course, _ in rows[::2]])
+            assert await reading == rows
+
+    async def test_a_read_whose_caller_is_gone_is_stopped(self, store: ReadStore) -> None:
+        """It ends at once, and what it held is free for others: every snapshot that there may be, several times."""
+        rows = [(f"course {number}", number) for number in range(SCANNED_ROWS)]
+        written = await build(store, SEATS, rows)
+        by_taken = (Order("taken", descending=True), Order("course"))
+        for number in range(2 * SNAPSHOTS_MAX):
+            async with store.snapshot() as snapshot:
+                assert await shown_generation(snapshot, NAME) == written
+                reading = asyncio.create_task(snapshot.find(NAME, (), by_taken, SCANNED_ROWS))
+                for _ in range(number % 2 + 1):
+                    await asyncio.sleep(0)  # noqa: TID251 - a turn for the others, not a wait
+                assert not reading.done(), "nobody else had a turn: it could not be stopped"
+                reading.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await reading
+        written = await write(store, written, upserts=[("a", SCANNED_ROWS)])
+        async with AsyncExitStack() as stack:
+            for _ in range(SNAPSHOTS_MAX):
+                snapshot = await stack.enter_async_context(store.snapshot())
+                assert await shown_generation(snapshot, NAME) == written
+                assert await snapshot.find(NAME, (), by_taken, 1) == [("a", SCANNED_ROWS)]
 
     async def test_a_snapshot_shows_one_moment(self, store: ReadStore) -> None:
         """Rows, checkpoint and blocked keys are those of its first read at the latest, whatever is written then."""
