@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
-from typing import Any, TypeVar, cast
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from msgspec.structs import replace
 
@@ -23,13 +23,25 @@ from diptych.read_side.row_streams import RowStream, RowStreams
 from diptych.security import Actor, actor_of
 from diptych.write_side.idempotency import Receipt
 
-__all__ = ["QUERIES_TOGETHER_MAX", "QueryPanel", "shown_tokens"]
+__all__ = ["QUERIES_TOGETHER_MAX", "HowAsked", "QueryPanel", "shown_tokens"]
 
 QUERIES_TOGETHER_MAX = 100
 """Queries that are asked together."""
 
 R = TypeVar("R")
 T = TypeVar("T")
+
+
+class HowAsked(TypedDict, total=False):
+    """What every way to ask takes by keyword; `QueryPanel.answer` says what each is, and what holds without it."""
+
+    actor: Actor | str | None
+    after: Receipt | Answer[Any] | str | None
+    freshness: HowFresh
+    within_s: float | None
+    as_of: Receipt | Answer[Any] | str | datetime | None
+    wait_s: float
+    limits: QueryLimits | None
 
 
 class QueryPanel:
@@ -47,31 +59,9 @@ class QueryPanel:
         """The time by the application's clock, aware, in UTC."""
         raise NotImplementedError
 
-    async def query(
-        self,
-        query: Query[R],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> R:
-        """Ask a query; see `answer`, which gives the token as well."""
-        found = await self.answer(
-            query,
-            actor=actor,
-            after=after,
-            freshness=freshness,
-            within_s=within_s,
-            as_of=as_of,
-            wait_s=wait_s,
-            limits=limits,
-        )
-        return found.value
+    async def query(self, query: Query[R], /, **how: Unpack[HowAsked]) -> R:
+        """Ask a query; see `answer`, which gives the token as well, for what is taken by keyword."""
+        return (await self.answer(query, **how)).value
 
     async def answer(
         self,
@@ -116,31 +106,9 @@ class QueryPanel:
         asked = _asked(after, freshness, within_s, as_of)
         return await self._answer(query, actor_of(actor), asked, wait_s, limits)
 
-    async def query_many(
-        self,
-        queries: Sequence[Query[Any]],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> list[Any]:
+    async def query_many(self, queries: Sequence[Query[Any]], /, **how: Unpack[HowAsked]) -> list[Any]:
         """Ask several queries of one moment; see `answer_many`, which gives the token as well."""
-        found = await self.answer_many(
-            queries,
-            actor=actor,
-            after=after,
-            freshness=freshness,
-            within_s=within_s,
-            as_of=as_of,
-            wait_s=wait_s,
-            limits=limits,
-        )
-        return found.value
+        return (await self.answer_many(queries, **how)).value
 
     async def answer_many(
         self,

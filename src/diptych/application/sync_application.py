@@ -9,12 +9,13 @@ from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Mapp
 from contextlib import suppress
 from datetime import datetime
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.dividing import PartitionBy, Replicas, Stores
 from diptych.application.pruning import PruneReport
+from diptych.application.query_panel import HowAsked
 from diptych.application.read_routing import ReadStores
 from diptych.application.status import Health, Status
 from diptych.application.sync_parked import SyncParked
@@ -203,111 +204,21 @@ class SyncApplication:
         """See `Application.can`."""
         return self._call(self._application.can(command, actor=actor, based_on=based_on))
 
-    def query(
-        self,
-        query: Query[R],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> R:
+    def query(self, query: Query[R], /, **how: Unpack[HowAsked]) -> R:
         """See `Application.query`."""
-        return self._call(
-            self._application.query(
-                query,
-                actor=actor,
-                after=after,
-                freshness=freshness,
-                within_s=within_s,
-                as_of=as_of,
-                wait_s=wait_s,
-                limits=limits,
-            )
-        )
+        return self._call(self._application.query(query, **how))
 
-    def answer(
-        self,
-        query: Query[R],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> Answer[R]:
+    def answer(self, query: Query[R], /, **how: Unpack[HowAsked]) -> Answer[R]:
         """See `Application.answer`."""
-        return self._call(
-            self._application.answer(
-                query,
-                actor=actor,
-                after=after,
-                freshness=freshness,
-                within_s=within_s,
-                as_of=as_of,
-                wait_s=wait_s,
-                limits=limits,
-            )
-        )
+        return self._call(self._application.answer(query, **how))
 
-    def query_many(
-        self,
-        queries: Sequence[Query[Any]],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> list[Any]:
+    def query_many(self, queries: Sequence[Query[Any]], /, **how: Unpack[HowAsked]) -> list[Any]:
         """See `Application.query_many`."""
-        return self.answer_many(
-            queries,
-            actor=actor,
-            after=after,
-            freshness=freshness,
-            within_s=within_s,
-            as_of=as_of,
-            wait_s=wait_s,
-            limits=limits,
-        ).value
+        return self._call(self._application.query_many(queries, **how))
 
-    def answer_many(
-        self,
-        queries: Sequence[Query[Any]],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "eventual",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> Answer[list[Any]]:
+    def answer_many(self, queries: Sequence[Query[Any]], /, **how: Unpack[HowAsked]) -> Answer[list[Any]]:
         """See `Application.answer_many`."""
-        return self._call(
-            self._application.answer_many(
-                queries,
-                actor=actor,
-                after=after,
-                freshness=freshness,
-                within_s=within_s,
-                as_of=as_of,
-                wait_s=wait_s,
-                limits=limits,
-            )
-        )
+        return self._call(self._application.answer_many(queries, **how))
 
     def stream(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 from diptych.application import registration
 from diptych.application.application import Application
 from diptych.application.bounded_context import BoundedContext
 from diptych.application.partitions import Partitions
+from diptych.application.query_panel import HowAsked
 from diptych.errors import ConfigurationError
 from diptych.event_store.event_query import ALL_EVENTS
 from diptych.event_store.event_store import Appended, Commit
@@ -24,7 +25,6 @@ from diptych.messages.unique_id import unique_bytes
 from diptych.process_managers.process_worker import ProcessStatus
 from diptych.process_managers.scheduled_commands import Scheduled
 from diptych.process_managers.scheduler import SCHEDULED
-from diptych.read_side.freshness import WAIT_S, HowFresh
 from diptych.read_side.projection import Projection
 from diptych.read_side.query_bus import Answer
 from diptych.read_side.query_limits import NO_LIMITS, QueryLimits
@@ -201,58 +201,13 @@ class InMemoryApplication(Application):
         finally:
             await self.settled()
 
-    async def answer(
-        self,
-        query: Query[R],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "latest",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> Answer[R]:
+    async def answer(self, query: Query[R], /, **how: Unpack[HowAsked]) -> Answer[R]:
         """See `Application.answer`; unless told otherwise it shows everything."""
-        if freshness == "latest" and (after is not None or within_s is not None or as_of is not None):
-            freshness = "eventual"
-        return await super().answer(
-            query,
-            actor=actor,
-            after=after,
-            freshness=freshness,
-            within_s=within_s,
-            as_of=as_of,
-            wait_s=wait_s,
-            limits=limits,
-        )
+        return await super().answer(query, **_latest_unless_told(how))
 
-    async def query(
-        self,
-        query: Query[R],
-        /,
-        *,
-        actor: Actor | str | None = None,
-        after: Receipt | Answer[Any] | str | None = None,
-        freshness: HowFresh = "latest",
-        within_s: float | None = None,
-        as_of: Receipt | Answer[Any] | str | datetime | None = None,
-        wait_s: float = WAIT_S,
-        limits: QueryLimits | None = None,
-    ) -> R:
-        """See `Application.query`; unless told otherwise it shows everything."""
-        found = await self.answer(
-            query,
-            actor=actor,
-            after=after,
-            freshness=freshness,
-            within_s=within_s,
-            as_of=as_of,
-            wait_s=wait_s,
-            limits=limits,
-        )
-        return found.value
+    async def answer_many(self, queries: Sequence[Query[Any]], /, **how: Unpack[HowAsked]) -> Answer[list[Any]]:
+        """See `Application.answer_many`; unless told otherwise it shows everything."""
+        return await super().answer_many(queries, **_latest_unless_told(how))
 
     async def advance(self, by: timedelta | float) -> None:
         """Move the clock on, by a duration or so many seconds; timeouts and scheduled commands due then are done.
@@ -355,3 +310,8 @@ class InMemoryApplication(Application):
         found = self._types.of(type(event))
         data, settled = found.codec.settle(event)
         return NewEvent(unique_bytes(), found.name, found.version, data, found.tags(settled))
+
+
+def _latest_unless_told(how: HowAsked) -> HowAsked:
+    asked = (how.get(name) for name in ("freshness", "after", "within_s", "as_of"))
+    return how if any(value is not None for value in asked) else {**how, "freshness": "latest"}
