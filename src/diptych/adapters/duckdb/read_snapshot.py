@@ -6,10 +6,9 @@ stopped ends DuckDB's transaction, and with it the snapshot: it shows nothing mo
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,18 +26,18 @@ from diptych.adapters.duckdb.read_queries import (
     with_unexpired,
 )
 from diptych.adapters.duckdb.read_tables import SELECT_GENERATIONS, StoredTable, decode_table, generation_of
+from diptych.adapters.reader_pool import ReaderPool, SnapshotTurn, ThreadReads
 from diptych.adapters.sorting_decimals import DecodeError
-from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.errors import ConfigurationError, Overloaded, StoreUnavailable
 from diptych.read_side.read_store import SQL_ROWS_MAX, BlockedKey, ColumnKind, Filter, Generation, Key, Order, Row
 from diptych.read_side.row_filters import words_of
-from diptych.read_side.snapshot_turns import SnapshotTurns
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    import asyncio
 
     from duckdb import DuckDBPyConnection
 
-__all__ = ["Builds", "DuckdbReadSnapshot", "SnapshotTurn", "Snapshots"]
+__all__ = ["Builds", "DuckdbReadSnapshot", "Snapshots"]
 
 READ_THREADS = 4
 """Reads at a time; each of them may use all cores."""
@@ -69,83 +68,36 @@ class Builds:
         return table
 
 
-class Snapshots:
-    """Gives out at most `SNAPSHOTS_MAX` connections at a time, first come, first served."""
+class Snapshots(ReaderPool["DuckDBPyConnection"]):
+    """The connections of one database that read."""
 
     def __init__(self, database: Database) -> None:
-        self.path = database.path
+        super().__init__(database.path, ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-duckdb-reader"))
         self.builds = Builds()
-        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-duckdb-reader")
         self._database = database
-        self._idle: list[DuckDBPyConnection] = []
-        self._turns = SnapshotTurns()
-        self._closed = False
 
-    async def take(self) -> DuckDBPyConnection:
-        """A connection with its view, which DuckDB takes with the first read at the latest.
-
-        Raises:
-            Overloaded: too many wait, or this one has waited too long.
-        """
-        await self._turns.take()
-        try:
-            if self._closed:
-                raise StoreClosed(f"{self.path} was closed")
-            with failures(self.path):
-                connection = self._idle.pop() if self._idle else self._database.cursor()
-                connection.execute("BEGIN TRANSACTION READ ONLY")
-        except BaseException:
-            self._turns.give_back()
-            raise
+    def begin(self, idle: DuckDBPyConnection | None) -> DuckDBPyConnection:
+        """The idle connection, or a new one; DuckDB takes its view with the first read at the latest."""
+        with failures(self.path):
+            connection = self._database.cursor() if idle is None else idle
+            connection.execute("BEGIN TRANSACTION READ ONLY")
         return connection
 
-    def give_back(self, connection: DuckDBPyConnection) -> None:
-        """End the view and let the next one have the connection."""
+    def end(self, reader: DuckDBPyConnection) -> bool:
+        """Let its view go; whether it may be handed on."""
         try:
-            connection.rollback()
+            reader.rollback()
         except duckdb.Error:
-            connection.close()  # a damaged connection is not handed on
-        else:
-            if self._closed:
-                connection.close()
-            else:
-                self._idle.append(connection)
-        finally:
-            self._turns.give_back()
+            return False
+        return True
 
-    async def close(self) -> None:
-        """Let go of the idle connections, and of the others once they come back."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().close()
-        await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
+    def drop(self, reader: DuckDBPyConnection) -> None:
+        """Close a connection."""
+        reader.close()
 
-
-class SnapshotTurn:
-    """One snapshot's lifetime, as an async context manager."""
-
-    __slots__ = ("_pool", "_snapshot")
-
-    def __init__(self, pool: Snapshots) -> None:
-        self._pool = pool
-        self._snapshot: DuckdbReadSnapshot | None = None
-
-    async def __aenter__(self) -> DuckdbReadSnapshot:
-        """Take a connection."""
-        connection = await self._pool.take()
-        self._snapshot = DuckdbReadSnapshot(connection, self._pool)
-        return self._snapshot
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give it back, or have it given back once the read that its caller left behind has stopped."""
-        assert self._snapshot is not None
-        connection, running = self._snapshot.finish()
-        if running is None:
-            self._pool.give_back(connection)
-        else:
-            running.add_done_callback(lambda _: self._pool.give_back(connection))
+    def snapshot(self) -> SnapshotTurn[DuckDBPyConnection, DuckdbReadSnapshot]:
+        """A view of this moment."""
+        return SnapshotTurn(self, lambda connection: DuckdbReadSnapshot(connection, self))
 
 
 class DuckdbReadSnapshot:
@@ -155,19 +107,11 @@ class DuckdbReadSnapshot:
         self._connection = connection
         self._pool = pool
         self._known: dict[tuple[str, int | None], Sequence[Generation]] = {}
-        self._submitted: Future[Any] | None = None
-        self._running: asyncio.Future[Any] | None = None
-        self._turn = asyncio.Lock()  # a handler may ask for several things at once, and there is one connection
-        self._ended = ""
+        self._reads = ThreadReads(pool, connection.interrupt, read_s_max=READ_S_MAX, lasting=False)
 
-    def finish(self) -> tuple[DuckDBPyConnection, asyncio.Future[Any] | None]:
-        """The connection, and the read that a cancelled caller has left behind; it is told to stop."""
-        self._ended = self._ended or "before this: whoever asked for it has not waited for all that they read"
-        if self._submitted is None or self._submitted.done():
-            return self._connection, None
-        if not self._submitted.cancel():  # it has begun
-            self._connection.interrupt()
-        return self._connection, self._running
+    def finish(self) -> asyncio.Future[Any] | None:
+        """The read that its caller has left behind, told to stop."""
+        return self._reads.finish()
 
     async def rows(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The rows of a statement."""
@@ -312,31 +256,18 @@ class DuckdbReadSnapshot:
         return table
 
     async def _read(self, read: Callable[[DuckDBPyConnection], T]) -> T:
-        """Read on a thread, one at a time; a caller that is cancelled leaves the read to the next one, or `finish`."""
-        async with self._turn:
-            if self._running is not None and not self._running.done():
-                await asyncio.wait([self._running])
-            if self._ended:
-                raise StoreUnavailable(f"this snapshot of {self._pool.path} ended {self._ended}")
-            self._submitted = self._pool.threads.submit(read, self._connection)
-            self._running = asyncio.wrap_future(self._submitted)
-            self._running.add_done_callback(_heard)
-            limit = asyncio.get_running_loop().call_later(READ_S_MAX, self._connection.interrupt)
-            self._running.add_done_callback(lambda _: limit.cancel())
-            try:
-                with failures(self._pool.path):
-                    return await asyncio.shield(self._running)
-            except (ConfigurationError, StoreUnavailable) as error:
-                self._ended = f"with a read that failed: {error}"
-                if isinstance(error.__cause__, duckdb.InterruptException):
-                    raise Overloaded("READ_S_MAX", READ_S_MAX) from error
-                raise
+        """Read on a thread, one at a time."""
 
+        def run() -> T:
+            with failures(self._pool.path):
+                return read(self._connection)
 
-def _heard(read: asyncio.Future[Any]) -> None:
-    """That a read was stopped whose caller is gone is nobody's news."""
-    if not read.cancelled():
-        read.exception()
+        try:
+            return await self._reads.run(run)
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, duckdb.InterruptException):
+                raise Overloaded("READ_S_MAX", READ_S_MAX) from error
+            raise
 
 
 def _why_not(reason: object) -> str:

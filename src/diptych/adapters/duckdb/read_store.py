@@ -18,9 +18,10 @@ from diptych.adapters.duckdb import read_writes
 from diptych.adapters.duckdb.columns import decode_moment
 from diptych.adapters.duckdb.connection import Database
 from diptych.adapters.duckdb.publishing import COPY_EVERY_S, Publishing
-from diptych.adapters.duckdb.read_snapshot import Snapshots, SnapshotTurn
+from diptych.adapters.duckdb.read_snapshot import DuckdbReadSnapshot, Snapshots
 from diptych.adapters.duckdb.read_tables import SELECT_GENERATIONS, decode_table, generation_of, prepare_file
 from diptych.adapters.duckdb.read_writes import Changed, RefusedByDatabase
+from diptych.adapters.reader_pool import SnapshotTurn
 from diptych.errors import ConfigurationError, StoreClosed
 from diptych.event_store.position import Position
 from diptych.event_store.timestamp import moment
@@ -273,9 +274,9 @@ class DuckdbReadStore:
         async with self.snapshot() as snapshot:
             return [await snapshot.get_many(of.name, keys, of.number) for of, keys in asked]
 
-    def snapshot(self) -> SnapshotTurn:
+    def snapshot(self) -> SnapshotTurn[DuckDBPyConnection, DuckdbReadSnapshot]:
         """A view of this moment. See the port."""
-        return SnapshotTurn(self._opened())
+        return self._opened().snapshot()
 
     @property
     def changes(self) -> int:

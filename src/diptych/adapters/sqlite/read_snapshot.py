@@ -6,16 +6,16 @@ and back; what may take long is read on a thread, and stopped past a limit or on
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diptych.adapters.reader_pool import ReaderPool, SnapshotTurn, ThreadReads
 from diptych.adapters.sqlite.columns import (
     DecodeError,
     decode_result,
@@ -34,7 +34,7 @@ from diptych.adapters.sqlite.read_queries import (
     with_unexpired,
 )
 from diptych.adapters.sqlite.read_tables import SELECT_GENERATIONS, StoredTable, decode_table, generation_of
-from diptych.errors import ConfigurationError, Overloaded, StoreClosed, StoreUnavailable
+from diptych.errors import ConfigurationError, Overloaded, StoreUnavailable
 from diptych.read_side.read_store import (
     SQL_ROWS_MAX,
     BlockedKey,
@@ -45,12 +45,11 @@ from diptych.read_side.read_store import (
     Order,
     Row,
 )
-from diptych.read_side.snapshot_turns import SnapshotTurns
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    import asyncio
 
-__all__ = ["Builds", "Reader", "SnapshotTurn", "Snapshots", "SqliteReadSnapshot", "blocked_keys", "rows_by_key"]
+__all__ = ["Builds", "Reader", "Snapshots", "SqliteReadSnapshot", "blocked_keys", "rows_by_key"]
 
 READ_THREADS = 4
 """Threads for reads that may take long."""
@@ -130,8 +129,12 @@ class Reader:
 
     def end(self) -> None:
         """Let the view go."""
-        self.of_user = False
+        self.of_user = self.abandoned = False
         self.connection.rollback()
+
+    def abandon(self) -> None:
+        """Stop the read that goes on, until the view is let go: nobody waits for it."""
+        self.abandoned = True
 
     def _authorize(self, action: int, first: str | None, second: str | None, *_: str | None) -> int:
         """Allow reading, and what virtual tables ask for when they open.
@@ -155,91 +158,40 @@ class Reader:
         return self.abandoned or time.monotonic() > self.deadline
 
 
-class Snapshots:
-    """Gives out at most `SNAPSHOTS_MAX` connections at a time, first come, first served."""
+class Snapshots(ReaderPool[Reader]):
+    """The connections of one file."""
 
     def __init__(self, path: str) -> None:
-        self.path = path
+        super().__init__(path, ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-sqlite-reader"))
         self.failures = Failures(path)
         self.builds = Builds()
-        self.threads = ThreadPoolExecutor(READ_THREADS, thread_name_prefix="diptych-sqlite-reader")
-        self._idle: list[Reader] = []
-        self._turns = SnapshotTurns()
-        self._closed = False
 
-    async def take(self) -> Reader:
-        """A connection with its view.
-
-        Raises:
-            Overloaded: too many wait, or this one has waited too long.
-        """
-        await self._turns.take()
-        try:
-            if self._closed:
-                raise StoreClosed(f"{self.path} was closed")
-            with self.failures:
-                reader = self._idle.pop() if self._idle else Reader(self.path)
-                try:
-                    reader.begin()
-                except BaseException:
-                    reader.connection.close()
-                    raise
-        except BaseException:
-            self._turns.give_back()
-            raise
+    def begin(self, idle: Reader | None) -> Reader:
+        """The idle connection, or a new one, with its view."""
+        with self.failures:
+            reader = Reader(self.path) if idle is None else idle
+            try:
+                reader.begin()
+            except BaseException:
+                reader.connection.close()
+                raise
         return reader
 
-    def give_back(self, reader: Reader) -> None:
-        """End the view and let the next one have the connection."""
+    def end(self, reader: Reader) -> bool:
+        """Let its view go; whether it may be handed on."""
         try:
             reader.end()
         except sqlite3.Error:
-            reader.connection.close()  # a damaged connection is not handed on
-        else:
-            if self._closed:
-                reader.connection.close()
-            else:
-                self._idle.append(reader)
-        finally:
-            self._turns.give_back()
+            return False
+        return True
 
-    async def close(self) -> None:
-        """Let go of the idle connections, and of the others once they come back."""
-        self._closed = True
-        while self._idle:
-            self._idle.pop().connection.close()
-        await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
+    def drop(self, reader: Reader) -> None:
+        """Close a connection."""
+        reader.connection.close()
 
-
-class SnapshotTurn:
-    """One snapshot's lifetime, as an async context manager."""
-
-    __slots__ = ("_pool", "_snapshot")
-
-    def __init__(self, pool: Snapshots) -> None:
-        self._pool = pool
-        self._snapshot: SqliteReadSnapshot | None = None
-
-    async def __aenter__(self) -> SqliteReadSnapshot:
-        """Take a connection."""
-        reader = await self._pool.take()
-        self._snapshot = SqliteReadSnapshot(reader, self._pool.builds, self._pool.threads, self._pool.failures)
-        return self._snapshot
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give it back, or have it given back once the read that its caller left behind has stopped."""
-        assert self._snapshot is not None
-        reader, running = self._snapshot.finish()
-        if running is None:
-            self._pool.give_back(reader)
-        else:
-            running.add_done_callback(lambda _: self._give_back_left(reader))
-
-    def _give_back_left(self, reader: Reader) -> None:
-        reader.abandoned = False
-        self._pool.give_back(reader)
+    def snapshot(self) -> SnapshotTurn[Reader, SqliteReadSnapshot]:
+        """A view of this moment."""
+        return SnapshotTurn(self, lambda reader: SqliteReadSnapshot(reader, self))
 
 
 # ── reads ────────────────────────────────────────────────────────────────────
@@ -248,29 +200,21 @@ class SnapshotTurn:
 class SqliteReadSnapshot:
     """One moment of the file. See the port."""
 
-    def __init__(self, reader: Reader, builds: Builds, threads: Executor, failures: Failures) -> None:
+    def __init__(self, reader: Reader, pool: Snapshots) -> None:
         self._reader = reader
-        self._builds = builds
-        self._threads = threads
-        self._failures = failures
-        self._submitted: Future[Any] | None = None
-        self._running: asyncio.Future[Any] | None = None
-        self._turn = asyncio.Lock()  # a handler may ask for several things at once; `finish` knows of one
-        self._is_over = False
+        self._pool = pool
+        self._builds = pool.builds
+        self._failures = pool.failures
+        self._reads: ThreadReads | None = None
 
     @property
     def connection(self) -> sqlite3.Connection:
         """The read-only connection itself."""
         return self._reader.connection
 
-    def finish(self) -> tuple[Reader, asyncio.Future[Any] | None]:
-        """The connection, and the read on a thread that a cancelled caller has left behind; it is told to stop."""
-        self._is_over = True
-        if self._submitted is None or self._submitted.done():
-            return self._reader, None
-        self._reader.abandoned = True
-        self._submitted.cancel()  # where it has not begun
-        return self._reader, self._running
+    def finish(self) -> asyncio.Future[Any] | None:
+        """The read on a thread that its caller has left behind, told to stop."""
+        return None if self._reads is None else self._reads.finish()
 
     async def slices(
         self, name: str, number: int | None = None, *, expecting: Sequence[Key] = ()
@@ -429,18 +373,10 @@ class SqliteReadSnapshot:
         return table
 
     async def _on_thread(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        """Read on a thread, one at a time; a caller that is cancelled leaves the read to the next one, or `finish`."""
-        async with self._turn:
-            if self._running is not None and not self._running.done():
-                await asyncio.wait([self._running])
-            if self._is_over:
-                raise StoreUnavailable(
-                    "this snapshot is over: whoever asked for it has not waited for all that they read"
-                )
-            self._submitted = self._threads.submit(self._read_in_time, read)
-            self._running = asyncio.wrap_future(self._submitted)
-            self._running.add_done_callback(_heard)
-            return await asyncio.shield(self._running)
+        """Read on a thread, one at a time."""
+        if self._reads is None:
+            self._reads = ThreadReads(self._pool, self._reader.abandon, read_s_max=None, lasting=True)
+        return await self._reads.run(lambda: self._read_in_time(read))
 
     def _read_in_time(self, read: Callable[[sqlite3.Connection], T]) -> T:
         self._reader.deadline = time.monotonic() + READ_S_MAX
@@ -453,12 +389,6 @@ class SqliteReadSnapshot:
             raise
         finally:
             self._reader.deadline = math.inf
-
-
-def _heard(read: asyncio.Future[Any]) -> None:
-    """That a read was stopped whose caller is gone is nobody's news."""
-    if not read.cancelled():
-        read.exception()
 
 
 def rows_by_key(connection: sqlite3.Connection, table: StoredTable, keys: Sequence[Key]) -> dict[Key, Row]:

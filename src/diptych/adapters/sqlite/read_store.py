@@ -10,11 +10,12 @@ import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diptych.adapters.reader_pool import SnapshotTurn
 from diptych.adapters.sqlite import read_writes
 from diptych.adapters.sqlite.connection import CommitFailed, Failures, Writer, data_version, open_reader
 from diptych.adapters.sqlite.event_schema import OWN_TABLES
 from diptych.adapters.sqlite.read_leases import LeaseLocks
-from diptych.adapters.sqlite.read_snapshot import Snapshots, SnapshotTurn
+from diptych.adapters.sqlite.read_snapshot import Reader, Snapshots, SqliteReadSnapshot
 from diptych.adapters.sqlite.read_tables import prepare_file, read_generations, stored_discards
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
 from diptych.event_store.position import Position
@@ -249,9 +250,9 @@ class SqliteReadStore:
         async with self.snapshot() as snapshot:
             return [await snapshot.get_many(of.name, keys, of.number) for of, keys in asked]
 
-    def snapshot(self) -> SnapshotTurn:
+    def snapshot(self) -> SnapshotTurn[Reader, SqliteReadSnapshot]:
         """A view of this moment. See the port."""
-        return SnapshotTurn(self._opened())
+        return self._opened().snapshot()
 
     @property
     def changes(self) -> int:

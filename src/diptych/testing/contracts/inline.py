@@ -146,8 +146,11 @@ class InlineContract(EventStoreCase):
                     assert found.checkpoint.position >= head.position, "rows lag behind the history"
                     assert shown == found.checkpoint.position, "rows and checkpoint are of two moments"
                     await asyncio.sleep(0)  # noqa: TID251 - a turn for the others, not a wait
-            finally:
                 await asyncio.gather(*appending)
+            finally:
+                for task in appending:
+                    task.cancel()
+                await asyncio.wait(appending)
             assert await rows_of(rows) == [("A", CALLERS * ROUNDS)]
 
     @staticmethod
