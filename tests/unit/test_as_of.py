@@ -413,6 +413,7 @@ async def test_a_row_by_key_is_folded_from_its_own_events(store_url: str, monkey
 async def test_the_limit_tells_how_far_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
     """With about how many events there would be, and what to do."""
     monkeypatch.setattr(past_fold, "PAST_EVENTS_MAX", 1_000)
+    monkeypatch.setattr(projector, "BATCH_LOOP_TARGET_S", 60)
     monkeypatch.setattr(projector, "BATCH_TARGET_S", 60)
     async with office_on() as app:
         commands = [Write(doc=DocId(f"d{n}"), text="w") for n in range(2_500)]

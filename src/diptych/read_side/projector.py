@@ -64,8 +64,10 @@ BATCH_EVENTS_MAX = 1_000
 """Events folded in one write."""
 BATCH_EVENTS_MIN = 16
 """Events that a batch may always have, however slow the folds are."""
-BATCH_TARGET_S = 0.05
+BATCH_TARGET_S = 0.25
 """Seconds that folding and writing a batch should take: the batch shrinks when it takes longer."""
+BATCH_LOOP_TARGET_S = 0.05
+"""Of these, seconds in which the event loop may be at work, so that nobody else waits for long; likewise."""
 IDLE_WAIT_S = 5.0
 """Seconds after which an idle projector looks again without having been woken."""
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.05, 5.0
@@ -390,21 +392,23 @@ class Projector:
         ends = [slice.position for slice in active if slice.position > position]
         ends += [slice.generation.barrier for slice in group if slice.generation.barrier is not None]
         until = min(ends, default=until)
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.thread_time()
         found = await self._store.read(self._events_of(group), position, self._batch_max, until=until)
         if found.through == position:
             return False
         events = self.decoded(found.events, group)
         await self._fold(group, events, await self._end(group, events, found.through))
-        self._fit_batch(time.monotonic() - started, len(events))
+        self._fit_batch(len(events), time.monotonic() - started, time.thread_time() - worked)
         return True
 
     def _events_of(self, group: Sequence[Slice]) -> EventQuery:
         return EventQuery((QueryItem(frozenset[str]().union(*(slice.projection.types for slice in group))),))
 
-    def _fit_batch(self, took_s: float, events: int) -> None:
-        if took_s > BATCH_TARGET_S:
-            self._batch_max = max(BATCH_EVENTS_MIN, int(events * BATCH_TARGET_S / took_s))
+    def _fit_batch(self, events: int, took_s: float, loop_s: float) -> None:
+        """A store that is slow to begin with is given more at once; what keeps the loop from others is not."""
+        too_long = max(took_s / BATCH_TARGET_S, loop_s / BATCH_LOOP_TARGET_S)
+        if too_long > 1:
+            self._batch_max = max(BATCH_EVENTS_MIN, int(events / too_long))
         elif events == self._batch_max:
             self._batch_max = min(BATCH_EVENTS_MAX, self._batch_max * 2)
 
