@@ -196,9 +196,15 @@ async def test_why_a_projection_stopped_is_not_told_to_whom_rows_are_hidden() ->
         token = await app.execute(Place(order=OrderId("o1"), customer="bob"))
         with pytest.raises(Blocked, match="bob is nobody"):
             await app.query(Orders(), after=token, actor=Actor(trusted=True))
-        with pytest.raises(Blocked) as hidden:
-            await app.query(Orders(), after=token, actor="ada")
-    assert "bob" not in str(hidden.value)
+        with pytest.raises(Blocked, match="bob is nobody"):
+            await app.query_many([Orders(), Orders()], after=token, actor=Actor(trusted=True))
+        for asked in (
+            app.query(Orders(), after=token, actor="ada"),
+            app.query_many([Orders()], after=token, actor="ada"),
+        ):
+            with pytest.raises(Blocked) as hidden:
+                await asked
+            assert "bob" not in str(hidden.value)
 
 
 # ── cursors that nobody gave out ─────────────────────────────────────────────

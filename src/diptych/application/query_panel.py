@@ -9,7 +9,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 from msgspec.structs import replace
 
 from diptych.application.partitions import Asked, Partitions
-from diptych.errors import DiptychError, InvalidMessage
+from diptych.errors import Blocked, DiptychError, InvalidMessage
 from diptych.event_store.position import Token, read_tokens
 from diptych.messages.query import Query
 from diptych.read_side.freshness import WAIT_S, HowFresh
@@ -17,7 +17,7 @@ from diptych.read_side.live_queries import LiveQueries, Touches
 from diptych.read_side.query_bus import Answer, Handle, QueryHandlers, TellingReader
 from diptych.read_side.query_context import QueryContext, query_context
 from diptych.read_side.query_limits import NO_LIMITS, QueryLimits, TimeLimit
-from diptych.read_side.query_middleware import NextQuery, QueryWay
+from diptych.read_side.query_middleware import NextQuery, QueryWay, told_less
 from diptych.read_side.reader import Reader
 from diptych.read_side.row_streams import RowStream, RowStreams
 from diptych.security import Actor, actor_of
@@ -138,11 +138,14 @@ class QueryPanel:
             raise InvalidMessage("query_many", [("$", f"1 to QUERIES_TOGETHER_MAX={QUERIES_TOGETHER_MAX} queries")])
         partitions = self._opened()
         partitions.check_together(wanted)
+        hides = False
 
         async def each(first: Query[Any], reader: Reader, context: QueryContext) -> list[Any]:
             telling = cast("TellingReader", reader)  # as the query buses hand out
 
             async def reach(query: Query[Any], narrowed: QueryContext) -> Answer[Any]:
+                nonlocal hides
+                hides = hides or bool(narrowed.rows)
                 partitions.check_together((first, query))
                 handle, settled = self._handlers.find(query)
                 async with TimeLimit(narrowed.query, narrowed.limits.seconds):
@@ -161,7 +164,12 @@ class QueryPanel:
 
         most = self._way.most_of([type(query) for query in wanted]).within(limits or NO_LIMITS)
         context = replace(query_context(who, self.now(), most), query="query_many")
-        found = await partitions.answer(wanted[0], asked._replace(by=each), wait_s, context)
+        try:
+            found = await partitions.answer(wanted[0], asked._replace(by=each), wait_s, context)
+        except Blocked as blocked:  # what is waited for is all of theirs, outside of the middlewares
+            if not hides:
+                raise
+            raise told_less(blocked) from blocked
         return cast("Answer[list[Any]]", found)
 
     def stream(

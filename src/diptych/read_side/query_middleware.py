@@ -20,7 +20,7 @@ from diptych.read_side.query_bus import Answer
 from diptych.read_side.query_context import QueryContext
 from diptych.read_side.query_limits import NO_LIMITS, QueryLimits
 
-__all__ = ["NextQuery", "QueryMiddleware", "QueryWay"]
+__all__ = ["NextQuery", "QueryMiddleware", "QueryWay", "told_less"]
 
 NextQuery: TypeAlias = Callable[[Query[Any], QueryContext], Awaitable[Answer[Any]]]
 """The rest of the way of a query, from inside a middleware."""
@@ -103,8 +103,13 @@ class QueryWay:
         except Blocked as blocked:
             if not context.rows:
                 raise
-            told = "an event could not be folded, of which whoever does not see all rows is told no more"
-            raise Blocked(blocked.read_model, (), told) from blocked
+            raise told_less(blocked) from blocked
+
+
+def told_less(blocked: Blocked) -> Blocked:
+    """What somebody is told of it from whom rows are hidden: why it could not be folded may be about any of them."""
+    told = "an event could not be folded, of which whoever does not see all rows is told no more"
+    return Blocked(blocked.read_model, (), told)
 
 
 def _wrapped(middleware: QueryMiddleware, proceed: NextQuery) -> NextQuery:
