@@ -252,11 +252,10 @@ class QueryEndpoint:
             detail = f"The event at position {error.position} would be needed, and its data were dropped"
             raise Problem(HISTORY_PRUNED, detail) from error
         body = encode(answer.value if chosen is None else chosen.of(answer.value))
-        headers = headers_of(answer, actor, then)
+        tag, headers = headers_of(answer, body, actor, then)
         if self._has_cursor and scope["method"] != "POST":
             headers += _links(scope["query_string"], answer.value)
-        tag = entity_tag(body, answer.token)
-        headers += [(b"etag", tag.encode()), *wait_applied(preferred_s)]
+        headers += wait_applied(preferred_s)
         if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
             return Reply(304, b"", headers)
         return Reply(200, body, headers)
@@ -356,17 +355,20 @@ def moment_asked(
     return as_of if time is None else min(time, application.now().replace(microsecond=0))
 
 
-def headers_of(answer: Answer[Any], actor: Actor | None, then: str | datetime | None) -> list[Header]:
-    """What is said of an answer beside its body."""
-    shown = answer.token.encode()
-    found: list[Header] = [(b"consistency-token", shown), _REVALIDATE if actor is None else _OWN]
+def headers_of(
+    answer: Answer[Any], body: bytes, actor: Actor | None, then: str | datetime | None
+) -> tuple[str, list[Header]]:
+    """The ETag of an answer that has this body, and all that is said of it beside the body."""
+    token = answer.token
+    tag = entity_tag(body, token)
+    found = [(b"consistency-token", token.encode()), (b"etag", tag.encode()), _REVALIDATE if actor is None else _OWN]
     if then is not None:
         found.append(_OF_THEN)
     if isinstance(then, datetime):
         found.append((b"memento-datetime", format_datetime(then, usegmt=True).encode()))
     if answer.incomplete:
         found.append(_INCOMPLETE)
-    return found
+    return tag, found
 
 
 def _told_of(chosen: ChosenFields | None) -> Callable[[Any], object]:

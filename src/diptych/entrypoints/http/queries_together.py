@@ -33,7 +33,7 @@ from diptych.entrypoints.http.problems import (
     UNKNOWN_CURSOR,
     Problem,
 )
-from diptych.entrypoints.http.reply import Reply, entity_tag, is_known
+from diptych.entrypoints.http.reply import Reply, is_known
 from diptych.entrypoints.http.request_headers import (
     accepted_datetime,
     as_of_token,
@@ -114,8 +114,8 @@ class QueriesTogetherEndpoint:
             raise Problem(HISTORY_PRUNED, detail) from error
         values = [tell(value) for tell, value in zip(told, answer.value, strict=True)]
         body = encode({"answers": values})
-        tag = entity_tag(body, answer.token)
-        headers = [*headers_of(answer, actor, then), (b"etag", tag.encode()), *wait_applied(preferred_s)]
+        tag, headers = headers_of(answer, body, actor, then)
+        headers += wait_applied(preferred_s)
         if b"if-none-match" in found and is_known(tag, found[b"if-none-match"].decode("latin-1")):
             return Reply(304, b"", headers)
         return Reply(200, body, headers)
