@@ -268,6 +268,7 @@ async def test_callers_and_middlewares_ask_for_less_and_never_for_more(store_url
             (QueryLimits(seconds=50, rows=5_000), QueryLimits(seconds=7, rows=100)),
         ):
             assert await app.query(Told(), limits=asked) == told
+            assert await app.query_many([Told()], limits=asked) == [told]
     async with Application(forest(), store=store_url, query_limits=default) as app:
         assert await app.query(Told()) == QueryLimits(seconds=7, rows=2_000)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from diptych.errors import ConfigurationError, StoreClosed, StoreUnavailable
@@ -25,6 +27,9 @@ class ReaderPool(Generic[R]):
     Args:
         path: of the file.
         threads: that read, and may take long.
+
+    Attributes:
+        closed: whether nothing is read any more, also in a snapshot that was open before.
     """
 
     def __init__(self, path: str, threads: ThreadPoolExecutor) -> None:
@@ -32,7 +37,7 @@ class ReaderPool(Generic[R]):
         self.threads = threads
         self._idle: list[R] = []
         self._turns = SnapshotTurns()
-        self._closed = False
+        self.closed = False
 
     def begin(self, idle: R | None) -> R:
         """The idle connection, or a new one, with its view."""
@@ -55,7 +60,7 @@ class ReaderPool(Generic[R]):
         """
         await self._turns.take()
         try:
-            if self._closed:
+            if self.closed:
                 raise StoreClosed(f"{self.path} was closed")
             return self.begin(self._idle.pop() if self._idle else None)
         except BaseException:
@@ -65,7 +70,7 @@ class ReaderPool(Generic[R]):
     def give_back(self, reader: R) -> None:
         """End the view and let the next one have the connection."""
         try:
-            if self.end(reader) and not self._closed:
+            if self.end(reader) and not self.closed:
                 self._idle.append(reader)
             else:
                 self.drop(reader)
@@ -74,7 +79,7 @@ class ReaderPool(Generic[R]):
 
     async def close(self) -> None:
         """Let go of the idle connections, and of the others once they come back."""
-        self._closed = True
+        self.closed = True
         while self._idle:
             self.drop(self._idle.pop())
         await asyncio.get_running_loop().run_in_executor(None, self.threads.shutdown)
@@ -124,7 +129,7 @@ class ThreadReads:
     Args:
         pool: whose threads.
         stop: stops the read that runs, from another thread.
-        read_s_max: seconds after which it is stopped; None: the read itself looks at the clock.
+        read_s_max: seconds that it may run, from when a thread begins it; None: the read itself looks at the clock.
         lasting: whether the snapshot lasts when a read fails.
     """
 
@@ -145,18 +150,21 @@ class ThreadReads:
 
         Raises:
             StoreUnavailable: the snapshot is over.
+            StoreClosed: the store was closed.
         """
         async with self._turn:
             if self._running is not None and not self._running.done():
                 await asyncio.wait([self._running])
             if self._ended:
                 raise StoreUnavailable(f"this snapshot of {self._pool.path} ended {self._ended}")
-            self._submitted = self._pool.threads.submit(read)
+            if self._pool.closed:
+                raise StoreClosed(f"{self._pool.path} was closed")
+            limit = None if self._read_s_max is None else _RunTime(self._read_s_max, self._stop)
+            self._submitted = self._pool.threads.submit(read if limit is None else partial(limit.begin, read))
             self._running = asyncio.wrap_future(self._submitted)
             self._running.add_done_callback(_heard)
-            if self._read_s_max is not None:
-                limit = asyncio.get_running_loop().call_later(self._read_s_max, self._stop)
-                self._running.add_done_callback(lambda _: limit.cancel())
+            if limit is not None:
+                self._running.add_done_callback(limit.end)
             try:
                 return await asyncio.shield(self._running)
             except (ConfigurationError, StoreUnavailable) as error:
@@ -172,6 +180,34 @@ class ThreadReads:
         if not self._submitted.cancel():  # it has begun
             self._stop()
         return self._running
+
+
+class _RunTime:
+    """Stops one read when it has run for so many seconds, however long it waited for a thread before."""
+
+    __slots__ = ("_began", "_seconds", "_stop", "_timer")
+
+    def __init__(self, seconds: float, stop: Callable[[], object]) -> None:
+        self._seconds = seconds
+        self._stop = stop
+        self._began: float | None = None
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def begin(self, read: Callable[[], T]) -> T:
+        """Read; called on its thread."""
+        self._began = time.monotonic()
+        return read()
+
+    def end(self, _: object) -> None:
+        """It is over."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        left = self._seconds if self._began is None else self._began + self._seconds - time.monotonic()
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left, self._look)
+        else:
+            self._stop()
 
 
 def _heard(read: asyncio.Future[Any]) -> None:

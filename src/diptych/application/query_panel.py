@@ -152,7 +152,9 @@ class QueryPanel:
                     value = await handle(settled, telling.narrowed(narrowed), narrowed)
                 return Answer(value=value, shows=await telling.shown(), incomplete=telling.incomplete)
 
-            alone = replace(context, limits=NO_LIMITS, query="")
+            alone = replace(
+                context, limits=limits or NO_LIMITS, query=""
+            )  # what the caller asks for holds for each, too
             found: list[Any] = []
             for query in wanted:
                 try:

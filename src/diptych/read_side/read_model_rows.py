@@ -61,7 +61,7 @@ class ReadModelRows:
             Blocked: that was asked for, and events of a key cannot be folded; else `diptych.incomplete` tells it.
             HistoryDiverged: they are of another history.
             Overloaded: it takes longer than `COPY_S_MAX`, or too many snapshots are in use.
-            StoreUnavailable: the read store does not answer.
+            StoreUnavailable: the read store does not answer, or keeps no snapshot for as long as it takes.
         """
         model = self._projection.form.cls
 
