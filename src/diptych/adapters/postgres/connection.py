@@ -23,6 +23,7 @@ import msgspec
 from diptych.errors import ConfigurationError, NotGranted, Overloaded, StoreClosed, StoreUnavailable
 
 __all__ = [
+    "BEGIN",
     "DRIVER_ERRORS",
     "INDEXED",
     "OWNERS",
@@ -35,7 +36,10 @@ __all__ = [
     "is_lost",
     "is_missing_schema",
     "parse_url",
+    "roll_back",
+    "say_goodbye",
     "state_of",
+    "transaction",
     "was_not_sent",
 ]
 
@@ -49,6 +53,11 @@ HOSTS_MAX = 10
 """Hosts that one URL may name."""
 STATEMENT_S_MAX = 60.0
 """How long a statement may take before it is cancelled."""
+UNANSWERED_S_MAX = 120.0
+"""How long any statement waits that says nothing else: a server that hangs keeps nobody for ever."""
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+ROLL_BACK_S_MAX = 5.0
+"""How long a rollback may take before its connection is cut."""
 CLOSE_S_MAX = 5.0
 """How long a connection may take to say goodbye before it is cut."""
 CONNECTION_WAIT_S_MAX = 30.0
@@ -335,7 +344,7 @@ class Connections:
             _refuse(self._waiting.popleft())
         idle = list(self._idle)
         self._idle.clear()
-        await asyncio.gather(*map(_say_goodbye, idle))
+        await asyncio.gather(*map(say_goodbye, idle))
 
     async def rows(
         self, statement: str, *arguments: object, timeout_s: float = STATEMENT_S_MAX
@@ -386,7 +395,7 @@ class Connections:
                 self._idle.append(good)
             self._end_turn()
             if good is not None and not self._is_open:
-                await _say_goodbye(good)
+                await say_goodbye(good)
 
     def _judge(self, link: Link, error: BaseException) -> None:
         """Where the server only said no, the connection is as good as ever; what cut it has cut the idle ones too."""
@@ -498,6 +507,7 @@ async def _connect_to_one(url: PostgresUrl, settings: Mapping[str, str], attribu
             link: Link = await asyncpg.connect(
                 dsn + wanted,
                 timeout=CONNECT_S_MAX / len(url.dsns),
+                command_timeout=UNANSWERED_S_MAX,
                 statement_cache_size=0 if url.pooled else STATEMENTS_KEPT,
                 max_cached_statement_lifetime=0,
                 max_cacheable_statement_size=0,
@@ -513,11 +523,38 @@ async def _connect_to_one(url: PostgresUrl, settings: Mapping[str, str], attribu
     raise failure(url, failed) or StoreUnavailable(f"{url.shown}: {failed}") from failed
 
 
-async def _say_goodbye(link: Link) -> None:
+async def say_goodbye(link: Link) -> None:
+    """Close a connection; one that does not come to it is cut."""
     try:
         await link.close(timeout=CLOSE_S_MAX)
     except DRIVER_ERRORS:
         link.terminate()
+
+
+@asynccontextmanager
+async def transaction(link: Link, begin: str = BEGIN) -> AsyncGenerator[None]:
+    """A transaction, for the block, on a connection that whoever lends it cuts where its caller is cancelled.
+
+    The driver's own waits for a rollback then, and a server that hangs never answers.
+    """
+    await link.execute(begin)
+    try:
+        yield
+    except Exception as error:
+        await roll_back(link, error)
+        raise
+    await link.execute("COMMIT")
+
+
+async def roll_back(link: Link, error: BaseException | None = None) -> None:
+    """Undo what a transaction has done. A server that has not answered is asked nothing more: the connection is cut."""
+    try:
+        if isinstance(error, OSError):
+            link.terminate()
+        elif not link.is_closed():
+            await link.execute("ROLLBACK", timeout=ROLL_BACK_S_MAX)
+    except DRIVER_ERRORS:
+        link.terminate()  # the server rolls back what nobody holds on to
 
 
 def _refuse(turn: asyncio.Future[bool]) -> None:

@@ -14,6 +14,7 @@ from diptych.adapters.postgres.append_function import WRONG_ISOLATION
 from diptych.adapters.postgres.append_section import Batch, append_and_keep_statement, append_statement
 from diptych.adapters.postgres.attempts import UnderWay, changed, read
 from diptych.adapters.postgres.connection import (
+    BEGIN,
     DRIVER_ERRORS,
     INDEXED,
     OWNERS,
@@ -23,7 +24,9 @@ from diptych.adapters.postgres.connection import (
     failure,
     is_lost,
     parse_url,
+    roll_back,
     state_of,
+    transaction,
     was_not_sent,
 )
 from diptych.adapters.postgres.culprits import find_culprits
@@ -296,16 +299,10 @@ class PostgresEventStore(TypesAndTags):
     ) -> tuple[list[AppendResult], Place]:
         """Append and fold in one transaction, which holds the append section up to its end."""
         statement, arguments = self._call(batch, known, closely=closely)
-        await link.execute(_BEGIN_TO_FOLD)
-        try:
+        async with transaction(link, _BEGIN_TO_FOLD):
             (answer,) = await link.fetch(statement, *arguments, timeout=APPEND_S_MAX)
             results, end = self._judged(batch, answer, known)
             await self._fold(inline, link, batch, answer, results)
-        except BaseException:
-            if not link.is_closed():
-                await link.execute("ROLLBACK")
-            raise
-        await link.execute("COMMIT")
         return results, end
 
     @staticmethod
@@ -371,19 +368,17 @@ class PostgresEventStore(TypesAndTags):
     ) -> str | None:
         """What the database has against storing some of these; None where it has nothing."""
         batch = Batch([commits[number] for number in part], [refusals[number] for number in part], None)
-        trial = link.transaction(isolation="read_committed")
-        await trial.start()
+        statement, arguments = self._call(batch, known, closely=True)
+        failed: Exception | None = None
+        await link.execute(BEGIN)
         try:
-            statement, arguments = self._call(batch, known, closely=True)
             await link.fetch(statement, *arguments, timeout=APPEND_S_MAX)
-        except (asyncpg.PostgresError, asyncpg.DataError) as error:
-            if not _is_of_data(error):
-                raise
-            return f"the database cannot store it: {error}"
-        finally:
-            if not link.is_closed():
-                await trial.rollback()
-        return None
+        except DRIVER_ERRORS as error:
+            failed = error
+        await roll_back(link, failed)
+        if failed is not None and not _is_of_data(failed):
+            raise failed
+        return None if failed is None else f"the database cannot store it: {failed}"
 
     # ── own tables ───────────────────────────────────────────────────────────
 

@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 
 from diptych.adapters.postgres.connection import (
+    BEGIN,
     DRIVER_ERRORS,
     OWNERS,
     Link,
@@ -19,6 +20,8 @@ from diptych.adapters.postgres.connection import (
     connect,
     failure,
     is_missing_schema,
+    say_goodbye,
+    transaction,
 )
 from diptych.errors import ConfigurationError, NewerStore
 
@@ -82,12 +85,12 @@ class Migrations(msgspec.Struct, frozen=True):
         """
         link = await connect(url)
         try:
-            async with link.transaction(isolation="read_committed"):
+            async with transaction(link):
                 return await self._apply(link, url)
         except DRIVER_ERRORS as error:
             raise (failure(url, error, denied=OWNERS) or error) from error
         finally:
-            await link.close()
+            await say_goodbye(link)
 
     async def _apply(self, link: Link, url: PostgresUrl) -> list[Migration]:
         schema = url.quoted_schema
@@ -112,7 +115,7 @@ class Migrations(msgspec.Struct, frozen=True):
             ConfigurationError: it was never migrated, or not by this version.
         """
         try:
-            async with link.transaction(isolation="read_committed", readonly=True):
+            async with transaction(link, f"{BEGIN} READ ONLY"):
                 found = await self._found(link, url)
         except asyncpg.PostgresError as error:
             if not is_missing_schema(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from diptych.adapters.postgres.connection import transaction
 from diptych.event_store.event_store import Pruned
 from diptych.event_store.position import NOWHERE, Place, Position
 from diptych.event_store.restoring import check_folded
@@ -60,7 +61,7 @@ async def keep_states(link: Link, schema: str, states: Sequence[StoredState], at
         HistoryDiverged: the schema has another event where they were folded up to, or none.
         Retagged: the id of the tagging is another one.
     """
-    async with link.transaction(isolation="read_committed"):
+    async with transaction(link):
         await _keep_retag_out(link, schema, "model_states", tagging)
         row = await link.fetchrow(
             f"SELECT h.history_id, e.event_id FROM {schema}.history AS h "
@@ -90,7 +91,7 @@ async def prune(link: Link, schema: str, type: str, after: int, until: int, limi
     Raises:
         Retagged: the id of the tagging is another one.
     """
-    async with link.transaction(isolation="read_committed"):
+    async with transaction(link):
         await _keep_retag_out(link, schema, "horizons", tagging)
         return await _prune(link, schema, type, after, until, limit)
 

@@ -17,6 +17,7 @@ from diptych.adapters.postgres.connection import (
     PostgresUrl,
     is_lost,
     parse_url,
+    roll_back,
     was_not_sent,
 )
 from diptych.adapters.postgres.process_schema import PROCESS_MIGRATIONS
@@ -241,9 +242,8 @@ class PostgresProcessStore:
         await link.execute(_BEGIN)
         try:
             result = await work(link)
-        except Exception:
-            if not link.is_closed():
-                await link.execute("ROLLBACK")
+        except Exception as error:
+            await roll_back(link, error)
             raise
         try:
             await link.execute("COMMIT")

@@ -125,11 +125,10 @@ class Snapshots:
             self._turns.give_back()
             raise
 
-    async def give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
-        """End the view at once; a caller that is cancelled does not prevent it."""
+    def give_back(self, link: Link, lent: AbstractAsyncContextManager[Link], *, used_by_hand: bool) -> None:
+        """End the view, which nobody waits for: who was cancelled, least of all, where the server hangs."""
         ending = self._start_ending(link, lent, used_by_hand=used_by_hand)
         ending.add_done_callback(lambda _: self._turns.give_back())
-        await asyncio.shield(ending)
 
     def give_back_soon(self, link: Link, lent: AbstractAsyncContextManager[Link]) -> None:
         """End the view, and begin one for the next who comes; where nobody does, end that as well."""
@@ -262,7 +261,7 @@ class SnapshotTurn:
         link, used_by_hand = self._snapshot.connection, self._snapshot.used_by_hand
         in_doubt = isinstance(error, (StoreUnavailable, *DRIVER_ERRORS)) or not isinstance(error, (Exception, NoneType))
         if used_by_hand or in_doubt:
-            await self._pool.give_back(link, self._lent, used_by_hand=used_by_hand)
+            self._pool.give_back(link, self._lent, used_by_hand=used_by_hand)
         else:
             self._pool.give_back_soon(link, self._lent)
 

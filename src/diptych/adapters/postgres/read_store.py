@@ -24,6 +24,7 @@ from diptych.adapters.postgres.connection import (
     failure,
     is_lost,
     parse_url,
+    roll_back,
     was_not_sent,
 )
 from diptych.adapters.postgres.read_catalog import (
@@ -369,9 +370,8 @@ class PostgresReadStore:
             ) from error
         try:
             result = await work(link)
-        except Exception:
-            if not link.is_closed():
-                await link.execute("ROLLBACK")
+        except Exception as error:
+            await roll_back(link, error)
             raise
         with self._in_doubt():
             await link.execute("COMMIT")

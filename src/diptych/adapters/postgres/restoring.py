@@ -13,11 +13,10 @@ from typing import TypeAlias
 import asyncpg
 import msgspec
 
-from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl
+from diptych.adapters.postgres.connection import INDEXED, Link, PostgresUrl, transaction
 from diptych.adapters.postgres.kept_outcomes import kept_outcome, select_outcomes
 from diptych.adapters.postgres.known_types import keep_statement, kept_first, register_statement
 from diptych.adapters.postgres.retagging import decode_tagging
-from diptych.errors import HistoryDiverged
 from diptych.event_store.event_store import HistoryPart, KeptOutcome, StoredType
 from diptych.event_store.position import Place, Position
 from diptych.event_store.recorded_event import RecordedEvent
@@ -53,17 +52,11 @@ async def restore(link: Link, url: PostgresUrl, part: HistoryPart, *, lock_wait_
 
 
 async def _restore(link: Link, url: PostgresUrl, part: HistoryPart, lock_wait_s: float, channel: str) -> None:
-    transaction = link.transaction(isolation="read_committed")
-    await transaction.start()
     try:
-        await _Restoring(link, url, part).run(lock_wait_s, channel)
-    except (asyncpg.PostgresError, HistoryDiverged) as error:  # a server that said nothing is asked nothing more
-        if not link.is_closed():  # where it is, what cut it is to be heard, not that there is nothing to roll back
-            await transaction.rollback()
-        if isinstance(error, asyncpg.UniqueViolationError):
-            raise refused(f"an event with the id of one of its events is stored already ({error})") from error
-        raise
-    await transaction.commit()
+        async with transaction(link):
+            await _Restoring(link, url, part).run(lock_wait_s, channel)
+    except asyncpg.UniqueViolationError as error:
+        raise refused(f"an event with the id of one of its events is stored already ({error})") from error
 
 
 class _Restoring:

@@ -20,6 +20,7 @@ from diptych.adapters.postgres.connection import (
     Link,
     PostgresUrl,
     failure,
+    transaction,
 )
 from diptych.adapters.postgres.model_states import wait_for_pruning
 from diptych.event_store.event_store import StoredType
@@ -86,7 +87,7 @@ class Retagging:
             async with (
                 self._writing.connection() as link,
                 asyncio.timeout(RETAG_STEP_S_MAX),
-                link.transaction(isolation="read_committed"),
+                transaction(link),
             ):
                 yield _Step(link, self._url.quoted_schema, self._lock_wait_s)
         except DRIVER_ERRORS as error:

@@ -18,6 +18,7 @@ import asyncpg
 
 from diptych.adapters.postgres.connection import (
     DRIVER_ERRORS,
+    ROLL_BACK_S_MAX,
     STATEMENT_S_MAX,
     Connections,
     Link,
@@ -199,7 +200,8 @@ class _LentTransaction:
         if self._begun and not self._link.is_closed():
             self._begun = False
             try:
-                await self._transaction.rollback()
+                async with asyncio.timeout(ROLL_BACK_S_MAX):
+                    await self._transaction.rollback()
             except DRIVER_ERRORS:
                 self._link.terminate()  # the server rolls back what nobody holds on to
 
