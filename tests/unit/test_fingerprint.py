@@ -181,6 +181,15 @@ def test_it_changes_with_whatever_the_fold_reaches(modules: Any, body: str, old:
     assert of(modules(BODIES[body])) != of(modules(BODIES[body], old, new))
 
 
+def test_it_is_of_the_code_that_runs_though_its_file_is_another_one_by_now(modules: Any) -> None:
+    """A deployment may replace files under a process, whose folds stay as they were imported."""
+    fold = modules(BODIES["helper"])
+    before = of(fold)
+    path = Path(fold.__code__.co_filename)
+    path.write_text(path.read_text(encoding="utf-8").replace("return x + 1", "return x + 100"), encoding="utf-8")
+    assert of(fold) == before
+
+
 def test_sets_count_whatever_their_order() -> None:
     """The order of a set is random per process and means nothing."""
     numbers = [2**n for n in range(40)]

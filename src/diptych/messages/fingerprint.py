@@ -25,6 +25,7 @@ from datetime import date, time, timedelta, tzinfo
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -32,6 +33,9 @@ from diptych.errors import ConfigurationError
 
 __all__ = ["fingerprint", "home", "lambda_node"]
 
+_sources: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+"""What was read of functions and classes, once while they live: their files may be others' by now, and to look for a
+class parses all of its module."""
 REACHED_MAX = 1_000
 """Functions, classes and constants that one fold may reach."""
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, Decimal, date, time, timedelta, tzinfo, UUID)
@@ -127,6 +131,12 @@ class _Reached:
                 self._follow(inner, value, at)
 
     def _source(self, found: Any) -> str:
+        source = _sources.get(found)
+        if source is None:
+            source = _sources[found] = self._read(found)
+        return source
+
+    def _read(self, found: Any) -> str:
         try:
             if isinstance(found, types.FunctionType) and found.__code__.co_filename == "<string>":
                 raise OSError("made by exec: from 3.13 on, the source kept under that name may be of another text")
