@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
     from types import TracebackType
 
-__all__ = ["ReaderPool", "SnapshotTurn", "ThreadReads"]
+__all__ = ["NOT_WAITED_FOR", "ReaderPool", "SnapshotTurn", "ThreadReads"]
+
+NOT_WAITED_FOR = "before this: whoever asked for it has not waited for all that they read"
+"""How a snapshot ended that is read from afterwards."""
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -153,8 +156,7 @@ class ThreadReads:
             StoreClosed: the store was closed.
         """
         async with self._turn:
-            if self._running is not None and not self._running.done():
-                await asyncio.wait([self._running])
+            await self.settled()
             if self._ended:
                 raise StoreUnavailable(f"this snapshot of {self._pool.path} ended {self._ended}")
             if self._pool.closed:
@@ -172,9 +174,14 @@ class ThreadReads:
                     self._ended = f"with a read that failed: {error}"
                 raise
 
+    async def settled(self) -> None:
+        """Wait until no thread reads: until it is left, the event loop has the connection to itself."""
+        while self._running is not None and not self._running.done():
+            await asyncio.wait([self._running])
+
     def finish(self) -> asyncio.Future[Any] | None:
         """End the snapshot; the read that its caller has left behind, told to stop."""
-        self._ended = self._ended or "before this: whoever asked for it has not waited for all that they read"
+        self._ended = self._ended or NOT_WAITED_FOR
         if self._submitted is None or self._submitted.done():
             return None
         if not self._submitted.cancel():  # it has begun

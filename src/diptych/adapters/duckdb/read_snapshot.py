@@ -210,7 +210,8 @@ class DuckdbReadSnapshot:
     ) -> list[dict[str, Any]]:
         """Rows of the user's SQL, decoded; columns that are not asked for are left out. See the port."""
         given = [encode_parameter(value) for value in parameters]
-        self._check_one_select(statement)
+        if why_not := await self._read(lambda connection: _unlike_one_select(connection, statement)):
+            raise ConfigurationError(why_not)
         for name, moment in moments.items():
             microseconds = encode_moment(moment)
             assert microseconds is not None
@@ -228,15 +229,6 @@ class DuckdbReadSnapshot:
         return _decode_results(named, found, columns)
 
     # ── how ──────────────────────────────────────────────────────────────────
-
-    def _check_one_select(self, statement: str) -> None:
-        """The transaction is read-only, but settings are none of it."""
-        try:
-            parsed = self._connection.extract_statements(statement)
-        except (duckdb.Error, UnicodeError) as error:
-            raise ConfigurationError(_why_not(error)) from error
-        if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
-            raise ConfigurationError(_why_not(f"there are {len(parsed)} statements, or it is no SELECT"))
 
     async def _decoded(self, table: StoredTable, statement: Condition) -> list[Row]:
         return [table.codec.decode(row) for row in await self.rows(statement.text, statement.parameters)]
@@ -268,6 +260,17 @@ class DuckdbReadSnapshot:
             if isinstance(error.__cause__, duckdb.InterruptException):
                 raise Overloaded("READ_S_MAX", READ_S_MAX) from error
             raise
+
+
+def _unlike_one_select(connection: DuckDBPyConnection, statement: str) -> str:
+    """Why this is not read: the transaction is read-only, but settings are none of it. Empty for one SELECT."""
+    try:
+        parsed = connection.extract_statements(statement)
+    except (duckdb.Error, UnicodeError) as error:
+        return _why_not(error)
+    if len(parsed) != 1 or parsed[0].type != duckdb.StatementType.SELECT:
+        return _why_not(f"there are {len(parsed)} statements, or it is no SELECT")
+    return ""
 
 
 def _why_not(reason: object) -> str:

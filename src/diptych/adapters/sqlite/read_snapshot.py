@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from diptych.adapters.reader_pool import ReaderPool, SnapshotTurn, ThreadReads
+from diptych.adapters.reader_pool import NOT_WAITED_FOR, ReaderPool, SnapshotTurn, ThreadReads
 from diptych.adapters.sqlite.columns import (
     DecodeError,
     decode_result,
@@ -206,6 +206,7 @@ class SqliteReadSnapshot:
         self._builds = pool.builds
         self._failures = pool.failures
         self._reads: ThreadReads | None = None
+        self._is_over = False
 
     @property
     def connection(self) -> sqlite3.Connection:
@@ -214,6 +215,7 @@ class SqliteReadSnapshot:
 
     def finish(self) -> asyncio.Future[Any] | None:
         """The read on a thread that its caller has left behind, told to stop."""
+        self._is_over = True
         return None if self._reads is None else self._reads.finish()
 
     async def slices(
@@ -221,17 +223,20 @@ class SqliteReadSnapshot:
     ) -> Sequence[Generation]:
         """All slices of the live generation, or of the numbered one. See the port."""
         del expecting  # rows are at hand
+        await self._alone()
         with self._failures:
             return self._slices(name, number)
 
     async def kept(self, name: str, fingerprint: str) -> Sequence[Generation]:
         """All slices of the generation of some code that is kept. See the port."""
+        await self._alone()
         with self._failures:
             found = self.connection.execute(_KEPT, (name, fingerprint)).fetchone()
             return self._slices(name, found[0]) if found else ()
 
     async def blocked(self, name: str, number: int | None = None) -> list[BlockedKey]:
         """The blocked keys of a generation, by position."""
+        await self._alone()
         found = self._reader.blocked.get((name, number))
         if found is None:
             with self._failures:
@@ -240,8 +245,9 @@ class SqliteReadSnapshot:
 
     async def get_many(self, name: str, keys: Sequence[Key], number: int | None = None) -> dict[Key, Row]:
         """The rows of these keys; keys without a row are left out."""
+        await self._alone()
         with self._failures:
-            return rows_by_key(self.connection, self._table(name, number), keys)
+            return rows_by_key(self.connection, self._table_of(name, number), keys)
 
     async def find(
         self,
@@ -253,7 +259,7 @@ class SqliteReadSnapshot:
         number: int | None = None,
     ) -> list[Row]:
         """Rows that every filter matches, in order. See the port."""
-        table = self._table(name, number)
+        table = await self._table(name, number)
         conditions = [filtered(table, wanted) for wanted in filters]
         if after is not None:
             conditions.append(after_place(table, order, after))
@@ -268,7 +274,7 @@ class SqliteReadSnapshot:
 
     async def count(self, name: str, filters: Sequence[Filter], number: int | None = None) -> int:
         """How many rows every filter matches."""
-        table = self._table(name, number)
+        table = await self._table(name, number)
         condition = where([filtered(table, wanted) for wanted in filters])
         text = f"SELECT count(*) FROM {table.name}{condition.text}"
 
@@ -281,7 +287,7 @@ class SqliteReadSnapshot:
         self, name: str, text: str, limit: int, filters: Sequence[Filter] = (), number: int | None = None
     ) -> list[Row]:
         """Rows in whose searchable columns every word of the text begins a word. See the port."""
-        table = self._table(name, number)
+        table = await self._table(name, number)
         words, condition = match_expression(text), where([filtered(table, wanted) for wanted in filters])
         if not words or not table.is_searchable:
             return []
@@ -299,8 +305,9 @@ class SqliteReadSnapshot:
 
     async def expired(self, name: str, moment: dt.datetime, limit: int, number: int | None = None) -> list[Key]:
         """The keys of rows that expire at a moment or before it, in that order. See the port."""
+        await self._alone()
         with self._failures:
-            table = self._table(name, number)
+            table = self._table_of(name, number)
             if table.form.expires is None:
                 return []
             found = self.connection.execute(table.select_expired, (encode_moment(moment), limit)).fetchall()
@@ -321,7 +328,7 @@ class SqliteReadSnapshot:
         """
         encoded = [encode_parameter(value) for value in parameters]
         for name, moment in moments.items():
-            statement = with_unexpired(statement, self._table(name, None), encode_moment(moment))
+            statement = with_unexpired(statement, await self._table(name, None), encode_moment(moment))
 
         def read(connection: sqlite3.Connection) -> list[dict[str, Any]]:
             self._reader.of_user = True
@@ -364,7 +371,25 @@ class SqliteReadSnapshot:
         table = decode_table(found[0][3]) if known is None else known.form
         return tuple([generation_of(row, table) for row in found])
 
-    def _table(self, name: str, number: int | None) -> StoredTable:
+    async def _alone(self) -> None:
+        """Wait until no thread reads on the connection.
+
+        Whoever binds a parameter or prepares a statement holds the interpreter's lock while it waits for SQLite's; a
+        thread that holds SQLite's needs the interpreter's for each look at the clock, and neither would ever go on.
+
+        Raises:
+            StoreUnavailable: the snapshot is over, and the connection may be somebody else's.
+        """
+        if self._reads is not None:
+            await self._reads.settled()
+        if self._is_over:
+            raise StoreUnavailable(f"this snapshot of {self._pool.path} ended {NOT_WAITED_FOR}")
+
+    async def _table(self, name: str, number: int | None) -> StoredTable:
+        await self._alone()
+        return self._table_of(name, number)
+
+    def _table_of(self, name: str, number: int | None) -> StoredTable:
         slices = self._slices(name, number)
         table = self._builds.of(slices[0]) if slices else None
         if table is None:
